@@ -1,0 +1,72 @@
+"""LVMAE, video masked autoencoders for 128 frames, as a transformers model family. Importing it registers the Auto classes."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+)
+
+from .configuration_fsq_magvit import FSQMagViTConfig
+from .configuration_lvmae import LVMAEConfig
+from .image_processing_lvmae import LVMAEImageProcessor
+from .image_processing_pil_lvmae import LVMAEImageProcessorPil
+from .modeling_fsq_magvit import FSQMagViTModel
+from .modeling_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
+from .video_processing_lvmae import LVMAEVideoProcessor
+
+
+if TYPE_CHECKING:
+    from .trainer import FSQMagViTTrainer, LVMAEClassificationTrainer, LVMAEPreTrainer
+    from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments, LVMAEPreTrainingArguments
+
+for _config, _model in ((LVMAEConfig, LVMAEModel), (FSQMagViTConfig, FSQMagViTModel)):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoVideoProcessor.register(_config, LVMAEVideoProcessor)
+    AutoImageProcessor.register(
+        _config, image_processor_classes={"torchvision": LVMAEImageProcessor, "pil": LVMAEImageProcessorPil}
+    )
+AutoModelForPreTraining.register(LVMAEConfig, LVMAEForPreTraining)
+AutoModelForVideoClassification.register(LVMAEConfig, LVMAEForVideoClassification)
+
+# Trainers bring transformers.trainer and datasets with them, seconds that a user of the models alone need not wait for.
+_TRAINING_NAMES = {
+    "FSQMagViTTrainer": "trainer",
+    "LVMAEClassificationTrainer": "trainer",
+    "LVMAEPreTrainer": "trainer",
+    "FSQMagViTTrainingArguments": "training_args",
+    "LVMAEClassificationArguments": "training_args",
+    "LVMAEPreTrainingArguments": "training_args",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRAINING_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_TRAINING_NAMES[name]}", __name__), name)
+
+
+__all__ = [
+    "FSQMagViTConfig",
+    "FSQMagViTModel",
+    "FSQMagViTTrainer",
+    "FSQMagViTTrainingArguments",
+    "LVMAEClassificationArguments",
+    "LVMAEClassificationTrainer",
+    "LVMAEConfig",
+    "LVMAEForPreTraining",
+    "LVMAEForVideoClassification",
+    "LVMAEImageProcessor",
+    "LVMAEImageProcessorPil",
+    "LVMAEModel",
+    "LVMAEPreTrainer",
+    "LVMAEPreTrainingArguments",
+    "LVMAEVideoProcessor",
+]

@@ -1,0 +1,137 @@
+"""The adaptive tokenizer's configuration: MAGVIT's 3D CNN, FSQ, the token scorer and its top-k."""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class FSQMagViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`FSQMagViTModel`]. The defaults are MAGVIT's B layout with one temporal downsampling, so that a token
+    covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give 64 x 14 x 14 tokens, the grid of the 224-pixel ViT. The
+    paper does not state these numbers; they are the ones its token counts point to.
+
+    Args:
+        image_size (`int` or pair (height, width), defaults to 112): pixels of the clips that it is meant for; any other
+            multiple of `patch_size` works too.
+        num_frames (`int`, defaults to 128): frames of the clips that it is meant for; any other number works too.
+        window_size (`int`, defaults to 16): frames encoded at once; longer clips go window by window (stride = window).
+        num_channels (`int`, defaults to 3): channels of a frame.
+        base_channels (`int`, defaults to 64): feature channels at the finest level (MAGVIT-B 64, L 128).
+        channel_multipliers (`tuple[int]`, defaults to (1, 2, 2, 4)): channels per level, finest first, as multiples of
+            `base_channels`. Height and width halve between levels.
+        temporal_downsample (`tuple[bool]`, defaults to (True, False, False)): where time halves too; one entry between
+            each two levels.
+        num_res_blocks (`int`, defaults to 2): residual blocks per level, and again at the bottom.
+        norm_num_groups (`int`, defaults to 32): groups of the GroupNorms (fewer where the channels are no multiple).
+        stem_patch_size (`tuple[int, int, int]`, defaults to (1, 1, 1)): frames, rows and columns folded into channels
+            before the first convolution (space to depth), and unfolded after the last. (1, 1, 1) is MAGVIT; larger ones
+            trade detail for speed.
+        levels (`tuple[int]`, defaults to six times 8): FSQ levels; 8 ** 6 = 2 ** 18 codes, the size the paper found best.
+        scorer_hidden_size (`int`, defaults to 64): channels of the token scorer's features.
+        first_slot_score (`"previous_window"` or `"copy_next"`, defaults to `"previous_window"`): what a window's first slot
+            is compared with in `encode`: the last slot of the window before, or nothing, so that it takes the score of the
+            slot after it (EVEREST's rule). A clip's very first slot always takes the score of the second.
+        keep_ratio (`float`, defaults to 0.375): share of a window's tokens that the top-k keeps (the paper's 768 of what
+            were most likely 2,048); in training the first slot is kept besides.
+        unmasked_clip_ratio (`float`, defaults to 0): share of the training windows whose mask is lifted. The MAE is trained
+            on codes of unmasked clips, which a tokenizer that never saw one codes less well.
+        topk_kind (`"perturbed"` or `"sparse"`, defaults to `"perturbed"`): the differentiable top-k.
+        topk_straight_through (`bool`, defaults to `True`): hard mask forward, soft gradient; otherwise soft both ways.
+        topk_sigma (`float`, defaults to 0.05): noise of the perturbed kind, on scores scaled to [0, 1].
+        topk_num_samples (`int`, defaults to 64): samples of the perturbed kind.
+        topk_regularization (`float`, defaults to 0.1): smoothness of the sparse kind.
+    """
+
+    model_type = "fsq_magvit"
+
+    image_size: int | list[int] | tuple[int, int] = 112
+    num_frames: int = 128
+    window_size: int = 16
+    num_channels: int = 3
+    base_channels: int = 64
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 4)
+    temporal_downsample: list[bool] | tuple[bool, ...] = (True, False, False)
+    num_res_blocks: int = 2
+    norm_num_groups: int = 32
+    stem_patch_size: list[int] | tuple[int, int, int] = (1, 1, 1)
+    levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
+    scorer_hidden_size: int = 64
+    first_slot_score: Literal["previous_window", "copy_next"] = "previous_window"
+    keep_ratio: float | int = 0.375
+    unmasked_clip_ratio: float | int = 0.0
+    topk_kind: Literal["perturbed", "sparse"] = "perturbed"
+    topk_straight_through: bool = True
+    topk_sigma: float | int = 0.05
+    topk_num_samples: int = 64
+    topk_regularization: float | int = 0.1
+
+    @property
+    def tubelet_size(self) -> int:
+        """Frames of a token."""
+        return self.stem_patch_size[0] * 2 ** sum(self.temporal_downsample)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a token."""
+        return self.stem_patch_size[1] * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels; a part of a slot counts as one."""
+        height, width = self.frame_size
+        return math.ceil(self.num_frames / self.tubelet_size), height // self.patch_size, width // self.patch_size
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes: the product of the levels."""
+        return math.prod(self.levels)
+
+    def validate_architecture(self) -> None:
+        """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
+            raise ValueError(
+                f"Got {len(self.temporal_downsample)} temporal_downsample for {len(self.channel_multipliers)} "
+                "channel_multipliers, expected one fewer: give one entry between each two levels."
+            )
+        if self.stem_patch_size[1] != self.stem_patch_size[2] or self.patch_size % 2:
+            raise ValueError(
+                f"Got stem_patch_size={tuple(self.stem_patch_size)}, tokens of {self.patch_size} pixels, expected square "
+                "tokens of an even size: change stem_patch_size or add a level."
+            )
+        if self.window_size % self.tubelet_size:
+            raise ValueError(
+                f"Got window_size={self.window_size} and tokens of {self.tubelet_size} frames, expected a multiple: change "
+                "window_size or temporal_downsample."
+            )
+        height, width = self.frame_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Got image_size={self.image_size} and tokens of {self.patch_size} pixels, expected a multiple: change image_size."
+            )
+        if min(self.levels) < 3:
+            raise ValueError(
+                f"Got levels={tuple(self.levels)}, expected at least 3 each (5 or more work best): raise them."
+            )
+        if not 0 < self.keep_ratio <= 1 or not 0 <= self.unmasked_clip_ratio <= 1:
+            raise ValueError(
+                f"Got keep_ratio={self.keep_ratio} and unmasked_clip_ratio={self.unmasked_clip_ratio}, expected shares in "
+                "(0, 1] and [0, 1]: give fractions."
+            )
+        if self.topk_num_samples < 2 or self.topk_sigma <= 0 or self.topk_regularization <= 0:
+            raise ValueError(
+                f"Got topk_num_samples={self.topk_num_samples}, topk_sigma={self.topk_sigma} and topk_regularization="
+                f"{self.topk_regularization}, expected at least 2 samples and positive numbers: raise them."
+            )
+
+
+__all__ = ["FSQMagViTConfig"]

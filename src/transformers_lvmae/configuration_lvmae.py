@@ -1,0 +1,173 @@
+"""LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LVMAEConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`LVMAEModel`], [`LVMAEForPreTraining`] and [`LVMAEForVideoClassification`]. The defaults are the
+    paper's base model: ViT-B, 128 frames of 224 x 224 pixels, 64 x 14 x 14 = 12,544 tokens, of which pre-training hides
+    90 % from the encoder and decodes 15 %. Other sizes: [`LVMAEConfig.from_size`].
+
+    Picture size, clip length and channel count describe the clips that the model is meant for. Only `num_channels`,
+    `patch_size` and `tubelet_size` shape weights: positions are computed, so other lengths and sizes need no surgery.
+
+    Args:
+        image_size (`int` or pair (height, width), defaults to 224): pixels; a multiple of `patch_size`.
+        patch_size (`int`, defaults to 16): pixels a side of a tubelet.
+        num_channels (`int`, defaults to 3): channels of a frame.
+        num_frames (`int`, defaults to 128): frames of a clip; a multiple of `tubelet_size`. The video-classification
+            pipeline samples this many.
+        tubelet_size (`int`, defaults to 2): frames of a tubelet.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the encoder (ViT-B: 768, 12, 12, 3072).
+        hidden_act (`str`, defaults to `"gelu"`): the MLPs' activation.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default 0): dropout in the layers.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last encoder layer, rising linearly from 0.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the weights at the start.
+        layer_norm_eps (`float`, defaults to 1e-6): as the original VideoMAE.
+        qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key's has none, as VideoMAE.
+        final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE checkpoints that pool the mean
+            have none: `scripts/convert_videomae.py` sets this from the source.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
+            decoder (384, 4, 6, 1536).
+        mask_ratio (`float`, defaults to 0.9): share of the tubes hidden from the encoder.
+        decoder_mask_ratio (`float`, defaults to 0.9): the decoder leaves out this share of all tokens by importance, so
+            that the most important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
+        decoder_random_ratio (`float`, defaults to 0.05): share of all tokens decoded at random besides (rho_r).
+        target_type (`"codes"` or `"pixels"`, defaults to `"codes"`): what the decoder predicts: the tokenizer's codes, or
+            the pixels of the tubelet (the paper's baseline).
+        levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted; one output
+            a channel.
+        norm_pix_loss (`bool`, defaults to `True`): standardise each target tubelet by its own mean and deviation, per
+            channel. Only for pixels.
+        pooling (`"mean"` or `"class_attention"`, defaults to `"mean"`): how the classifier pools tokens: their mean, or
+            one CaiT class-attention layer (the paper's choice for ViT-L).
+        tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see while
+            training (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). Never in evaluation.
+    """
+
+    model_type = "lvmae"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 128
+    tubelet_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qv_bias: bool = True
+    final_layer_norm: bool = True
+    decoder_hidden_size: int = 384
+    decoder_num_hidden_layers: int = 4
+    decoder_num_attention_heads: int = 6
+    decoder_intermediate_size: int = 1536
+    mask_ratio: float | int = 0.9
+    decoder_mask_ratio: float | int = 0.9
+    decoder_random_ratio: float | int = 0.05
+    target_type: Literal["codes", "pixels"] = "codes"
+    levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
+    norm_pix_loss: bool = True
+    pooling: Literal["mean", "class_attention"] = "mean"
+    tube_drop_ratio: float | int = 0.2
+
+    @classmethod
+    def from_size(cls, size: Literal["small", "base", "large", "huge"], **overrides) -> "LVMAEConfig":
+        """The ViT of that size with its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
+        if size not in LVMAE_SIZES:
+            raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
+        return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels."""
+        height, width = self.frame_size
+        return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a clip, N = t * h * w."""
+        slots, height, width = self.grid_size
+        return slots * height * width
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens decoded per clip of `num_frames` frames."""
+        return sum(self.decoder_token_counts(self.seq_length))
+
+    def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
+        """How many of `seq_length` tokens are decoded by importance and how many at random, rounded down."""
+        # 1 - 0.9 is a hair under 0.1 in floating point: rounding first keeps 100 of 1,000 tokens from becoming 99.
+        important = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
+        return important, int(round(self.decoder_random_ratio * seq_length, 6))
+
+    @property
+    def target_size(self) -> int:
+        """Numbers that the decoder predicts per token."""
+        if self.target_type == "codes":
+            return len(self.levels)
+        return self.tubelet_size * self.patch_size**2 * self.num_channels
+
+    def validate_architecture(self) -> None:
+        """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        for name, heads in [
+            ("hidden_size", "num_attention_heads"),
+            ("decoder_hidden_size", "decoder_num_attention_heads"),
+        ]:
+            size, number = getattr(self, name), getattr(self, heads)
+            if size % number or size % 2:
+                raise ValueError(
+                    f"Got {name}={size} with {heads}={number}, expected an even multiple of the heads: change one of them."
+                )
+        height, width = self.frame_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Got image_size={self.image_size} and patch_size={self.patch_size}, expected a multiple of the patch: "
+                f"use {height // self.patch_size * self.patch_size} x {width // self.patch_size * self.patch_size} pixels "
+                "or another patch_size."
+            )
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(
+                f"Got num_frames={self.num_frames} and tubelet_size={self.tubelet_size}, expected a multiple of the "
+                f"tubelet: use {self.num_frames // self.tubelet_size * self.tubelet_size} frames."
+            )
+        for name in ("mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "tube_drop_ratio", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction, not a percentage."
+                )
+        if self.decoder_random_ratio > self.decoder_mask_ratio:
+            raise ValueError(
+                f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
+                "expected no more random tokens than importance leaves over: lower decoder_random_ratio."
+            )
+
+
+LVMAE_SIZES = {
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536,
+              "decoder_hidden_size": 192, "decoder_num_attention_heads": 3, "decoder_intermediate_size": 768},
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+              "decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_intermediate_size": 2048},
+    "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120,
+             "decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_intermediate_size": 2048},
+}  # fmt: skip
+
+__all__ = ["LVMAEConfig"]

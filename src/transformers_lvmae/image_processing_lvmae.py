@@ -1,0 +1,26 @@
+"""LVMAE image processor, torchvision back end."""
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import requires_backends
+
+from .image_processing_pil_lvmae import LVMAEImageProcessingMixin
+
+
+class LVMAEImageProcessor(LVMAEImageProcessingMixin, TorchvisionBackend):
+    """Frames to `pixel_values_videos` (B, T, C, H, W) with torchvision, on any device.
+
+    Takes the same input and settings as `LVMAEImageProcessorPil`; their pixels differ by one part in 255 at most.
+
+    Raises:
+        ValueError: wrong rank, unknown channel axis, or `image_mean` of another length than the channels.
+        TypeError: something else than frames, a path for instance.
+        ImportError: torchvision is not installed.
+    """
+
+    def __init__(self, **kwargs: Unpack[ImagesKwargs]) -> None:
+        requires_backends(self, ["vision", "torchvision"])
+        super().__init__(**kwargs)
+
+
+__all__ = ["LVMAEImageProcessor"]

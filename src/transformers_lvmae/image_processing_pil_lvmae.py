@@ -1,0 +1,192 @@
+"""LVMAE image processor, PIL back end, and what all three LVMAE processors share.
+
+The shared part stands here because this is the one file of the three that works without torchvision.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    is_pil_image,
+)
+
+
+def list_clips(videos: Any) -> list[Any]:
+    """Split one video, or a batch nested to any depth, into a flat list of clips.
+
+    Args:
+        videos: a frame, a list of frames (PIL images, (H, W), (C, H, W) or (H, W, C)), an array (T, ...) or (B, T, ...), a
+            path, URL, bytes or other source of a video file, or a list of any of these but single frames.
+
+    Returns:
+        One entry a clip: an array of rank 4, a list of frames, or a source as it was given.
+
+    Raises:
+        ValueError: an array of another rank, an empty list or clip, or frames mixed with whole clips.
+    """
+    if is_pil_image(videos):
+        return [[videos]]
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        return _split_array(videos)
+    if not isinstance(videos, (list, tuple)):
+        return [videos]
+    if not videos:
+        raise ValueError("Got an empty list, expected at least one frame or one clip: leave empty videos out.")
+    frames = sum(_is_frame(item) for item in videos)
+    if frames == len(videos):
+        return [list(videos)]
+    if frames:
+        raise ValueError(
+            f"Got {frames} single frames among {len(videos)} items, expected only frames or only clips: nest each clip's "
+            "frames in a list of their own."
+        )
+    return [clip for item in videos for clip in list_clips(item)]
+
+
+def is_video_source(clip: Any) -> bool:
+    """Whether `clip` is a path, URL, bytes, open file, `datasets` row or torchcodec decoder, rather than frames."""
+    if isinstance(clip, dict):
+        return "path" in clip or "bytes" in clip
+    return isinstance(clip, (str, os.PathLike, bytes)) or hasattr(clip, "read") or hasattr(clip, "get_frames_at")
+
+
+def _is_frame(item: Any) -> bool:
+    return is_pil_image(item) or (isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3))
+
+
+def _split_array(videos: np.ndarray | torch.Tensor) -> list[Any]:
+    shape = tuple(videos.shape)
+    if len(shape) not in (3, 4, 5) or 0 in shape:
+        raise ValueError(
+            f"Got an array of shape {shape}, expected a frame (C, H, W), a clip (T, C, H, W) or a batch (B, T, C, H, W), or "
+            "each with channels last, none of them empty: reshape it."
+        )
+    if len(shape) == 3:
+        return [[videos]]
+    return [videos] if len(shape) == 4 else list(videos)
+
+
+class LVMAEProcessingMixin:
+    """Defaults and checks of the LVMAE processors: the single home of size, mean and standard deviation."""
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size: ClassVar[dict[str, int]] = {"shortest_edge": 224}
+    default_to_square = False
+    crop_size: ClassVar[dict[str, int]] = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    model_input_names: ClassVar[list[str]] = ["pixel_values_videos"]
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray | torch.Tensor:
+        """Turn one frame, a PIL image or an array (H, W), (C, H, W) or (H, W, C), into the back end's (C, H, W)."""
+        if not is_pil_image(image):
+            if isinstance(image, np.ndarray):
+                image = np.ascontiguousarray(image)  # torch refuses the negative strides of a flipped array
+            if image.ndim == 2:
+                image, input_data_format = image[None], ChannelDimension.FIRST
+            input_data_format = input_data_format or self._channel_format(image.shape)
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+
+    def _channel_format(self, shape: Sequence[int]) -> ChannelDimension:
+        """Tell (..., C, H, W) from (..., H, W, C): C is 1, 3, 4 or the length of `image_mean`."""
+        known = {1, 3, 4} | ({len(self.image_mean)} if isinstance(self.image_mean, (list, tuple)) else set())
+        if shape[-3] in known:
+            return ChannelDimension.FIRST
+        if shape[-1] in known:
+            return ChannelDimension.LAST
+        raise ValueError(
+            f"Got frames of shape {tuple(shape)}, expected {sorted(known)} channels in the first or last place of a frame: "
+            "pass input_data_format='channels_first' or 'channels_last'."
+        )
+
+    @staticmethod
+    def _check_channels(num_channels: int, settings: dict[str, Any]) -> None:
+        for name in ("image_mean", "image_std"):
+            values = settings[name]
+            if settings["do_normalize"] and isinstance(values, (list, tuple)) and len(values) != num_channels:
+                raise ValueError(
+                    f"Got frames of {num_channels} channels and {name} of length {len(values)}, expected one value for each "
+                    "channel: set image_mean and image_std to that length, and do_convert_rgb=False unless they are three."
+                )
+
+    @staticmethod
+    def _to_batch(clips: list[Any], return_tensors: str | None) -> BatchFeature:
+        shapes = sorted({tuple(clip.shape) for clip in clips})
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"Got clips of shapes {shapes}, expected one shape (T, C, H, W) to stack: sample the same number of frames, "
+                "crop to one size, or pass return_tensors=None."
+            )
+        return BatchFeature({"pixel_values_videos": clips}, tensor_type=return_tensors)
+
+
+class LVMAEImageProcessingMixin(LVMAEProcessingMixin):
+    """What turns transformers' image processors into processors of clips given as frames."""
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[list[Any]]:
+        clips = list_clips(images)
+        for clip in clips:
+            if not isinstance(clip, (list, np.ndarray, torch.Tensor)):
+                raise TypeError(
+                    f"Got a {type(clip).__name__}, expected frames as PIL images or arrays: read video files with "
+                    "LVMAEVideoProcessor."
+                )
+        return [list(clip) for clip in clips]
+
+    def _preprocess(self, images: list[list[Any]], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        frames = [frame for clip in images for frame in clip]
+        for frame in frames:
+            self._check_channels(frame.shape[0], kwargs)
+        done = iter(super()._preprocess(frames, return_tensors=None, **kwargs)["pixel_values"])
+        stack = torch.stack if isinstance(frames[0], torch.Tensor) else np.stack
+        clips = [stack(list(islice(done, len(clip)))) for clip in images]
+        return self._to_batch(clips, return_tensors)
+
+
+class LVMAEImageProcessorPil(LVMAEImageProcessingMixin, PilBackend):
+    """Frames to `pixel_values_videos` (B, T, C, H, W) with PIL and NumPy; needs no torchvision.
+
+    Takes a clip as a list of frames (PIL images, or arrays with values in [0, 255]; with `do_rescale=False`, [0, 1]), as
+    an array (T, C, H, W) or (T, H, W, C), or a batch of these. Every frame is kept; `LVMAEVideoProcessor` reads files and
+    samples frames.
+
+    Raises:
+        ValueError: wrong rank, unknown channel axis, or `image_mean` of another length than the channels.
+        TypeError: something else than frames, a path for instance.
+    """
+
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Resize a frame (C, H, W); other channels than grey or RGB one by one."""
+        # PIL takes four channels for RGBA, and weighs the first three by the fourth when it resizes.
+        resize = super().resize
+        if image.shape[0] in (1, 3):
+            return resize(image, size, *args, **kwargs)
+        return np.concatenate([resize(channel[None], size, *args, **kwargs) for channel in image])
+
+
+__all__ = ["LVMAEImageProcessorPil"]

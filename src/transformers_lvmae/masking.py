@@ -1,0 +1,154 @@
+"""Which tokens are hidden, decoded and kept: pure functions of sizes and tensors.
+
+Polarity, everywhere: True means what the name says. `bool_masked_pos` True = hidden from the encoder, `bool_decoded_pos` True =
+the decoder gets a mask token there, a kept token is True in a top-k mask. B clips, N tokens a clip, flattened (t, h, w).
+"""
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+
+def random_tube_mask(
+    batch_size: int,
+    grid_size: tuple[int, int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Hide the same random cells in every time slot (VideoMAE's tube mask).
+
+    Args:
+        grid_size: tokens (t, h, w).
+        mask_ratio: share of cells hidden, in [0, 1); `int(mask_ratio * h * w)` cells are, as in VideoMAE.
+
+    Returns:
+        bool (B, t * h * w), True = hidden, the same number in every row.
+    """
+    slots, cells = grid_size[0], grid_size[1] * grid_size[2]
+    noise = torch.rand(batch_size, cells, generator=generator, device=device)
+    return topk_mask(noise, int(mask_ratio * cells)).repeat(1, slots)
+
+
+def adaptive_decoder_mask(
+    importance_scores: torch.Tensor, num_important: int, num_random: int, noise: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Decode the most important tokens of the whole clip, and some of the rest drawn at random (paper section 3.2).
+
+    The random tokens are drawn from those that are not already chosen, so every row decodes exactly
+    `num_important + num_random` tokens. Whether the encoder sees a token plays no part; the loss leaves those out.
+
+    Args:
+        importance_scores: (B, N), higher = decode first.
+        noise: (B, N) uniform numbers that settle the random draw; drawn here when not given.
+
+    Returns:
+        bool (B, N), True = decoded.
+    """
+    if noise is None:
+        noise = torch.rand(importance_scores.shape, device=importance_scores.device)
+    important = topk_mask(importance_scores, num_important)
+    return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
+
+
+def mask_to_indices(mask: torch.Tensor, name: str) -> torch.Tensor:
+    """The positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
+
+    Raises:
+        ValueError: the rows hold different numbers of True, or none. `name` is what the message calls the mask.
+    """
+    counts = mask.sum(dim=1).tolist()
+    if min(counts) != max(counts) or counts[0] == 0:
+        raise ValueError(
+            f"Got {name} with {min(counts)} to {max(counts)} tokens per row, expected the same number, at least 1, in "
+            "every row: draw every row's mask with one budget."
+        )
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : counts[0]]
+
+
+def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows of tokens by position: (B, N, D) and int64 (B, K) -> (B, K, D)."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def topk_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """bool, True at the k highest scores along the last axis: exactly k in every row, ties included."""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    return kept.scatter_(-1, scores.topk(k, dim=-1, sorted=False).indices, True)
+
+
+class _PerturbedTopK(torch.autograd.Function):
+    """E_Z[topk(s + sigma Z)] by sampling, with the vector-Jacobian product of the same samples.
+
+    d E[m_i] / d s_j = E[m_i Z_j] / sigma. Contracted with the incoming gradient g before the mean over samples, it needs
+    samples x N numbers, never N x N. The mean over the other samples of <m, g> is subtracted: a baseline that leaves the
+    expectation as it is and takes most of the variance away.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, scores: torch.Tensor, k: int, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+        kept = topk_mask(scores.unsqueeze(1) + sigma * noise, k)
+        ctx.save_for_backward(kept, noise)
+        ctx.sigma = sigma  # type: ignore[attr-defined]
+        return kept.to(scores.dtype).mean(dim=1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept, noise = ctx.saved_tensors  # type: ignore[attr-defined]
+        (grad_mask,) = grad_outputs
+        value = (kept * grad_mask.unsqueeze(1)).sum(dim=-1, keepdim=True)
+        samples = value.shape[1]
+        centred = (value - value.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        return (noise * centred).mean(dim=1) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
+
+
+def perturbed_topk_mask(
+    scores: torch.Tensor, k: int, sigma: float, num_samples: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Differentiable top-k by Gaussian perturbation (Cordonnier et al. 2021).
+
+    Args:
+        scores: (B, N), in [0, 1] for `sigma` to have its usual meaning.
+        num_samples: at least 2. Kept for the backward pass: 5 bytes x num_samples x N a row.
+
+    Returns:
+        (B, N) in [0, 1], each row sums to k.
+    """
+    noise = torch.randn(
+        scores.shape[0], num_samples, scores.shape[1], generator=generator, device=scores.device, dtype=scores.dtype
+    )
+    return _PerturbedTopK.apply(scores, k, noise, sigma)
+
+
+def sparse_topk_mask(scores: torch.Tensor, k: int, regularization: float) -> torch.Tensor:
+    """Differentiable sparse top-k (Sander et al. 2023, p = 4/3): deterministic, most entries exactly 0 or 1.
+
+    The regularised problem max <s, m> - l |m|_p^p / p over 0 <= m <= 1, sum m = k has the solution
+    m_i = clip((s_i - tau) / l, 0, 1) ** 3. Its one unknown, tau, is found by bisection, and differentiated implicitly by
+    one Newton step that is exact in value and in gradient.
+
+    Args:
+        scores: (B, N), in [0, 1] for `regularization` (l) to have its usual meaning.
+
+    Returns:
+        (B, N) in [0, 1], each row sums to k.
+    """
+
+    def mask_at(tau: torch.Tensor) -> torch.Tensor:
+        return ((scores - tau) / regularization).clamp(0, 1) ** 3
+
+    with torch.no_grad():
+        low = scores.amin(dim=-1, keepdim=True) - regularization
+        high = scores.amax(dim=-1, keepdim=True)
+        for _ in range(50):
+            tau = (low + high) / 2
+            too_many = mask_at(tau).sum(dim=-1, keepdim=True) > k
+            low, high = torch.where(too_many, tau, low), torch.where(too_many, high, tau)
+        inside = ((scores - tau) / regularization).clamp(0, 1)
+        slope = (3 * inside**2 / regularization * (inside < 1)).sum(dim=-1, keepdim=True)
+    tau = tau + (mask_at(tau).sum(dim=-1, keepdim=True) - k) / slope.clamp(min=1e-12)
+    return mask_at(tau)
+
+
+def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """The value of `hard` with the gradient of `soft`."""
+    return hard + (soft - soft.detach())

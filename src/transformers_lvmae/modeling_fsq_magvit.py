@@ -1,0 +1,427 @@
+"""The adaptive tokenizer: MAGVIT's 3D CNN around finite scalar quantisation, and a scorer that learns which tokens matter.
+
+Figure 2 of "Extending Video Masked Autoencoders to 128 frames", left half. Notable choices:
+- a clip is encoded window by window (16 frames, stride 16): memory is bounded by a window, whatever the length;
+- the scorer's kernels do not reach beyond their own time slot, so its features, and the distances between them, are the same
+  whether a clip is cut into windows or not;
+- importance zeroes latents before quantisation; zero is a code of FSQ, so nothing marks a token as masked but its context.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, maybe_autocast
+
+from .configuration_fsq_magvit import FSQMagViTConfig
+from .masking import perturbed_topk_mask, sparse_topk_mask, straight_through, topk_mask
+
+
+@dataclass
+class FSQMagViTEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.Tensor` of shape `(batch_size, t, h, w, len(levels))`): the encoder's output before FSQ.
+        codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): quantised, in [-1, 1].
+        code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): the codes as integers below
+            `config.codebook_size`.
+        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): float32 distances, at least 0, higher =
+            matters more.
+    """
+
+    latents: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    code_indices: torch.Tensor | None = None
+    importance_scores: torch.Tensor | None = None
+
+
+@dataclass
+class FSQMagViTOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`): mean squared error between clip and reconstruction.
+        reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): about [0, 1], not
+            clamped.
+        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): higher = matters more.
+        bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): True = the token reached the decoder.
+        code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): codes after masking.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    importance_scores: torch.Tensor | None = None
+    bool_kept_pos: torch.Tensor | None = None
+    code_indices: torch.Tensor | None = None
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """FSQ (Mentzer et al. 2024): bound each channel, round it. No parameters, no auxiliary loss, always in float32.
+
+    A channel of L levels takes the integers -(L // 2) .. (L - 1) // 2, divided by L // 2.
+    """
+
+    def __init__(self, levels: tuple[int, ...]):
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def bound(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., len(levels)) -> values just inside or on the outermost integers; 0 goes to 0, for even levels too."""
+        levels = torch.tensor(self.levels, device=latents.device, dtype=torch.float32)
+        half_range = (levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        return (latents + (offset / half_range).atanh()).tanh() * half_range - offset
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., len(levels)) -> codes of the same shape in [-1, 1], with a straight-through gradient."""
+        with maybe_autocast(device_type=latents.device.type, enabled=False):
+            bounded = self.bound(latents.float())
+            half_width = torch.tensor([level // 2 for level in self.levels], device=latents.device)
+            return straight_through(bounded.detach().round(), bounded) / half_width
+
+    def codes_to_indices(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., len(levels)) -> int64 (...), the first channel least significant."""
+        half_width = torch.tensor([level // 2 for level in self.levels], device=codes.device)
+        return (((codes.float() + 1) * half_width).round().long() * self._basis(codes.device)).sum(dim=-1)
+
+    def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
+        """The inverse: int64 (...) -> float32 codes (..., len(levels))."""
+        levels = torch.tensor(self.levels, device=indices.device)
+        return (indices.unsqueeze(-1) // self._basis(indices.device) % levels) / (levels // 2) - 1
+
+    def _basis(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor([math.prod(self.levels[:number]) for number in range(len(self.levels))], device=device)
+
+
+def conv3x3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv3d:
+    return nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+
+
+class FSQMagViTResBlock(nn.Module):
+    """GroupNorm, swish and a 3x3x3 convolution, twice; a 1x1x1 convolution on the short cut where the width changes."""
+
+    def __init__(self, config: FSQMagViTConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(math.gcd(config.norm_num_groups, in_channels), in_channels)
+        self.conv1 = conv3x3x3(in_channels, out_channels, bias=False)
+        self.norm2 = nn.GroupNorm(math.gcd(config.norm_num_groups, out_channels), out_channels)
+        self.conv2 = conv3x3x3(out_channels, out_channels, bias=False)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = self.conv1(nn.functional.silu(self.norm1(hidden_states)))
+        residual = self.conv2(nn.functional.silu(self.norm2(residual)))
+        return self.shortcut(hidden_states) + residual
+
+
+class FSQMagViTUpsample(nn.Module):
+    """Nearest neighbour, then a 3x3x3 convolution."""
+
+    def __init__(self, channels: int, scale: tuple[int, int, int]):
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=scale, mode="nearest")
+        self.conv = conv3x3x3(channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.upsample(hidden_states))
+
+
+def res_blocks(config: FSQMagViTConfig, in_channels: int, out_channels: int) -> list[nn.Module]:
+    """The residual blocks of one level; the first one changes the width."""
+    widths = [in_channels] + [out_channels] * config.num_res_blocks
+    return [FSQMagViTResBlock(config, *pair) for pair in zip(widths, widths[1:])]
+
+
+def output_block(config: FSQMagViTConfig, in_channels: int, conv: nn.Conv3d) -> list[nn.Module]:
+    return [nn.GroupNorm(math.gcd(config.norm_num_groups, in_channels), in_channels), nn.SiLU(), conv]
+
+
+class FSQMagViTEncoder(nn.Module):
+    """MAGVIT's encoder: (B, C, T, H, W) -> (B, len(levels), t, h, w)."""
+
+    def __init__(self, config: FSQMagViTConfig):
+        super().__init__()
+        self.stem = tuple(config.stem_patch_size)
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        blocks: list[nn.Module] = [conv3x3x3(config.num_channels * math.prod(self.stem), widths[0], bias=False)]
+        for level, width in enumerate(widths):
+            blocks += res_blocks(config, widths[max(level - 1, 0)], width)
+            if level < len(widths) - 1:
+                blocks.append(nn.AvgPool3d((1 + config.temporal_downsample[level], 2, 2)))
+        blocks += res_blocks(config, widths[-1], widths[-1])
+        blocks += output_block(config, widths[-1], nn.Conv3d(widths[-1], len(config.levels), kernel_size=1))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.blocks(space_to_depth(pixel_values, self.stem))
+
+
+class FSQMagViTDecoder(nn.Module):
+    """MAGVIT's decoder, the encoder's mirror image: (B, len(levels), t, h, w) -> (B, C, T, H, W)."""
+
+    def __init__(self, config: FSQMagViTConfig):
+        super().__init__()
+        self.stem = tuple(config.stem_patch_size)
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers][::-1]
+        blocks: list[nn.Module] = [conv3x3x3(len(config.levels), widths[0])]
+        blocks += res_blocks(config, widths[0], widths[0])
+        for level, width in enumerate(widths):
+            blocks += res_blocks(config, widths[max(level - 1, 0)], width)
+            if level < len(widths) - 1:
+                blocks.append(FSQMagViTUpsample(width, (1 + config.temporal_downsample[::-1][level], 2, 2)))
+        blocks += output_block(config, widths[-1], conv3x3x3(widths[-1], config.num_channels * math.prod(self.stem)))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return depth_to_space(self.blocks(codes), self.stem)
+
+
+def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
+    """(B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
+    for axis, size in enumerate(patch):
+        pixel_values = pixel_values.unflatten(2 + 2 * axis, (-1, size))
+    return pixel_values.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `space_to_depth`."""
+    features = features.unflatten(1, (-1, *patch)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return features.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class FSQMagViTTokenScorer(nn.Module):
+    """Two strided convolutions to the token grid; a token's importance is how far its feature moved since the slot before.
+
+    The paper states the two layers and the distance, not the kernels. Ours overlap in space but not in time.
+    """
+
+    def __init__(self, config: FSQMagViTConfig):
+        super().__init__()
+        stride, size = config.patch_size // 2, config.scorer_hidden_size
+        self.conv1 = nn.Conv3d(
+            config.num_channels,
+            size,
+            kernel_size=(config.tubelet_size, 2 * stride - 1, 2 * stride - 1),
+            stride=(config.tubelet_size, stride, stride),
+            padding=(0, stride - 1, stride - 1),
+        )
+        self.conv2 = nn.Conv3d(size, size, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> features (B, size, t, h, w)."""
+        return self.conv2(nn.functional.gelu(self.conv1(pixel_values)))
+
+    @staticmethod
+    def distances(features: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
+        """Euclidean distance to the slot before: (B, size, t, h, w) -> float32 (B, t, h, w).
+
+        `previous` (B, size, 1, h, w) is the slot before the first; without it the first slot takes the second's distance, and
+        a lone slot 0.
+        """
+        features = features.float()
+        if previous is not None:
+            features = torch.cat([previous.float(), features], dim=2)
+        # 1e-6 keeps the gradient of the root finite where nothing moves.
+        distances = (features.diff(dim=2).square().sum(dim=1) + 1e-6).sqrt()
+        if previous is not None:
+            return distances
+        first = distances[:, :1] if features.shape[2] > 1 else features.new_zeros(features[:, 0].shape)
+        return torch.cat([first, distances], dim=1)
+
+
+class FSQMagViTPreTrainedModel(PreTrainedModel):
+    config: FSQMagViTConfig
+    base_model_prefix = "fsq_magvit"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["FSQMagViTResBlock"]
+    # There is no attention: every implementation that a parent asks for is fine.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv3d):
+            # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+
+
+class FSQMagViTModel(FSQMagViTPreTrainedModel):
+    """The adaptive tokenizer (paper sections 3.3, 3.4; geometry and kernels are ours where the paper is silent)."""
+
+    # The loss is a mean over pixels: Trainer must go on dividing it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: FSQMagViTConfig):
+        super().__init__(config)
+        self.encoder = FSQMagViTEncoder(config)
+        self.decoder = FSQMagViTDecoder(config)
+        self.scorer = FSQMagViTTokenScorer(config)
+        self.quantizer = FiniteScalarQuantizer(tuple(config.levels))
+        self.post_init()
+
+    def encode(self, pixel_values_videos: torch.Tensor) -> FSQMagViTEncoderOutput:
+        r"""
+        Tokenise clips of any length, window by window. Call it under `torch.no_grad()`: memory is then that of one window.
+
+        A length that is no multiple of `config.window_size` is padded with its last frame; slots that hold padding alone are
+        dropped again, so T frames give ceil(T / tubelet_size) slots.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): in [0, 1].
+
+        Raises:
+            ValueError: another rank or channel count, integer pixels, or a size that is no multiple of
+                `config.patch_size`.
+        """
+        slots = self._check_pixels(pixel_values_videos)
+        latents, scores, previous = [], [], None
+        for window in self._windows(pixel_values_videos).unbind(dim=1):
+            latents.append(self.encoder(window))
+            features = self.scorer(window)
+            scores.append(self.scorer.distances(features, previous))
+            if self.config.first_slot_score == "previous_window":
+                previous = features[:, :, -1:]
+        all_latents = torch.cat(latents, dim=2)[:, :, :slots].movedim(1, -1)
+        codes = self.quantizer(all_latents).flatten(1, 3)
+        return FSQMagViTEncoderOutput(
+            latents=all_latents,
+            codes=codes,
+            code_indices=self.quantizer.codes_to_indices(codes),
+            importance_scores=torch.cat(scores, dim=1)[:, :slots].flatten(1),
+        )
+
+    def decode(self, codes: torch.Tensor, grid_size: tuple[int, int, int] | None = None) -> torch.Tensor:
+        r"""
+        Codes back to pixels, window by window; a window that `codes` fills in part is completed with its last slot.
+
+        Args:
+            codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): in [-1, 1].
+            grid_size: the tokens (t, h, w) of the clip; by default h and w of `config.image_size` and t to match.
+
+        Returns:
+            (batch_size, t * config.tubelet_size, num_channels, height, width), about [0, 1], not clamped.
+        """
+        if grid_size is None:
+            grid_size = (codes.shape[1] // math.prod(self.config.grid_size[1:]), *self.config.grid_size[1:])
+        if codes.ndim != 3 or codes.shape[1] != math.prod(grid_size) or codes.shape[2] != len(self.config.levels):
+            raise ValueError(
+                f"Got codes of shape {tuple(codes.shape)} for a grid of {grid_size}, expected (batch, "
+                f"{math.prod(grid_size)}, {len(self.config.levels)}): pass the grid_size that they were encoded with."
+            )
+        latents = codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1)
+        latents = pad_last(latents, self.config.window_size // self.config.tubelet_size, dim=2)
+        windows = latents.split(self.config.window_size // self.config.tubelet_size, dim=2)
+        frames = torch.cat([self.decoder(window) for window in windows], dim=2)
+        return frames[:, :, : grid_size[0] * self.config.tubelet_size].transpose(1, 2)
+
+    @can_return_tuple
+    def forward(self, pixel_values_videos: torch.Tensor, keep_ratio: float | None = None, **kwargs) -> FSQMagViTOutput:
+        r"""
+        Reconstruct clips from their most important tokens. Each window is masked and coded on its own, as in training on
+        16-frame clips.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): in [0, 1].
+            keep_ratio (`float`, *optional*): share of a window's tokens kept, in (0, 1]; by default `config.keep_ratio`. In
+                training the first slot is kept besides.
+
+        Raises:
+            ValueError: as [`FSQMagViTModel.encode`], and on a `keep_ratio` outside (0, 1].
+        """
+        slots = self._check_pixels(pixel_values_videos)
+        keep_ratio = self.config.keep_ratio if keep_ratio is None else keep_ratio
+        if not 0 < keep_ratio <= 1:
+            raise ValueError(
+                f"Got keep_ratio={keep_ratio}, expected a share in (0, 1]: give a fraction, not a percentage."
+            )
+        batch_size, num_frames = pixel_values_videos.shape[:2]
+        windows = self._windows(pixel_values_videos).flatten(0, 1)
+        scores = self.scorer.distances(self.scorer(windows))
+        mask = self.token_mask(scores, keep_ratio)
+        codes = self.quantizer(self.encoder(windows).movedim(1, -1) * mask.unsqueeze(-1))
+        frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype)).transpose(1, 2)
+        reconstruction = frames.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :num_frames]
+
+        def per_clip(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :slots].flatten(1)
+
+        return FSQMagViTOutput(
+            loss=nn.functional.mse_loss(reconstruction.float(), pixel_values_videos.float()),
+            reconstruction=reconstruction,
+            importance_scores=per_clip(scores),
+            bool_kept_pos=per_clip(mask.detach() > 0),
+            code_indices=per_clip(self.quantizer.codes_to_indices(codes)),
+        )
+
+    def token_mask(self, scores: torch.Tensor, keep_ratio: float) -> torch.Tensor:
+        """What the latents are multiplied with: scores (B, t, h, w) -> (B, t, h, w) in [0, 1], differentiable in training."""
+        keep_count = max(1, round(keep_ratio * scores[0].numel()))
+        flat = scores.flatten(1)
+        if not self.training:
+            return topk_mask(flat, keep_count).to(scores.dtype).unflatten(1, scores.shape[1:])
+        # The first slot is kept besides, so the top-k chooses among the others.
+        rest = scores[:, 1:].flatten(1)
+        kept = self._differentiable_topk(rest, min(keep_count, rest.shape[1]))
+        kept = torch.cat([kept.new_ones(flat.shape[0], flat.shape[1] - rest.shape[1]), kept], dim=1)
+        # torch.where, not a branch: under DDP the scorer needs its (zero) gradient in every step.
+        unmasked = torch.rand(kept.shape[0], 1, device=kept.device) < self.config.unmasked_clip_ratio
+        return torch.where(unmasked, 1.0, kept).unflatten(1, scores.shape[1:])
+
+    def _differentiable_topk(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+        if k == scores.shape[1]:
+            return torch.ones_like(scores) + 0 * scores
+        low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
+        scores = (scores - low) / (high - low + 1e-6)
+        if self.config.topk_kind == "perturbed":
+            soft = perturbed_topk_mask(scores, k, self.config.topk_sigma, self.config.topk_num_samples)
+        else:
+            soft = sparse_topk_mask(scores, k, self.config.topk_regularization)
+        if not self.config.topk_straight_through:
+            return soft
+        return straight_through(topk_mask(scores, k).to(soft.dtype), soft)
+
+    def _windows(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """(B, T, C, H, W) -> (B, windows, C, window_size, H, W), the last one filled up with the last frame."""
+        frames = pad_last(pixel_values_videos, self.config.window_size, dim=1).to(self.dtype)
+        return frames.unflatten(1, (-1, self.config.window_size)).transpose(2, 3)
+
+    def _check_pixels(self, pixel_values_videos: torch.Tensor) -> int:
+        """The number of time slots of a clip; raises ValueError on clips that the tokenizer cannot take."""
+        shape = tuple(pixel_values_videos.shape)
+        if len(shape) != 5 or shape[1] == 0 or shape[2] != self.config.num_channels:
+            raise ValueError(
+                f"Got pixel_values_videos of shape {shape}, expected (batch, frames, {self.config.num_channels} channels, "
+                "height, width) with at least one frame: reorder the axes or change config.num_channels."
+            )
+        if not pixel_values_videos.is_floating_point():
+            raise ValueError(
+                f"Got pixels of {pixel_values_videos.dtype}, expected floating point in [0, 1]: divide by 255 "
+                "(LVMAEVideoProcessor with do_normalize=False does)."
+            )
+        if shape[3] % self.config.patch_size or shape[4] % self.config.patch_size:
+            raise ValueError(
+                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {self.config.patch_size} "
+                "pixels: resize or crop them."
+            )
+        return math.ceil(shape[1] / self.config.tubelet_size)
+
+
+def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
+    """Repeat the last entry along `dim` until its length is a multiple; the tensor itself where it already is."""
+    missing = -tensor.shape[dim] % multiple
+    if missing == 0:
+        return tensor
+    last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+    return torch.cat([tensor, last.repeat_interleave(missing, dim=dim)], dim=dim)
+
+
+__all__ = ["FSQMagViTModel", "FSQMagViTPreTrainedModel"]

@@ -1,0 +1,543 @@
+"""LVMAE: a VideoMAE-style masked autoencoder whose decoder reconstructs only the tokens that matter.
+
+"Extending Video Masked Autoencoders to 128 frames" (NeurIPS 2024). Notable choices:
+- tubelets are gathered first and projected after, so hidden ones cost nothing; the projection is a Linear;
+- positions are sines and cosines computed for the tokens at hand, never stored: any clip length and picture size works;
+- the model takes plain tensors (masks, target codes) and never holds the tokenizer that makes them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_lvmae import LVMAEConfig
+from .masking import gather_tokens, mask_to_indices, random_tube_mask
+
+
+@dataclass
+class LVMAEForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): mean squared error over the tokens that are hidden from the encoder
+            and decoded; None without targets.
+        logits (`torch.Tensor` of shape `(batch_size, token_budget, target_size)`): one row per decoded position, in
+            ascending order of position.
+        bool_masked_pos, bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): the masks used.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    bool_masked_pos: torch.Tensor | None = None
+    bool_decoded_pos: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Sine and cosine of each position, interleaved, as VideoMAE's table: (...) -> float32 (..., size).
+
+    Computed in float64: at position 12,543 a float32 angle is off by a thousandth.
+    """
+    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # no float64 on mps
+    exponents = torch.arange(0, size, 2, device=device, dtype=torch.float64) / size
+    angles = positions.to(device, torch.float64).unsqueeze(-1) / 10000**exponents
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float().to(positions.device)
+
+
+def split_tubelets(pixel_values_videos: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """A view of a clip by tubelets: (B, T, C, H, W) -> (B, t, h, w, tubelet_size, C, patch_size, patch_size)."""
+    tubelets = pixel_values_videos.unflatten(1, (-1, tubelet_size))
+    tubelets = tubelets.unflatten(-2, (-1, patch_size)).unflatten(-1, (-1, patch_size))
+    return tubelets.permute(0, 1, 4, 6, 2, 3, 5, 7)
+
+
+def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """The tubelets at `indices` (B, K), or all: (B, t, h, w, ...) -> (B, K, ...). Only these are copied."""
+    if indices is None:
+        return tubelets.flatten(1, 3)
+    _, height, width = tubelets.shape[1:4]
+    rows = torch.arange(tubelets.shape[0], device=indices.device).unsqueeze(1)
+    return tubelets[rows, indices // (height * width), indices // width % height, indices % width]
+
+
+class LVMAEPatchEmbeddings(nn.Module):
+    """Tubelets to vectors: one Linear over (channel, frame, row, column), the layout of VideoMAE's 3D convolution."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.tubelet_size = config.tubelet_size
+        self.projection = nn.Linear(
+            config.num_channels * config.tubelet_size * config.patch_size**2, config.hidden_size
+        )
+
+    def grid_size(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a clip; raises ValueError on clips that the model cannot take."""
+        shape = tuple(pixel_values_videos.shape)
+        if len(shape) != 5:
+            raise ValueError(
+                f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): add or "
+                "remove an axis."
+            )
+        _, frames, channels, height, width = shape
+        if channels != self.num_channels:
+            raise ValueError(
+                f"Got {channels} channels, expected config.num_channels={self.num_channels}: put the channels on axis 2 or "
+                "build the model with another num_channels."
+            )
+        if frames == 0 or frames % self.tubelet_size:
+            raise ValueError(
+                f"Got {frames} frames, expected a multiple of config.tubelet_size={self.tubelet_size}: sample another "
+                "number of frames."
+            )
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Got frames of {height} x {width} pixels, expected multiples of config.patch_size={self.patch_size}: "
+                "resize or crop them."
+            )
+        return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    def forward(self, pixel_values_videos: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C, H, W) and positions (B, K) -> (B, K, hidden_size); every tubelet without positions."""
+        tubelets = split_tubelets(pixel_values_videos, self.tubelet_size, self.patch_size)
+        tubelets = gather_tubelets(tubelets, indices).transpose(2, 3).flatten(2)
+        return self.projection(tubelets.to(self.projection.weight.dtype))
+
+
+class LVMAEEmbeddings(nn.Module):
+    """Visible tubelets, projected, plus their positions."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__()
+        self.patch_embeddings = LVMAEPatchEmbeddings(config)
+
+    def forward(self, pixel_values_videos: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        slots, height, width = self.patch_embeddings.grid_size(pixel_values_videos)
+        indices = None
+        positions = torch.arange(slots * height * width, device=pixel_values_videos.device)
+        if bool_masked_pos is not None:
+            check_mask(bool_masked_pos, "bool_masked_pos", pixel_values_videos.shape[0], (slots, height, width))
+            indices = positions = mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)")
+        embeddings = self.patch_embeddings(pixel_values_videos, indices)
+        return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
+
+
+def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, int, int]) -> None:
+    """Raise ValueError unless `mask` is bool (B, N) for this grid."""
+    expected = (batch_size, grid_size[0] * grid_size[1] * grid_size[2])
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(
+            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {expected} and torch.bool for a clip of "
+            f"{' x '.join(map(str, grid_size))} tokens: draw the mask for the clip's own grid."
+        )
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention with its weights: (B, heads, N, d) -> (B, N, heads, d) and (B, heads, N, N)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class LVMAEAttention(nn.Module):
+    """Full multi-head attention, without a key bias as in VideoMAE. Sizes are arguments: the decoder's differ."""
+
+    def __init__(self, config: LVMAEConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qv_bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, N, D) attend to each other, or `query_states` (B, M, D) to them. Returns output and weights."""
+        query = self._split_heads(self.q_proj(hidden_states if query_states is None else query_states))
+        key, value = self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            is_causal=self.is_causal,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class LVMAEMLP(nn.Module):
+    def __init__(self, config: LVMAEConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class LVMAEDropPath(nn.Module):
+    """Stochastic depth: in training, a sample's branch is left out with probability `rate`, and scaled up otherwise."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
+        return branch * kept.to(branch.dtype) / (1 - self.rate)
+
+
+class LVMAELayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer of the encoder and, with other sizes, of the decoder."""
+
+    def __init__(
+        self,
+        config: LVMAEConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = LVMAEAttention(config, hidden_size, num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = LVMAEDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attention(self.layer_norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        transformed = self.mlp(self.layer_norm2(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(transformed))
+
+
+class LVMAEEncoder(nn.Module):
+    def __init__(self, config: LVMAEConfig):
+        super().__init__()
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            LVMAELayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=config.drop_path_rate * number / max(depth - 1, 1),
+            )
+            for number in range(depth)
+        )
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states
+
+
+class LVMAEDecoder(nn.Module):
+    """Encoded visible tokens and mask tokens at the decoded positions -> predictions at the decoded positions."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__()
+        size = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, size, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.layers = nn.ModuleList(
+            LVMAELayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(size, config.target_size)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Encoded tokens (B, V, D), their positions (B, V), the decoded positions (B, K) -> (B, K, target_size)."""
+        hidden_states = self.embed(encoded)
+        positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
+        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
+        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.head(self.layernorm(hidden_states[:, visible.shape[1] :]))
+
+
+class LVMAEPreTrainedModel(PreTrainedModel):
+    config: LVMAEConfig
+    base_model_prefix = "lvmae"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LVMAEEmbeddings", "LVMAELayer"]
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _supports_context_parallel = False  # accelerate's context parallelism can only express causal attention
+    _can_record_outputs = {"hidden_states": LVMAELayer, "attentions": LVMAEAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LVMAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+        if isinstance(module, LVMAEClassAttention):
+            init.normal_(module.class_token, std=self.config.initializer_range)
+
+
+class LVMAEModel(LVMAEPreTrainedModel):
+    """The encoder: a ViT with full space-time attention over a clip's visible tubelets."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__(config)
+        self.embeddings = LVMAEEmbeddings(config)
+        self.encoder = LVMAEEncoder(config)
+        self.layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_layer_norm else nn.Identity()
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
+                [`LVMAEVideoProcessor`] gives them, standardised by ImageNet's mean and deviation.
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
+                number in every row. Without it every token is seen.
+
+        Returns:
+            `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position.
+
+        Raises:
+            ValueError: a clip with another rank or channel count, a length or size that is no multiple of the tubelet, or
+                a mask of another shape or with different counts per row.
+        """
+        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos)
+        hidden_states = self.encoder(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
+
+
+class LVMAEForPreTraining(LVMAEPreTrainedModel):
+    """Masked autoencoder with a masked decoder (paper section 3, Figure 2)."""
+
+    # The loss is a mean over tokens: Trainer must go on dividing it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__(config)
+        self.lvmae = LVMAEModel(config)
+        self.decoder = LVMAEDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        bool_decoded_pos: torch.Tensor | None = None,
+        target_codes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LVMAEForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden from the
+                encoder, the same number in every row. Without it a tube mask of `config.mask_ratio` is drawn.
+            bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = decoded, the same
+                number in every row. Without it every hidden token is decoded.
+            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the
+                tokenizer's codes of the clip, in [-1, 1]. Without them (and with `target_type="codes"`) there is no loss.
+
+        Raises:
+            ValueError: as [`LVMAEModel`], and on masks or targets of another shape, or codes given to a model of pixels.
+        """
+        grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+        batch_size, device = pixel_values_videos.shape[0], pixel_values_videos.device
+        if bool_masked_pos is None:
+            bool_masked_pos = random_tube_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
+        if bool_decoded_pos is None:
+            bool_decoded_pos = bool_masked_pos
+        check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
+        self._check_targets(target_codes, bool_decoded_pos)
+
+        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, **kwargs)
+        visible = mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)")
+        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos")
+        logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
+        targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
+        loss = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
+        return LVMAEForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            bool_masked_pos=bool_masked_pos,
+            bool_decoded_pos=bool_decoded_pos,
+            hidden_states=encoder_outputs.hidden_states,
+            attentions=encoder_outputs.attentions,
+        )
+
+    def _check_targets(self, target_codes: torch.Tensor | None, bool_decoded_pos: torch.Tensor) -> None:
+        if target_codes is None:
+            return
+        if self.config.target_type != "codes":
+            raise ValueError(
+                f"Got target_codes and config.target_type={self.config.target_type!r}, expected codes only for "
+                "target_type='codes': leave them out or change the config."
+            )
+        expected = (*bool_decoded_pos.shape, self.config.target_size)
+        if tuple(target_codes.shape) != expected:
+            raise ValueError(
+                f"Got target_codes of shape {tuple(target_codes.shape)}, expected {expected} (clips, tokens, FSQ channels): "
+                "use a tokenizer with the same token grid and levels."
+            )
+
+    def gather_targets(
+        self, pixel_values_videos: torch.Tensor, target_codes: torch.Tensor | None, decoded: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What is to be predicted at the decoded positions (B, K): (B, K, target_size), or None without codes."""
+        if self.config.target_type == "codes":
+            return None if target_codes is None else gather_tokens(target_codes, decoded)
+        tubelets = split_tubelets(pixel_values_videos, self.config.tubelet_size, self.config.patch_size)
+        # (B, K, pixels, C): VideoMAE predicts a tubelet's pixels with the channel last.
+        pixels = gather_tubelets(tubelets, decoded).movedim(3, -1).flatten(2, 4).float()
+        if self.config.norm_pix_loss:
+            deviation = pixels.var(dim=2, keepdim=True).sqrt()
+            pixels = (pixels - pixels.mean(dim=2, keepdim=True)) / (deviation + 1e-6)
+        return pixels.flatten(2)
+
+    def forward_loss(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """Squared error (paper eq. 1 and 2), mean over channels, then over the decoded tokens that are `masked` (B, K)."""
+        error = (logits.float() - targets.float()).square().mean(dim=-1)
+        return (error * masked).sum() / masked.sum()
+
+
+class LVMAEClassAttention(nn.Module):
+    """One class-attention layer (CaiT): a learnt query gathers what the classifier needs from unchanged tokens."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = LVMAEAttention(config, config.hidden_size, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
+
+    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(B, N, D) -> (B, D)."""
+        class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+        states = self.layer_norm1(torch.cat([class_token, tokens], dim=1))
+        attended, _ = self.attention(states, query_states=states[:, :1], **kwargs)
+        class_token = class_token + attended
+        class_token = class_token + self.mlp(self.layer_norm2(class_token))
+        return class_token.squeeze(1)
+
+
+class LVMAEMeanPooling(nn.Module):
+    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(B, N, D) -> (B, D)."""
+        return tokens.mean(dim=1)
+
+
+class LVMAEForVideoClassification(LVMAEPreTrainedModel):
+    """The encoder, pooled, normalised and classified."""
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.lvmae = LVMAEModel(config)
+        self.pooler = LVMAEClassAttention(config) if config.pooling == "class_attention" else LVMAEMeanPooling()
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        While training, the encoder sees only 1 - `config.tube_drop_ratio` of the tubes, drawn anew for every clip.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels).
+
+        Returns:
+            `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`.
+        """
+        dropped = None
+        if self.training and self.config.tube_drop_ratio > 0:
+            grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+            dropped = random_tube_mask(
+                pixel_values_videos.shape[0], grid_size, self.config.tube_drop_ratio, device=pixel_values_videos.device
+            )
+        outputs = self.lvmae(pixel_values_videos, dropped, **kwargs)
+        pooled = self.pooler(outputs.last_hidden_state, **kwargs)
+        logits = self.classifier(self.fc_norm(pooled))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["LVMAEForPreTraining", "LVMAEForVideoClassification", "LVMAEModel", "LVMAEPreTrainedModel"]

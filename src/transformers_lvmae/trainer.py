@@ -1,0 +1,239 @@
+"""Three subclasses of transformers' Trainer: the tokenizer's, the masked autoencoder's and the classifier's.
+
+Each adds only what its stage needs; loops, devices, checkpoints, resuming and logging are Trainer's own.
+"""
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer, logging
+from transformers.trainer_utils import get_last_checkpoint
+
+from .masking import adaptive_decoder_mask
+
+
+logger = logging.get_logger(__name__)
+
+
+class _GroupedLearningRates(Trainer):
+    """A Trainer whose parameters may learn at different rates."""
+
+    def learning_rate_of(self, name: str) -> float:
+        """Peak learning rate of the parameter called `name`."""
+        return self.args.learning_rate
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        model = self.model if model is None else model
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer_cls_and_kwargs = optimizer_cls, {**kwargs, "params": self._parameter_groups(model)}
+        return super().create_optimizer(model)
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                weight_decay = self.args.weight_decay if name in decayed else 0.0
+                groups.setdefault((self.learning_rate_of(name), weight_decay), []).append(parameter)
+        return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """dB per clip for values in [0, 1] (the prediction is clamped): (B, ...) twice -> (B,)."""
+    error = (prediction.clamp(0, 1).float() - clips.float()).square().flatten(1).mean(dim=1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+class FSQMagViTTrainer(_GroupedLearningRates):
+    """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`).
+
+    `evaluate()` reports, besides the loss at `config.keep_ratio`, three PSNRs in dB: of all tokens (`psnr`), of the kept ones
+    (`psnr_kept`), and of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat.
+    """
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("compute_metrics", self._mean_metrics)
+        super().__init__(*args, **kwargs)
+        self._checked_range = False
+
+    def learning_rate_of(self, name: str) -> float:
+        lr = self.args.scorer_learning_rate
+        return lr if lr is not None and re.search(r"(^|\.)scorer\.", name) else self.args.learning_rate
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        if not self._checked_range:
+            self._check_range(inputs["pixel_values_videos"])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _check_range(self, clips: torch.Tensor) -> None:
+        low, high = clips.min().item(), clips.max().item()
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(
+                f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use LVMAEVideoProcessor(do_normalize=False)."
+            )
+        self._checked_range = True
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        clips = self._prepare_inputs(inputs)["pixel_values_videos"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            kept = model(pixel_values_videos=clips)
+            if prediction_loss_only:
+                return kept.loss.detach(), None, None
+            everything = model(pixel_values_videos=clips, keep_ratio=1.0)
+        window = self.accelerator.unwrap_model(model).config.window_size
+        copied = clips[:, ::window].repeat_interleave(window, dim=1)[:, : clips.shape[1]]
+        frames = (everything.reconstruction, kept.reconstruction, copied)
+        metrics = torch.stack([peak_signal_to_noise_ratio(prediction, clips) for prediction in frames], dim=1)
+        return kept.loss.detach(), metrics, metrics
+
+    @staticmethod
+    def _mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        names = ("psnr", "psnr_kept", "psnr_first_frame")
+        return dict(zip(names, prediction.predictions.mean(axis=0).tolist()))
+
+
+class LVMAEPreTrainer(Trainer):
+    """Pre-trains [`LVMAEForPreTraining`] with a masked decoder (`LVMAEPreTrainingArguments`).
+
+    The frozen tokenizer belongs to the trainer, not to the model: it is in no checkpoint, no optimizer and no DDP wrapper. A
+    batch that brings its own `target_codes` and `importance_scores` (a cache) skips it.
+
+    Args:
+        video_tokenizer ([`FSQMagViTModel`], *optional*): makes target codes and importance scores from each batch. Without
+            it, batches must hold `target_codes` (and `importance_scores`, or every hidden token is decoded), or the model
+            must predict pixels.
+        kwargs: as `Trainer`. `processing_class` must be the processor that made the clips: the tokenizer sees them
+            un-normalised.
+
+    Raises:
+        ValueError: tokenizer and model differ in token grid or levels, or no source of targets is left.
+    """
+
+    def __init__(self, *args, video_tokenizer: nn.Module | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.video_tokenizer = video_tokenizer
+        if video_tokenizer is not None:
+            self._check_tokenizer(self.accelerator.unwrap_model(self.model).config, video_tokenizer.config)
+            video_tokenizer.requires_grad_(False).eval().to(self.args.device)
+
+    def _check_tokenizer(self, config: Any, tokenizer_config: Any) -> None:
+        slots = -(-config.num_frames // tokenizer_config.tubelet_size)
+        tokenizer_grid = (slots, *tokenizer_config.grid_size[1:])
+        if tokenizer_grid != config.grid_size or config.num_frames % tokenizer_config.tubelet_size:
+            raise ValueError(
+                f"Got a tokenizer with a grid of {tokenizer_grid} tokens and a model with {config.grid_size} for clips of "
+                f"{config.num_frames} frames, expected the same: load the tokenizer with another image_size or build the "
+                "model with another tubelet_size or patch_size."
+            )
+        if config.target_type == "codes" and tuple(config.levels) != tuple(tokenizer_config.levels):
+            raise ValueError(
+                f"Got a tokenizer with levels {tuple(tokenizer_config.levels)} and a model with {tuple(config.levels)}, "
+                "expected the same: build the model with the tokenizer's levels."
+            )
+        if self.processing_class is None:
+            raise ValueError(
+                "Got a video_tokenizer without processing_class, expected the processor that made the clips (its mean and "
+                "deviation turn them back into pixels): pass LVMAEVideoProcessor."
+            )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        return super().compute_loss(model, self.add_targets(inputs), *args, **kwargs)
+
+    @torch.no_grad()
+    def add_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with what `LVMAEForPreTraining.forward` needs: target codes and the decoder mask.
+
+        `noise` (B, N) settles the random part of the decoder mask where a batch brings it, so that a clip's mask depends on
+        the clip alone; `importance_scores` (B, N) and `target_codes` (B, N, channels) are taken as they are.
+        """
+        config = self.accelerator.unwrap_model(self.model).config
+        inputs = dict(inputs)
+        noise, scores = inputs.pop("noise", None), inputs.pop("importance_scores", None)
+        if self.video_tokenizer is not None and (scores is None or "target_codes" not in inputs):
+            tokens = self.video_tokenizer.encode(self._tokenizer_view(inputs["pixel_values_videos"]))
+            scores = tokens.importance_scores if scores is None else scores
+            inputs.setdefault("target_codes", tokens.codes)
+        if config.target_type == "pixels":
+            inputs.pop("target_codes", None)
+        elif "target_codes" not in inputs:
+            raise ValueError(
+                "Got a batch without target_codes and no video_tokenizer, expected one of them for target_type='codes': pass "
+                "video_tokenizer=FSQMagViTModel.from_pretrained(...) or train on cached targets."
+            )
+        if scores is not None and "bool_decoded_pos" not in inputs:
+            counts = config.decoder_token_counts(scores.shape[1])
+            inputs["bool_decoded_pos"] = adaptive_decoder_mask(scores, *counts, noise=noise)
+        return inputs
+
+    def _tokenizer_view(self, clips: torch.Tensor) -> torch.Tensor:
+        """The same clip as the tokenizer knows it: in [0, 1], with its own pixels per token."""
+        processor = self.processing_class
+        if processor.do_normalize:
+            shape = (1, 1, -1, 1, 1)
+            mean = torch.tensor(processor.image_mean, device=clips.device, dtype=clips.dtype).view(shape)
+            std = torch.tensor(processor.image_std, device=clips.device, dtype=clips.dtype).view(shape)
+            clips = clips * std + mean
+        patch_size = self.accelerator.unwrap_model(self.model).config.patch_size
+        scale = self.video_tokenizer.config.patch_size / patch_size
+        if scale == 1:
+            return clips.clamp(0, 1)
+        size = [round(side * scale) for side in clips.shape[-2:]]
+        frames = nn.functional.interpolate(clips.flatten(0, 1), size=size, mode="bilinear", antialias=True)
+        return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
+
+
+class LVMAEClassificationTrainer(_GroupedLearningRates):
+    """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
+
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise.
+    """
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("compute_metrics", topk_accuracy)
+        super().__init__(*args, **kwargs)
+
+    def learning_rate_of(self, name: str) -> float:
+        depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
+        match = re.search(r"encoder\.layers\.(\d+)\.", name)
+        layer = int(match.group(1)) + 1 if match else 0 if ".embeddings." in name else depth + 1
+        return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
+
+
+def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
+    """Shares of clips whose class is among the k highest logits (B, classes): `accuracy`, `top5_accuracy`."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    ranked = np.argsort(-logits, axis=-1, kind="stable")
+    hits = ranked == np.asarray(prediction.label_ids)[:, None]
+    return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in ks}
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """Train, going on from the newest checkpoint in the output folder if there is one; save model, processor and metrics.
+
+    Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model.
+    """
+    args = trainer.args
+    checkpoint = args.resume_from_checkpoint or (
+        get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    )
+    if checkpoint:
+        logger.warning(f"Going on from {checkpoint}. To start anew, give another --output_dir.")
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
+__all__ = ["FSQMagViTTrainer", "LVMAEClassificationTrainer", "LVMAEPreTrainer"]

@@ -1,0 +1,138 @@
+"""Arguments of the three trainers and of the data that their scripts read."""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import PreTrainedConfig, TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of weights to start from; without it, a new model."}
+    )
+    config_overrides: str = field(
+        default="{}", metadata={"help": "Fields of the config that differ, as JSON: '{\"image_size\": 64}'."}
+    )
+
+    def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+        """`config_overrides` as a dict; raises ValueError on fields that the config does not have."""
+        overrides = json.loads(self.config_overrides)
+        known = {item.name for item in fields(config_class)}  # type: ignore[arg-type]
+        unknown = sorted(set(overrides) - known)
+        if unknown:
+            raise ValueError(
+                f"Got config_overrides with {unknown}, expected fields of {config_class.__name__}: correct the spelling "
+                f"(it has {sorted(known - {item.name for item in fields(PreTrainedConfig)})})."  # type: ignore[arg-type]
+            )
+        return overrides
+
+
+@dataclass
+class VideoDataArguments:
+    """Which videos, and how clips are taken from them."""
+
+    dataset_name: str = field(
+        metadata={"help": "A folder that `datasets` reads as videofolder, or a dataset id on the Hub."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
+    video_column: str = field(default="video", metadata={"help": "Column of videos."})
+    label_column: str = field(default="label", metadata={"help": "Column of classes (names or ids)."})
+    frame_stride: int | None = field(
+        default=None,
+        metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
+    )
+    min_crop_scale: float = field(
+        default=1.0,
+        metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
+    )
+    horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
+
+    def __post_init__(self):
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(
+                f"Got min_crop_scale={self.min_crop_scale}, expected a share of the area in (0, 1]: give a fraction."
+            )
+        if self.frame_stride is not None and self.frame_stride < 1:
+            raise ValueError(
+                f"Got frame_stride={self.frame_stride}, expected at least 1: leave it out for even sampling."
+            )
+
+
+@dataclass
+class FSQMagViTTrainingArguments(TrainingArguments):
+    """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay."""
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of encoder and decoder."})
+    scorer_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the token scorer; without it, the same as the rest."}
+    )
+    adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
+    )
+
+
+@dataclass
+class LVMAEPreTrainingArguments(TrainingArguments):
+    """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
+
+    base_learning_rate: float | None = field(
+        default=1.5e-4,
+        metadata={"help": "Learning rate at 256 clips a step; learning_rate is set to it x the real batch / 256."},
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Evaluation keeps the loss, not the predictions."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.base_learning_rate is not None:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * batch / 256
+
+
+@dataclass
+class LVMAEClassificationArguments(TrainingArguments):
+    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine."""
+
+    layer_decay: float = field(
+        default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Key of the class ids."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"Got layer_decay={self.layer_decay}, expected a factor in (0, 1]: 1 switches it off.")
+
+
+__all__ = [
+    "FSQMagViTTrainingArguments",
+    "LVMAEClassificationArguments",
+    "LVMAEPreTrainingArguments",
+    "ModelArguments",
+    "VideoDataArguments",
+]

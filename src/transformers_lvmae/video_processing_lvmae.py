@@ -1,0 +1,194 @@
+"""LVMAE video processor: files, arrays or frames to `pixel_values_videos`.
+
+Two decisions differ from transformers' own video processors:
+- A clip with fewer frames than asked for is stretched: its frames repeat evenly. transformers raises.
+- Files are decoded by `video_io.decode_video`: torchcodec where it loads, PyAV elsewhere. transformers has torchcodec only.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import requires_backends
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata, make_batched_metadata
+
+from .image_processing_pil_lvmae import LVMAEProcessingMixin, is_video_source, list_clips
+from .video_io import decode_video
+
+
+SampleIndices = Callable[[VideoMetadata], np.ndarray]
+
+
+class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
+    """Video to `pixel_values_videos` (B, T, C, H, W), float.
+
+    A video is a path, a URL, the bytes of a file, an open file, a `datasets` row (of `Video(decode=False)`, or the decoder
+    of `Video()`), an array (T, C, H, W) or (T, H, W, C), or a list of frames; a batch is a list of videos or an array of
+    rank 5. Pixels are in [0, 255]; with `do_rescale=False`, [0, 1].
+
+    Frames are sampled only with `do_sample_frames=True`, by `num_frames` or `fps`; otherwise every frame is kept. Of a file,
+    only the sampled frames are held in memory.
+
+    Raises:
+        ValueError: wrong rank, unknown channel axis, `image_mean` of another length than the channels, or both
+            `num_frames` and `fps`; a `VideoReadError` names the file that cannot be read.
+        TypeError: something that is no video.
+        ImportError: torchvision is not installed.
+    """
+
+    do_sample_frames = False
+
+    def __init__(self, **kwargs: Unpack[VideosKwargs]) -> None:
+        requires_backends(self, ["vision", "torchvision"])
+        super().__init__(**kwargs)
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:
+        """Preprocess a video or a batch of videos; the keywords override the processor's settings for this call."""
+        # The base class fills both from the settings: a saved fps would then collide with the pipeline's num_frames.
+        if kwargs.get("num_frames") is not None:
+            kwargs.setdefault("fps", None)
+        elif kwargs.get("fps") is not None:
+            kwargs.setdefault("num_frames", None)
+        return super().preprocess(videos, **kwargs)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Choose frames evenly over the whole video: frame `i * total // num_frames` for each i in [0, num_frames).
+
+        This is transformers' own rule, kept for clips shorter than `num_frames` too: their frames repeat, in order and as
+        evenly as can be (10 frames for 16 are 0 0 1 1 2 3 3 4 5 5 6 6 7 8 8 9). With `fps` instead, `num_frames` is the
+        video's duration times `fps`, at least 1. With neither, here or in the settings, every frame is taken.
+
+        Returns:
+            Ascending frame numbers (num_frames,) in [0, metadata.total_num_frames).
+
+        Raises:
+            ValueError: both `num_frames` and `fps`, or `fps` for a video whose own frame rate is unknown.
+        """
+        if num_frames is None and fps is None:
+            num_frames, fps = self.num_frames, self.fps
+        if num_frames is not None and fps is not None:
+            raise ValueError(f"Got num_frames={num_frames} and fps={fps}, expected one of them: leave the other out.")
+        total = metadata.total_num_frames
+        if fps is not None:
+            if not metadata.fps:
+                raise ValueError(
+                    f"Got fps={fps} for a video of unknown frame rate, expected the rate in video_metadata: pass it there, "
+                    "or ask for num_frames."
+                )
+            num_frames = max(1, int(total / metadata.fps * fps))
+        if num_frames is None:
+            num_frames = total
+        return np.arange(num_frames) * total // num_frames
+
+    def fetch_videos(
+        self, video_url_or_urls: Any, sample_indices_fn: SampleIndices | None = None
+    ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple[Any, ...]]:
+        """Decode a video file, or a list of them, keeping only the frames that `sample_indices_fn` chooses (None: all).
+
+        Returns:
+            uint8 frames (T, 3, H, W) and their metadata; for a list, a tuple of each.
+        """
+        if isinstance(video_url_or_urls, (list, tuple)):
+            return list(zip(*[self.fetch_videos(source, sample_indices_fn) for source in video_url_or_urls]))
+        return decode_video(video_url_or_urls, sample_indices_fn or (lambda metadata: range(metadata.total_num_frames)))
+
+    def _decode_and_sample_videos(
+        self,
+        videos: Any,
+        video_metadata: Any = None,
+        do_sample_frames: bool | None = None,
+        sample_indices_fn: SampleIndices | None = None,
+    ) -> tuple[list[Any], list[VideoMetadata]]:
+        clips = list_clips(videos)
+        given = [None] * len(clips) if video_metadata is None else make_batched_metadata(clips, video_metadata)
+        sample = sample_indices_fn if do_sample_frames else None
+        read = [self._read_clip(clip, metadata, sample) for clip, metadata in zip(clips, given)]
+        return [clip for clip, _ in read], [metadata for _, metadata in read]
+
+    def _read_clip(
+        self, clip: Any, metadata: VideoMetadata | None, sample: SampleIndices | None
+    ) -> tuple[Any, VideoMetadata]:
+        """Frames of one clip, still as they came; a file's metadata is the file's own."""
+        if is_video_source(clip):
+            return self.fetch_videos(clip, sample)
+        if not isinstance(clip, (list, np.ndarray, torch.Tensor)):
+            raise TypeError(
+                f"Got a {type(clip).__name__}, expected a path, URL, bytes, a row with 'path' or 'bytes', a video decoder, an "
+                "array or a list of frames: convert it to one of these."
+            )
+        metadata = VideoMetadata(total_num_frames=len(clip)) if metadata is None else replace(metadata)
+        if sample is None:
+            metadata.frames_indices = metadata.frames_indices or list(range(len(clip)))
+            return clip, metadata
+        if metadata.total_num_frames != len(clip):
+            raise ValueError(
+                f"Got a clip of {len(clip)} frames with total_num_frames={metadata.total_num_frames} in its video_metadata, "
+                "expected the same number: correct it, or set do_sample_frames=False if the clip was already sampled."
+            )
+        indices = sample(metadata)
+        metadata.frames_indices = indices.tolist()
+        return [clip[i] for i in indices] if isinstance(clip, list) else clip[indices], metadata
+
+    def _prepare_input_videos(
+        self,
+        videos: list[Any],
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: Any = None,
+    ) -> list[torch.Tensor]:
+        clips = [self._channels_first(video, do_convert_rgb, input_data_format) for video in videos]
+        clips = [self.convert_to_rgb(clip) for clip in clips] if do_convert_rgb else clips
+        return clips if device is None else [clip.to(device) for clip in clips]
+
+    def _channels_first(
+        self, video: Any, do_convert_rgb: bool | None, input_data_format: str | ChannelDimension | None
+    ) -> torch.Tensor:
+        if isinstance(video, list):
+            # PIL converts its own images: only it knows their palette.
+            frames = [
+                self.process_image(
+                    frame,
+                    do_convert_rgb=do_convert_rgb and not isinstance(frame, (np.ndarray, torch.Tensor)),
+                    input_data_format=input_data_format,
+                )
+                for frame in video
+            ]
+            shapes = {tuple(frame.shape) for frame in frames}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"Got frames of shapes {sorted(shapes)} in one clip, expected one shape: resize them first."
+                )
+            return torch.stack(frames)
+        if isinstance(video, np.ndarray):
+            video = torch.from_numpy(np.ascontiguousarray(video))
+        if (input_data_format or self._channel_format(video.shape)) == ChannelDimension.LAST:
+            video = video.permute(0, 3, 1, 2)
+        return video.contiguous()
+
+    def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
+        """Grey (T, 1, H, W) or RGBA (T, 4, H, W), blended onto white, to RGB (T, 3, H, W); others stay as they are."""
+        if video.shape[1] not in (1, 4):
+            return video
+        # The base class's method for video takes the opaque end of the alpha channel for 255 even in [0, 1] floats.
+        return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
+
+    def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        for video in videos:
+            self._check_channels(video.shape[1], kwargs)
+        return self._to_batch(super()._preprocess(videos, **kwargs)["pixel_values_videos"], return_tensors)
+
+
+__all__ = ["LVMAEVideoProcessor"]
