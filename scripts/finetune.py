@@ -9,7 +9,7 @@ runs go on where they were.
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
@@ -19,7 +19,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments
+from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
 
 @dataclass
@@ -33,8 +33,9 @@ class LabelledVideoDataArguments(VideoDataArguments):
 
 
 def main() -> None:
-    parser = HfArgumentParser((FineTuningModelArguments, LabelledVideoDataArguments, LVMAEClassificationArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    model_args, data_args, training_args = parse_arguments(
+        FineTuningModelArguments, LabelledVideoDataArguments, LVMAEClassificationArguments
+    )
     set_seed(training_args.seed)
 
     splits = load_video_dataset(
@@ -80,7 +81,11 @@ def main() -> None:
     train_and_save(trainer)
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
-        metrics = {**trainer.predict(test_clips).metrics, "test_samples": len(test_clips), "test_classes": len(names)}
+        metrics = {
+            **(trainer.predict(test_clips).metrics or {}),
+            "test_samples": len(test_clips),
+            "test_classes": len(names),
+        }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)
 

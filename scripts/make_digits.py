@@ -42,7 +42,7 @@ EVENT_LENGTH = 2  # frames
 EVENT_SPACING = 6  # frames from one event's start to the next one's, at the least
 EVENT_MARGIN = 4  # frames before the first and after the last event
 GLYPH_SCALE = 16  # glyph lookups per pixel of scikit-learn's 8 x 8 images
-VERSION = 1  # part of the set's arguments: raise it when the same arguments draw other pixels
+VERSION = 2  # part of the set's arguments: raise it when the same arguments draw other pixels
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,13 @@ def draw_event_starts(count: int, num_frames: int, rng: np.random.Generator) -> 
 def draw_ground(rng: np.random.Generator, image_size: int, num_frames: int, pan: np.ndarray) -> np.ndarray:
     """Smooth two-coloured texture (T, H, W, 3) in [0, 1] that pans by `pan` (x, y) pixels a frame and wraps around."""
     fine = 4  # texture lookups per pixel, so that slow pans do not jerk
-    frequency = np.hypot(np.fft.fftfreq(image_size)[:, None], np.fft.rfftfreq(image_size)[None])
-    spectrum = np.fft.rfft2(rng.normal(size=(image_size, image_size))) * np.exp(-((frequency / 0.07) ** 2))
-    texture = np.fft.irfft2(spectrum, (image_size * fine, image_size * fine))
+    side = image_size * fine
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) * fine  # cycles per pixel
+    spectrum = np.fft.rfft2(rng.normal(size=(side, side))) * np.exp(-((frequency / 0.07) ** 2))
+    texture = np.fft.irfft2(spectrum, (side, side))
     texture = (texture - texture.min()) / np.ptp(texture)
     columns, rows = (
-        np.rint((np.arange(image_size) - shift) * fine).astype(int) % (image_size * fine)
+        np.rint((np.arange(image_size) - shift) * fine).astype(int) % side
         for shift in (np.arange(num_frames)[:, None] * pan).T[..., None]
     )
     panned = texture.astype(np.float32)[rows[:, :, None], columns[:, None, :]][..., None]
@@ -267,7 +268,7 @@ def observer_ceiling(num_seen: int, num_frames: int = 128, num_clips: int = 3000
     rng = np.random.default_rng(seed)
     counts = np.arange(num_clips) % (MAX_EVENTS + 1)
     lit = np.zeros((num_clips, num_frames), bool)
-    for clip, count in enumerate(counts):
+    for clip, count in enumerate(counts.tolist()):
         lit[clip, (draw_event_starts(count, num_frames, rng)[:, None] + np.arange(EVENT_LENGTH)).ravel()] = True
     seen = np.zeros(num_frames, bool)
     seen[(2 * np.arange(num_seen) + 1) * num_frames // (2 * num_seen)] = True
@@ -307,8 +308,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def write_set(args: argparse.Namespace) -> None:
     settings = {"task": args.task, "image_size": args.image_size, "num_frames": args.num_frames, "seed": args.seed}
     write_videofolder(
         args.output_dir,
@@ -317,6 +317,11 @@ def main(argv: list[str] | None = None) -> None:
         {"set": "digits", "version": VERSION, **settings},
         args.workers,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    write_set(args)
     if args.task != "motion":
         for num_seen in (args.num_frames // 8, args.num_frames // 4, args.num_frames):
             ceiling = observer_ceiling(num_seen, args.num_frames)

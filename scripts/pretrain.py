@@ -9,7 +9,7 @@ predicts pixels, and does not need a tokenizer (it then decodes every hidden tok
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -20,7 +20,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments
+from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
 
 @dataclass
@@ -30,8 +30,9 @@ class PreTrainingModelArguments(ModelArguments):
 
 
 def main() -> None:
-    parser = HfArgumentParser((PreTrainingModelArguments, VideoDataArguments, LVMAEPreTrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    model_args, data_args, training_args = parse_arguments(
+        PreTrainingModelArguments, VideoDataArguments, LVMAEPreTrainingArguments
+    )
     set_seed(training_args.seed)
 
     overrides = model_args.overrides(LVMAEConfig)

@@ -6,7 +6,7 @@ One clip of config.window_size frames is taken from every video in every epoch. 
 a run that was interrupted goes on from its newest checkpoint when started again with the same arguments.
 """
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from transformers_lvmae import (
     FSQMagViTConfig,
@@ -16,12 +16,13 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments
+from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, VideoDataArguments, FSQMagViTTrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    model_args, data_args, training_args = parse_arguments(
+        ModelArguments, VideoDataArguments, FSQMagViTTrainingArguments
+    )
     set_seed(training_args.seed)
 
     overrides = model_args.overrides(FSQMagViTConfig)

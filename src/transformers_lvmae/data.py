@@ -34,7 +34,7 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
 
 
 def load_video_dataset(
-    name: str, config_name: str | None = None, video_column: str = "video", label_column: str | None = None
+    name: str | os.PathLike, config_name: str | None = None, video_column: str = "video", label_column: str | None = None
 ) -> datasets.DatasetDict:
     """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names) or a Hub id.
 
@@ -45,9 +45,9 @@ def load_video_dataset(
         ValueError: a column is missing.
     """
     if os.path.isdir(name):
-        splits = datasets.load_dataset("videofolder", data_dir=name)
+        splits = datasets.load_dataset("videofolder", data_dir=os.fspath(name))
     else:
-        splits = datasets.load_dataset(name, config_name)
+        splits = datasets.load_dataset(os.fspath(name), config_name)
     wanted = [column for column in (video_column, label_column) if column is not None]
     for split, rows in splits.items():
         missing = [column for column in wanted if column not in rows.column_names]
@@ -163,11 +163,12 @@ class VideoClips(Dataset):
 
     def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:
         """Frame numbers of a clip."""
-        spare = metadata.total_num_frames - ((self.num_frames - 1) * self.frame_stride + 1) if self.frame_stride else -1
-        if spare < 0:
-            return np.asarray(self.processor.sample_frames(metadata, num_frames=self.num_frames))
-        start = int(torch.randint(spare + 1, ())) if self.training else spare // 2
-        return start + np.arange(self.num_frames) * self.frame_stride
+        if self.frame_stride is not None:
+            offsets = np.arange(self.num_frames) * self.frame_stride
+            spare = metadata.total_num_frames - 1 - int(offsets[-1])
+            if spare >= 0:
+                return offsets + (int(torch.randint(spare + 1, ())) if self.training else spare // 2)
+        return self.processor.sample_frames(metadata, num_frames=self.num_frames)
 
 
 class MaskedVideoClips(VideoClips):

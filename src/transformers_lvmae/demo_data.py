@@ -110,7 +110,7 @@ def _write_clip(output_dir: Path, draw_scene: DrawScene, clip: tuple[str, int]) 
         unfinished = path.with_name(
             f".{path.name}"
         )  # hidden: load_dataset passes it over; .mp4: the container is chosen by it
-        write_video(unfinished, scene.render())
+        write_video(unfinished, scene.render(), crf=22)
         unfinished.replace(path)
     return {"file_name": path.name, **scene.attributes}
 

@@ -9,6 +9,7 @@ Figure 2 of "Extending Video Masked Autoencoders to 128 frames", left half. Nota
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ class FiniteScalarQuantizer(nn.Module):
     def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
         """The inverse: int64 (...) -> float32 codes (..., len(levels))."""
         levels = torch.tensor(self.levels, device=indices.device)
-        return (indices.unsqueeze(-1) // self._basis(indices.device) % levels) / (levels // 2) - 1
+        return (indices.unsqueeze(-1) // self._basis(indices.device) % levels - levels // 2) / (levels // 2)
 
     def _basis(self, device: torch.device) -> torch.Tensor:
         return torch.tensor([math.prod(self.levels[:number]) for number in range(len(self.levels))], device=device)
@@ -118,6 +119,16 @@ class FSQMagViTResBlock(nn.Module):
         return self.shortcut(hidden_states) + residual
 
 
+class FSQMagViTDownsample(nn.AvgPool3d):
+    """Mean over 2 x 2 cells, and over 2 frames where time halves too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        if hidden_states.device.type == "cpu":  # where torch pools no half precision
+            hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
+        return super().forward(hidden_states).to(dtype)
+
+
 class FSQMagViTUpsample(nn.Module):
     """Nearest neighbour, then a 3x3x3 convolution."""
 
@@ -133,7 +144,7 @@ class FSQMagViTUpsample(nn.Module):
 def res_blocks(config: FSQMagViTConfig, in_channels: int, out_channels: int) -> list[nn.Module]:
     """The residual blocks of one level; the first one changes the width."""
     widths = [in_channels] + [out_channels] * config.num_res_blocks
-    return [FSQMagViTResBlock(config, *pair) for pair in zip(widths, widths[1:])]
+    return [FSQMagViTResBlock(config, *pair) for pair in pairwise(widths)]
 
 
 def output_block(config: FSQMagViTConfig, in_channels: int, conv: nn.Conv3d) -> list[nn.Module]:
@@ -151,7 +162,7 @@ class FSQMagViTEncoder(nn.Module):
         for level, width in enumerate(widths):
             blocks += res_blocks(config, widths[max(level - 1, 0)], width)
             if level < len(widths) - 1:
-                blocks.append(nn.AvgPool3d((1 + config.temporal_downsample[level], 2, 2)))
+                blocks.append(FSQMagViTDownsample((1 + config.temporal_downsample[level], 2, 2)))
         blocks += res_blocks(config, widths[-1], widths[-1])
         blocks += output_block(config, widths[-1], nn.Conv3d(widths[-1], len(config.levels), kernel_size=1))
         self.blocks = nn.Sequential(*blocks)
@@ -237,7 +248,7 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
     config: FSQMagViTConfig
     base_model_prefix = "fsq_magvit"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     supports_gradient_checkpointing = False
     _no_split_modules = ["FSQMagViTResBlock"]
     # There is no attention: every implementation that a parent asks for is fine.

@@ -314,7 +314,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     config: LVMAEConfig
     base_model_prefix = "lvmae"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["LVMAEEmbeddings", "LVMAELayer"]
     _input_embed_layer = "patch_embeddings"
@@ -416,6 +416,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             bool_masked_pos = random_tube_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
         if bool_decoded_pos is None:
             bool_decoded_pos = bool_masked_pos
+        check_mask(bool_masked_pos, "bool_masked_pos", batch_size, grid_size)
         check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
         self._check_targets(target_codes, bool_decoded_pos)
 
@@ -464,9 +465,13 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return pixels.flatten(2)
 
     def forward_loss(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """Squared error (paper eq. 1 and 2), mean over channels, then over the decoded tokens that are `masked` (B, K)."""
+        """Squared error (paper eq. 1 and 2): mean over channels, over a clip's decoded tokens that are `masked` (B, K), over clips.
+
+        Every clip counts alike, however many of its decoded tokens are hidden: accumulated small batches and several processes
+        then give the gradient of one large batch.
+        """
         error = (logits.float() - targets.float()).square().mean(dim=-1)
-        return (error * masked).sum() / masked.sum()
+        return ((error * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
 
 
 class LVMAEClassAttention(nn.Module):
@@ -501,11 +506,11 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.lvmae = LVMAEModel(config)
         self.pooler = LVMAEClassAttention(config) if config.pooling == "class_attention" else LVMAEMeanPooling()
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple

@@ -10,23 +10,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, logging
+from transformers import EvalPrediction, Trainer, TrainerCallback, logging
 from transformers.trainer_utils import get_last_checkpoint
 
 from .masking import adaptive_decoder_mask
+from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
 
 
 logger = logging.get_logger(__name__)
 
 
-class _GroupedLearningRates(Trainer):
-    """A Trainer whose parameters may learn at different rates."""
+class _TellEpoch(TrainerCallback):
+    """Tells the training set its epoch. accelerate does so only on one process and at an epoch's start, not after a resume."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
+class _VideoTrainer(Trainer):
+    """What the three share: the training set knows its epoch, and parameters may learn at different rates."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_TellEpoch())
 
     def learning_rate_of(self, name: str) -> float:
         """Peak learning rate of the parameter called `name`."""
         return self.args.learning_rate
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         model = self.model if model is None else model
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -49,12 +62,14 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
     return -10 * error.clamp(min=1e-10).log10()
 
 
-class FSQMagViTTrainer(_GroupedLearningRates):
+class FSQMagViTTrainer(_VideoTrainer):
     """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`).
 
     `evaluate()` reports, besides the loss at `config.keep_ratio`, three PSNRs in dB: of all tokens (`psnr`), of the kept ones
     (`psnr_kept`), and of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat.
     """
+
+    args: FSQMagViTTrainingArguments
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", self._mean_metrics)
@@ -96,10 +111,10 @@ class FSQMagViTTrainer(_GroupedLearningRates):
     @staticmethod
     def _mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
         names = ("psnr", "psnr_kept", "psnr_first_frame")
-        return dict(zip(names, prediction.predictions.mean(axis=0).tolist()))
+        return dict(zip(names, np.mean(prediction.predictions, axis=0).tolist()))
 
 
-class LVMAEPreTrainer(Trainer):
+class LVMAEPreTrainer(_VideoTrainer):
     """Pre-trains [`LVMAEForPreTraining`] with a masked decoder (`LVMAEPreTrainingArguments`).
 
     The frozen tokenizer belongs to the trainer, not to the model: it is in no checkpoint, no optimizer and no DDP wrapper. A
@@ -116,7 +131,9 @@ class LVMAEPreTrainer(Trainer):
         ValueError: tokenizer and model differ in token grid or levels, or no source of targets is left.
     """
 
-    def __init__(self, *args, video_tokenizer: nn.Module | None = None, **kwargs):
+    processing_class: Any
+
+    def __init__(self, *args, video_tokenizer: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.video_tokenizer = video_tokenizer
         if video_tokenizer is not None:
@@ -157,7 +174,7 @@ class LVMAEPreTrainer(Trainer):
         inputs = dict(inputs)
         noise, scores = inputs.pop("noise", None), inputs.pop("importance_scores", None)
         if self.video_tokenizer is not None and (scores is None or "target_codes" not in inputs):
-            tokens = self.video_tokenizer.encode(self._tokenizer_view(inputs["pixel_values_videos"]))
+            tokens = self.video_tokenizer.encode(self.tokenizer_view(inputs["pixel_values_videos"]))
             scores = tokens.importance_scores if scores is None else scores
             inputs.setdefault("target_codes", tokens.codes)
         if config.target_type == "pixels":
@@ -168,11 +185,11 @@ class LVMAEPreTrainer(Trainer):
                 "video_tokenizer=FSQMagViTModel.from_pretrained(...) or train on cached targets."
             )
         if scores is not None and "bool_decoded_pos" not in inputs:
-            counts = config.decoder_token_counts(scores.shape[1])
-            inputs["bool_decoded_pos"] = adaptive_decoder_mask(scores, *counts, noise=noise)
+            num_important, num_random = config.decoder_token_counts(scores.shape[1])
+            inputs["bool_decoded_pos"] = adaptive_decoder_mask(scores, num_important, num_random, noise)
         return inputs
 
-    def _tokenizer_view(self, clips: torch.Tensor) -> torch.Tensor:
+    def tokenizer_view(self, clips: torch.Tensor) -> torch.Tensor:
         """The same clip as the tokenizer knows it: in [0, 1], with its own pixels per token."""
         processor = self.processing_class
         if processor.do_normalize:
@@ -189,11 +206,13 @@ class LVMAEPreTrainer(Trainer):
         return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
 
 
-class LVMAEClassificationTrainer(_GroupedLearningRates):
+class LVMAEClassificationTrainer(_VideoTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
     `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise.
     """
+
+    args: LVMAEClassificationArguments
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", topk_accuracy)
@@ -219,10 +238,9 @@ def train_and_save(trainer: Trainer) -> None:
 
     Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model.
     """
-    args = trainer.args
-    checkpoint = args.resume_from_checkpoint or (
-        get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    )
+    output_dir = str(trainer.args.output_dir)
+    newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    checkpoint = trainer.args.resume_from_checkpoint or newest
     if checkpoint:
         logger.warning(f"Going on from {checkpoint}. To start anew, give another --output_dir.")
     result = trainer.train(resume_from_checkpoint=checkpoint)

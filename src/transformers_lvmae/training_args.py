@@ -4,7 +4,12 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
+
+
+def parse_arguments(*dataclass_types: type) -> tuple[Any, ...]:
+    """The command line as one instance of each dataclass; a misspelt option ends the script with its name."""
+    return HfArgumentParser(dataclass_types).parse_args_into_dataclasses()  # type: ignore[arg-type]
 
 
 @dataclass
@@ -21,12 +26,12 @@ class ModelArguments:
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         """`config_overrides` as a dict; raises ValueError on fields that the config does not have."""
         overrides = json.loads(self.config_overrides)
-        known = {item.name for item in fields(config_class)}  # type: ignore[arg-type]
+        known = {item.name for item in fields(config_class)}
         unknown = sorted(set(overrides) - known)
         if unknown:
             raise ValueError(
                 f"Got config_overrides with {unknown}, expected fields of {config_class.__name__}: correct the spelling "
-                f"(it has {sorted(known - {item.name for item in fields(PreTrainedConfig)})})."  # type: ignore[arg-type]
+                f"(it has {sorted(known - {item.name for item in fields(PreTrainedConfig)})})."
             )
         return overrides
 

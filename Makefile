@@ -1,0 +1,23 @@
+# Everything runs in .venv, which `make install` builds once. PYTHON chooses the interpreter that it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test quality
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --editable '.[dev]'
+	touch $@
+
+quickstart: install  ## tokenizer, pre-training, fine-tuning and a classified clip, on generated videos
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/runs/quickstart.sh
+
+test: install  ## the fast tests
+	$(BIN)/pytest
+
+quality: install  ## lint, format and types
+	$(BIN)/ruff check src scripts tests
+	$(BIN)/ruff format --check src scripts tests
+	$(BIN)/mypy

@@ -1,0 +1,115 @@
+"""Sum up a run of the three stages: a table of results, pictures of held-back clips, and the pipeline's answer to one of them.
+
+    python scripts/report.py RUN_DIR DATA_DIR
+
+RUN_DIR holds what train_tokenizer.py, pretrain.py and finetune.py wrote to `tokenizer`, `pretrain` and `finetune`; DATA_DIR is the
+folder of videos that they were trained on. Pictures go to RUN_DIR/pictures, the table to RUN_DIR/report.md.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from transformers import default_data_collator, pipeline
+
+from transformers_lvmae import (
+    FSQMagViTModel,
+    LVMAEForPreTraining,
+    LVMAEPreTrainer,
+    LVMAEPreTrainingArguments,
+    LVMAEVideoProcessor,
+)
+from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
+from transformers_lvmae.visualization import save_rows, show_kept, show_scores, to_frames
+
+
+def results_table(run: Path) -> str:
+    """The run's figures as a Markdown table."""
+    tokenizer = json.loads((run / "tokenizer" / "eval_results.json").read_text())
+    losses = [
+        entry["loss"]
+        for entry in json.loads((run / "pretrain" / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    ]
+    test = json.loads((run / "finetune" / "test_results.json").read_text())
+    chance, clips = 1 / test["test_classes"], test["test_samples"]
+    error = math.sqrt(chance * (1 - chance) / clips)
+    rows = [
+        ("tokenizer: PSNR, all tokens", f"{tokenizer['eval_psnr']:.2f} dB"),
+        ("tokenizer: PSNR, most important tokens alone", f"{tokenizer['eval_psnr_kept']:.2f} dB"),
+        ("copying the first frame of each window: PSNR", f"{tokenizer['eval_psnr_first_frame']:.2f} dB"),
+        ("pre-training: first loss", f"{losses[0]:.4f}"),
+        ("pre-training: last loss", f"{losses[-1]:.4f}"),
+        (f"classifier: accuracy on {clips} test clips", f"{test['test_accuracy']:.3f}"),
+        ("chance", f"{chance:.3f}"),
+        ("accuracy above chance, in standard errors of chance", f"{(test['test_accuracy'] - chance) / error:.1f}"),
+    ]
+    return "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+@torch.no_grad()
+def draw_clip(
+    model: LVMAEForPreTraining, trainer: LVMAEPreTrainer, item: dict[str, torch.Tensor], path: Path, title: str
+) -> None:
+    """One picture of a clip: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
+    tokenizer = trainer.video_tokenizer
+    batch = default_data_collator([item])
+    pixels = trainer.tokenizer_view(batch["pixel_values_videos"])
+    tokens = tokenizer.encode(pixels)
+    output = model(**trainer.add_targets(batch))
+    grid = tuple(tokens.latents.shape[1:4])
+    # The decoder predicts codes at its own positions only; 0, the code of a dropped token, stands everywhere else.
+    predicted = torch.zeros_like(tokens.codes)
+    predicted[output.bool_decoded_pos] = output.logits.flatten(0, 1).float()
+    frames = to_frames(pixels[0])
+    rows = {
+        "video": frames,
+        "tokenizer,\nall tokens": to_frames(tokenizer.decode(tokens.codes, grid)[0]),
+        "importance": show_scores(frames, tokens.importance_scores[0], grid),
+        "seen by\nthe encoder": show_kept(frames, ~output.bool_masked_pos[0], grid),
+        "reconstructed by\nthe decoder": show_kept(frames, output.bool_decoded_pos[0], grid),
+        "predicted codes,\ndecoded": to_frames(tokenizer.decode(predicted, grid)[0]),
+    }
+    last = len(frames) - 1
+    save_rows(path, rows, [round(number * last / 9) for number in range(10)], title)
+
+
+def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
+    """Pictures of the first test clips."""
+    tokenizer = FSQMagViTModel.from_pretrained(run / "tokenizer")
+    model = LVMAEForPreTraining.from_pretrained(run / "pretrain").eval()
+    processor = LVMAEVideoProcessor.from_pretrained(run / "pretrain")
+    arguments = LVMAEPreTrainingArguments(output_dir=str(run / "pretrain"), report_to="none")
+    trainer = LVMAEPreTrainer(model, arguments, processing_class=processor, video_tokenizer=tokenizer)
+    rows = select_split(load_video_dataset(data), "test", num_clips)
+    config = model.config
+    clips = MaskedVideoClips(
+        rows, processor, config.num_frames, grid_size=config.grid_size, mask_ratio=config.mask_ratio
+    )
+    folder = run / "pictures"
+    folder.mkdir(exist_ok=True)
+    for number, row in enumerate(rows):
+        draw_clip(model, trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder with tokenizer, pretrain and finetune")
+    parser.add_argument("data", help="folder of videos with a test split")
+    parser.add_argument("--num_pictures", type=int, default=4)
+    args = parser.parse_args()
+    folder = draw_pictures(args.run, args.data, args.num_pictures)
+    row = select_split(load_video_dataset(args.data), "test")[0]
+    answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
+    table = results_table(args.run)
+    (args.run / "report.md").write_text(table + "\n")
+    print(f"\n{row['video']['path']} is {row['label']}; the pipeline says")
+    print(*(f"  {answer['label']} {answer['score']:.3f}" for answer in answers), sep="\n")
+    print(f"\n{table}\n\nPictures: {folder}")
+
+
+if __name__ == "__main__":
+    main()

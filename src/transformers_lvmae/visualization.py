@@ -1,0 +1,60 @@
+"""Pictures of what the models see and do: a row of frames for each thing, a column for each moment."""
+
+import os
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+
+Frames = np.ndarray  # (T, H, W, 3), float in [0, 1]
+
+
+def to_frames(clip: torch.Tensor, mean: list[float] | None = None, std: list[float] | None = None) -> Frames:
+    """A clip (T, C, H, W) as frames; `mean` and `std` undo the processor's normalisation."""
+    if mean is not None and std is not None:
+        clip = clip * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    return clip.detach().float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def spread_tokens(tokens: torch.Tensor, grid_size: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """One value per token (N,) to one per pixel (T, H, W): every pixel shows its token's."""
+    values = tokens.detach().cpu().float().numpy().reshape(grid_size)
+    for axis in range(3):
+        values = values.repeat(-(-shape[axis] // grid_size[axis]), axis=axis)
+    return values[: shape[0], : shape[1], : shape[2]]
+
+
+def show_kept(frames: Frames, kept: torch.Tensor, grid_size: tuple[int, int, int]) -> Frames:
+    """Frames with the tokens that are not `kept` (N,) darkened."""
+    brightness = 0.15 + 0.85 * spread_tokens(kept, grid_size, frames.shape)
+    return frames * brightness[..., None]
+
+
+def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int, int]) -> Frames:
+    """Scores (N,) as a heat map over grey frames, from the clip's lowest (dark) to its highest (yellow)."""
+    scores = scores.detach().float()
+    scaled = (scores - scores.min()) / (scores.max() - scores.min() + 1e-12)
+    heat = matplotlib.colormaps["inferno"](spread_tokens(scaled, grid_size, frames.shape))[..., :3]
+    return 0.25 * frames.mean(axis=-1, keepdims=True) + 0.75 * heat
+
+
+def save_rows(path: str | os.PathLike, rows: dict[str, Frames], moments: list[int], title: str = "") -> None:
+    """Write a PNG: one labelled row for each clip in `rows` (any sizes), one column for each frame number."""
+    height = max(frames.shape[1] / frames.shape[2] for frames in rows.values())
+    figure = Figure(figsize=(1.2 * len(moments) + 2.2, 1.25 * height * len(rows) + 0.5), dpi=110)
+    axes = figure.subplots(len(rows), len(moments), squeeze=False)
+    for row, (label, frames) in zip(axes, rows.items()):
+        for axis, moment in zip(row, moments):
+            axis.imshow(frames[moment].clip(0, 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, moment in zip(axes[0], moments):
+        axis.set_title(f"frame {moment}", fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path)
+
+
+__all__ = ["save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]

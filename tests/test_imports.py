@@ -1,0 +1,89 @@
+"""The walls between modules, and the names that users may rely on."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import transformers_lvmae
+
+
+SOURCE = Path(transformers_lvmae.__file__).parent
+ALLOWED = {
+    "configuration_fsq_magvit": set(),
+    "configuration_lvmae": set(),
+    "data": {"masking", "video_io", "video_processing_lvmae"},
+    "demo_data": {"video_io"},
+    "image_processing_lvmae": {"image_processing_pil_lvmae"},
+    "image_processing_pil_lvmae": set(),
+    "masking": set(),
+    "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
+    "modeling_lvmae": {"configuration_lvmae", "masking"},
+    "trainer": {"masking", "training_args"},
+    "training_args": set(),
+    "video_io": set(),
+    "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
+    "visualization": set(),
+}
+PUBLIC = {
+    "FSQMagViTConfig",
+    "FSQMagViTModel",
+    "FSQMagViTTrainer",
+    "FSQMagViTTrainingArguments",
+    "LVMAEClassificationArguments",
+    "LVMAEClassificationTrainer",
+    "LVMAEConfig",
+    "LVMAEForPreTraining",
+    "LVMAEForVideoClassification",
+    "LVMAEImageProcessor",
+    "LVMAEImageProcessorPil",
+    "LVMAEModel",
+    "LVMAEPreTrainer",
+    "LVMAEPreTrainingArguments",
+    "LVMAEVideoProcessor",
+}
+
+
+def imported_modules(path: Path) -> tuple[set[str], set[str]]:
+    """The package's own modules that a file imports, and the top-level names of all others."""
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            # `from .module import name` is the one form that transformers copies for remote code.
+            assert node.level == 1, f"{path.name}: relative imports must be of the form `from .module import name`"
+            assert node.module, f"{path.name}: `from . import name` is not followed by remote code"
+            inside.add(node.module.split(".")[0])
+    return inside, outside
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_imports_only_what_its_wall_lets_through(path):
+    inside, outside = imported_modules(path)
+    assert "transformers_lvmae" not in outside
+    if path.stem != "__init__":
+        assert inside <= ALLOWED[path.stem]
+    if path.stem.startswith("configuration_"):
+        assert not {"torch", "torchvision", "numpy"} & outside
+    if path.stem == "trainer":
+        assert "peft" not in outside
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE.parents[1] / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_do_not_import_each_other(path):
+    _, outside = imported_modules(path)
+    assert not outside & {other.stem for other in path.parent.glob("*.py")}
+
+
+def test_public_names_are_these_and_all_can_be_imported():
+    assert set(transformers_lvmae.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(transformers_lvmae, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        transformers_lvmae.Nothing  # noqa: B018

@@ -1,0 +1,480 @@
+"""The adaptive tokenizer: quantiser, windows, scores, masks."""
+
+import math
+
+import pytest
+import torch
+from conftest import initialise_again, tiny_tokenizer_config
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoConfig, AutoModel
+from vector_quantize_pytorch import FSQ
+
+from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+from transformers_lvmae.masking import topk_mask
+from transformers_lvmae.modeling_fsq_magvit import (
+    FiniteScalarQuantizer,
+    FSQMagViTTokenScorer,
+    depth_to_space,
+    pad_last,
+    space_to_depth,
+)
+
+
+EVEN, ODD, MIXED = (8, 8, 8, 8, 8, 8), (5, 7, 3), (8, 6, 5, 4, 7)
+every_levels = pytest.mark.parametrize("levels", [EVEN, ODD, MIXED], ids=["even", "odd", "mixed"])
+# A floor under the root keeps its gradient finite: nothing that stands still scores lower.
+STILL = math.sqrt(1e-6)
+
+
+def build(**overrides) -> FSQMagViTModel:
+    """A tokenizer in eval mode whose biases and norms are not at their trivial start."""
+    model = FSQMagViTModel(tiny_tokenizer_config(**overrides))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.encoder.blocks[-1].weight.mul_(5)  # codes of all levels, not of the middle ones only
+    return model.eval()
+
+
+def random_clip(num_frames: int = 8, rows: int = 2, size: int = 16) -> torch.Tensor:
+    return torch.rand(rows, num_frames, 3, size, size)
+
+
+@torch.no_grad()
+def encode(model, clip):
+    return model.encode(clip)
+
+
+@torch.no_grad()
+def forward(model, clip, **kwargs):
+    return model(clip, **kwargs)
+
+
+# Finite scalar quantisation
+
+
+@every_levels
+def test_codes_indices_and_gradients_are_vector_quantize_pytorchs(levels):
+    latents = (3 * torch.randn(4, 500, len(levels))).requires_grad_()
+    ours, theirs = FiniteScalarQuantizer(levels), FSQ(list(levels))
+    codes = ours(latents)
+    expected, indices = theirs(latents)
+    assert torch.equal(ours.codes_to_indices(codes), indices.long())
+    # Theirs rounds as z + (round(z) - z), one unit in the last place from the code itself; both code books are the same.
+    torch.testing.assert_close(codes, expected, atol=1e-6, rtol=0)
+    everything = torch.arange(math.prod(levels))
+    torch.testing.assert_close(
+        ours.indices_to_codes(everything), theirs.indices_to_codes(everything), atol=1e-6, rtol=0
+    )
+    weights = torch.randn_like(codes)
+    (gradient,) = torch.autograd.grad(codes, latents, weights)
+    (expected_gradient,) = torch.autograd.grad(expected, latents, weights)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@every_levels
+def test_zero_is_the_code_zero(levels):
+    quantizer = FiniteScalarQuantizer(levels)
+    codes = quantizer(torch.zeros(1, len(levels)))
+    assert torch.equal(codes, torch.zeros(1, len(levels)))
+    middle = sum(level // 2 * math.prod(levels[:number]) for number, level in enumerate(levels))
+    assert quantizer.codes_to_indices(codes).item() == middle
+
+
+@every_levels
+def test_every_index_is_one_code_and_back(levels):
+    quantizer = FiniteScalarQuantizer(levels)
+    indices = torch.arange(math.prod(levels))
+    codes = quantizer.indices_to_codes(indices)
+    assert torch.equal(quantizer.codes_to_indices(codes), indices)
+    quantised = quantizer(3 * torch.randn(1000, len(levels)))
+    assert torch.equal(quantizer.indices_to_codes(quantizer.codes_to_indices(quantised)), quantised)
+
+
+@every_levels
+def test_the_largest_latents_take_the_outermost_codes(levels):
+    codes = FiniteScalarQuantizer(levels)(torch.tensor([[-1e6], [1e6]]).expand(2, len(levels)))
+    assert codes[0].tolist() == [-1.0] * len(levels)
+    torch.testing.assert_close(codes[1], torch.tensor([(level - 1) // 2 / (level // 2) for level in levels]))
+
+
+def test_the_gradient_is_that_of_the_bound_values():
+    quantizer = FiniteScalarQuantizer(MIXED)
+    latents = torch.randn(10, len(MIXED), requires_grad=True)
+    (gradient,) = torch.autograd.grad(quantizer(latents).sum(), latents)
+    (expected,) = torch.autograd.grad((quantizer.bound(latents) / torch.tensor([4, 3, 2, 2, 3])).sum(), latents)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.gt(0).all()
+
+
+def test_quantising_stays_in_float32():
+    quantizer, latents = FiniteScalarQuantizer(EVEN), torch.randn(100, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(latents), quantizer(latents.clone()))
+        inside = quantizer(latents)
+    assert torch.equal(inside, quantizer(latents))
+    assert torch.equal(quantizer(latents.bfloat16()), quantizer(latents.bfloat16().float()))
+
+
+# Windows
+
+
+def test_default_grid_is_that_of_the_vit():
+    config = FSQMagViTConfig()
+    assert (config.tubelet_size, config.patch_size) == (2, 8)
+    assert config.grid_size == (64, 14, 14)
+    assert config.codebook_size == 2**18
+    stem = FSQMagViTConfig(stem_patch_size=(2, 2, 2), temporal_downsample=(False,), channel_multipliers=(1, 2))
+    assert (stem.tubelet_size, stem.patch_size, stem.grid_size) == (2, 4, (64, 28, 28))
+
+
+def test_128_frames_are_tokenised_as_each_window_alone():
+    model = build(window_size=16, num_frames=128, first_slot_score="copy_next")
+    clip = random_clip(128)
+    whole = encode(model, clip)
+    assert whole.latents.shape[1:4] == model.config.grid_size == (64, 4, 4)
+    windows = [encode(model, window) for window in clip.split(16, dim=1)]
+    for name in ("codes", "code_indices", "importance_scores"):
+        assert torch.equal(whole[name], torch.cat([window[name] for window in windows], dim=1)), name
+    assert torch.equal(whole.latents, torch.cat([window.latents for window in windows], dim=1))
+    assert torch.equal(whole.codes, model.quantizer(whole.latents).flatten(1, 3))
+
+
+def test_scores_of_windows_are_those_of_the_whole_clip_at_once():
+    model = build(window_size=16, num_frames=128)
+    clip = random_clip(128)
+    with torch.no_grad():
+        features = model.scorer(clip.transpose(1, 2))
+    expected = torch.stack([(features[:, :, t] - features[:, :, t - 1]).square().sum(dim=1) for t in range(1, 64)], 1)
+    expected = (expected + 1e-6).sqrt()
+    expected = torch.cat([expected[:, :1], expected], dim=1).flatten(1)
+    torch.testing.assert_close(encode(model, clip).importance_scores, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33])
+@pytest.mark.parametrize("first_slot_score", ["previous_window", "copy_next"])
+def test_any_length_is_the_clip_held_at_its_last_frame(length, first_slot_score):
+    model = build(window_size=16, first_slot_score=first_slot_score)
+    clip = random_clip(length)
+    held = torch.cat([clip, clip[:, -1:].expand(-1, -length % 16, -1, -1, -1)], dim=1)
+    outputs, expected = encode(model, clip), encode(model, held)
+    tokens = math.ceil(length / 2) * 16
+    assert outputs.codes.shape[1] == tokens
+    for name in ("codes", "code_indices", "importance_scores"):
+        assert torch.equal(outputs[name], expected[name][:, :tokens]), name
+    reconstructed, expected = forward(model, clip), forward(model, held)
+    assert torch.equal(reconstructed.reconstruction, expected.reconstruction[:, :length])
+    assert torch.equal(reconstructed.bool_kept_pos, expected.bool_kept_pos[:, :tokens])
+    with torch.no_grad():
+        decoded = model.decode(outputs.codes)
+    assert decoded.shape == (2, 2 * math.ceil(length / 2), 3, 16, 16)
+    if length % 16 == 0:
+        torch.testing.assert_close(decoded, forward(model, clip, keep_ratio=1.0).reconstruction)
+
+
+def test_padding_repeats_the_last_entry():
+    assert pad_last(torch.tensor([[1, 2, 3]]), 4, dim=1).tolist() == [[1, 2, 3, 3]]
+    assert pad_last(torch.tensor([[1], [2], [5]]), 5, dim=0).tolist() == [[1], [2], [5], [5], [5]]
+    whole = torch.arange(4)
+    assert pad_last(whole, 2, dim=0) is whole
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"stem_patch_size": (1, 2, 2), "temporal_downsample": (True,), "channel_multipliers": (1, 2)},
+        {"stem_patch_size": (2, 1, 1), "temporal_downsample": (False, False)},
+        {"temporal_downsample": (True, True)},
+        {"window_size": 8},
+    ],
+)
+def test_encode_then_decode_is_forward_without_a_mask(overrides):
+    model = build(**overrides)
+    clip = random_clip(16)
+    outputs = forward(model, clip, keep_ratio=1.0)
+    encoded = encode(model, clip)
+    assert torch.equal(outputs.code_indices, encoded.code_indices)
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(encoded.codes), outputs.reconstruction)
+    torch.testing.assert_close(outputs.loss, (outputs.reconstruction - clip).square().mean())
+    assert outputs.bool_kept_pos.all()
+
+
+def test_other_sizes_decode_with_their_own_grid():
+    model = build()
+    clip = torch.rand(2, 8, 3, 8, 24)
+    with torch.no_grad():
+        decoded = model.decode(encode(model, clip).codes, grid_size=(4, 2, 6))
+    torch.testing.assert_close(decoded, forward(model, clip, keep_ratio=1.0).reconstruction)
+
+
+def test_space_to_depth_moves_each_patch_into_channels_and_back():
+    clip, patch = torch.randn(2, 3, 4, 6, 8), (2, 3, 4)
+    folded = space_to_depth(clip, patch)
+    cell = clip[1, :, 2:4, 3:6, 4:8]
+    assert torch.equal(folded[1, :, 1, 1, 1], cell.flatten())
+    assert torch.equal(depth_to_space(folded, patch), clip)
+
+
+# Importance
+
+
+@pytest.mark.parametrize("first_slot_score", ["previous_window", "copy_next"])
+def test_a_still_clip_scores_the_same_everywhere(first_slot_score):
+    model = build(first_slot_score=first_slot_score)
+    clip = random_clip(1).expand(-1, 16, -1, -1, -1)
+    scores = encode(model, clip).importance_scores
+    torch.testing.assert_close(scores, torch.full_like(scores, STILL), atol=1e-5, rtol=0)
+
+
+def test_a_steady_pan_shows_no_seam_between_windows():
+    """A texture with a period of two tokens that moves by one token a slot: every slot differs alike from the one before."""
+    texture = torch.rand(1, 3, 16, 8).repeat(1, 1, 1, 2)
+    clip = torch.stack([texture.roll(2 * frame, dims=-1) for frame in range(16)], dim=1)
+    scores = encode(build(), clip).importance_scores.view(8, 16)
+    torch.testing.assert_close(scores, scores[:1].expand(8, -1), atol=1e-6, rtol=1e-5)
+    assert scores.min() > 10 * STILL
+
+
+def test_what_moves_scores_highest_and_what_stands_still_lowest():
+    model = build()
+    clip = random_clip(1, size=32).repeat(1, 8, 1, 1, 1)
+    clip[:, 4:, :, 8:12, 20:24] = 1 - clip[:, 4:, :, 8:12, 20:24]  # the token (2, 5) changes from slot 1 to slot 2
+    scores = encode(model, clip).importance_scores.view(2, 4, 8, 8)
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    near = ((rows - 2).abs() <= 1) & ((columns - 5).abs() <= 1)
+    for clip_scores in scores:
+        torch.testing.assert_close(clip_scores[[0, 1, 3]], torch.full((3, 8, 8), STILL), atol=1e-5, rtol=0)
+        torch.testing.assert_close(clip_scores[2][~near], torch.full((55,), STILL), atol=1e-5, rtol=0)
+        assert near.flatten()[clip_scores[2].argmax()]
+        assert clip_scores[2, 2, 5] > 10 * STILL
+
+
+def test_distances_are_euclidean_and_the_first_slot_has_its_rule():
+    features, previous = torch.randn(2, 5, 3, 2, 2), torch.randn(2, 5, 1, 2, 2)
+
+    def distance(a, b):
+        return (torch.linalg.vector_norm(a - b, dim=1).square() + 1e-6).sqrt()
+
+    after = [distance(features[:, :, t], features[:, :, t - 1]) for t in (1, 2)]
+    distances = FSQMagViTTokenScorer.distances
+    torch.testing.assert_close(distances(features), torch.stack([after[0], *after], dim=1))
+    with_previous = torch.stack([distance(features[:, :, 0], previous[:, :, 0]), *after], dim=1)
+    torch.testing.assert_close(distances(features, previous), with_previous)
+    assert torch.equal(distances(features[:, :, :1]), torch.zeros(2, 1, 2, 2))
+    still = torch.zeros(1, 5, 2, 1, 1, requires_grad=True)
+    distances(still).sum().backward()
+    assert torch.equal(still.grad, torch.zeros_like(still))
+
+
+# Masks
+
+
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.375, 0.9])
+def test_dropped_tokens_are_zero_before_quantisation(keep_ratio):
+    model = build()
+    clip = random_clip(8)
+    outputs, encoded = forward(model, clip, keep_ratio=keep_ratio), encode(model, clip)
+    kept = outputs.bool_kept_pos
+    zero = model.quantizer.codes_to_indices(torch.zeros(3))
+    assert torch.equal(outputs.code_indices, torch.where(kept, encoded.code_indices, zero))
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(encoded.codes * kept.unsqueeze(-1)), outputs.reconstruction)
+    # The reconstruction does depend on what was dropped.
+    assert (outputs.reconstruction - forward(model, clip, keep_ratio=1.0).reconstruction).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("still", [False, True], ids=["scores", "ties"])
+@pytest.mark.parametrize("topk_kind", ["perturbed", "sparse"])
+def test_each_window_keeps_its_highest_scores_and_in_training_its_first_slot(topk_kind, still):
+    model = build(topk_kind=topk_kind, keep_ratio=0.375)  # windows of 2 x 4 x 4 tokens: 12 are kept
+    clip = random_clip(1).expand(-1, 8, -1, -1, -1) if still else random_clip(8)
+    outputs = forward(model, clip)
+    scores = outputs.importance_scores.view(2, 2, 32)
+    kept = outputs.bool_kept_pos.view(2, 2, 32)
+    assert (kept.sum(dim=2) == 12).all()
+    if not still:
+        assert torch.equal(kept, topk_mask(scores, 12))
+
+    trained = forward(model.train(), clip).bool_kept_pos.view(2, 2, 32)
+    assert trained[..., :16].all()
+    assert (trained[..., 16:].sum(dim=2) == 12).all()
+    if not still:
+        assert torch.equal(trained[..., 16:], topk_mask(scores[..., 16:], 12))
+
+
+@pytest.mark.parametrize("topk_kind", ["perturbed", "sparse"])
+def test_the_soft_mask_sums_to_the_budget_and_the_hard_one_is_hard(topk_kind):
+    scores = torch.rand(3, 4, 4, 4)
+    for straight_through in (True, False):
+        model = build(topk_kind=topk_kind, topk_straight_through=straight_through, topk_sigma=0.3).train()
+        mask = model.token_mask(scores, keep_ratio=0.25).detach()
+        assert (mask[:, 0] == 1).all()
+        torch.testing.assert_close(mask[:, 1:].flatten(1).sum(dim=1), torch.full((3,), 16.0), atol=1e-4, rtol=0)
+        assert ((mask > 0) & (mask < 1)).any().item() is not straight_through
+
+
+@pytest.mark.parametrize("topk_kind", ["perturbed", "sparse"])
+@pytest.mark.parametrize("straight_through", [True, False])
+def test_every_parameter_gets_a_gradient_the_scorers_too(topk_kind, straight_through):
+    model = build(topk_kind=topk_kind, topk_straight_through=straight_through, topk_regularization=1.0).train()
+    model(random_clip(8)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        # A distance between features does not depend on what is added to both.
+        assert parameter.grad.any() or name == "scorer.conv2.bias", name
+
+
+def test_unmasked_training_clips_keep_everything_and_still_touch_the_scorer():
+    model = build(unmasked_clip_ratio=1.0).train()
+    outputs = model(random_clip(8))
+    assert outputs.bool_kept_pos.all()
+    outputs.loss.backward()
+    assert all(not parameter.grad.any() for parameter in model.scorer.parameters())
+    kept = build(unmasked_clip_ratio=0.5).train()(random_clip(8, rows=100)).bool_kept_pos.view(200, 32)
+    unmasked = kept.all(dim=1).float().mean()
+    assert abs(unmasked - 0.5) < 4 * (0.25 / 200) ** 0.5
+    assert (kept.sum(dim=1)[~kept.all(dim=1)] == 16 + 12).all()
+
+
+def test_training_the_scorer_finds_what_the_loss_depends_on():
+    """The gradient of the mask, through normalisation and top-k, raises the score of a token that lowers the loss."""
+    model = build(topk_num_samples=4000, topk_sigma=0.2).train()
+    scores = torch.rand(1, 2, 4, 4, requires_grad=True)
+    mask = model.token_mask(scores, keep_ratio=0.25)
+    (-mask[0, 1, 2, 3]).backward()
+    assert scores.grad[0, 1].argmin() == 2 * 4 + 3
+    assert not scores.grad[0, 0].any()
+
+
+# As a transformers model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_saved_and_loaded_gives_identical_outputs(dtype, tmp_path):
+    model = build().to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is FSQMagViTModel
+    assert not any(report.values())
+    assert loaded.dtype == dtype
+    clip = random_clip(10)
+    for before, after in [(encode(model, clip), encode(loaded, clip)), (forward(model, clip), forward(loaded, clip))]:
+        assert before.keys() == after.keys()
+        for name in before:
+            assert torch.equal(before[name], after[name]), name
+            assert before[name].isfinite().all(), name
+    with torch.no_grad():
+        codes = encode(model, clip).codes
+        assert torch.equal(model.decode(codes), loaded.decode(codes))
+
+
+def test_config_survives_json(tmp_path):
+    config = tiny_tokenizer_config(image_size=(16, 24), topk_kind="sparse", first_slot_score="copy_next")
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is FSQMagViTConfig
+    before, after = config.to_diff_dict(), loaded.to_diff_dict()
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in before.items()} == {key: after[key] for key in before}
+    assert loaded.grid_size == config.grid_size == (4, 4, 6)
+
+
+def test_initialisation_leaves_nothing_out_and_keeps_the_variance():
+    direct = FSQMagViTModel(tiny_tokenizer_config())
+    with torch.device("meta"):
+        rebuilt = FSQMagViTModel(tiny_tokenizer_config())
+    rebuilt.to_empty(device="cpu")
+    for model in (direct, rebuilt):
+        initialise_again(model)
+    for name, tensor in direct.state_dict().items():
+        assert torch.equal(tensor, rebuilt.state_dict()[name]), name
+        if tensor.ndim == 5:
+            expected = tensor[0].numel() ** -0.5
+            assert abs(tensor.std() - expected) < 4 * expected / (2 * tensor.numel()) ** 0.5, name
+
+
+def test_a_sample_alone_equals_the_sample_in_its_batch():
+    model = build()
+    clip = random_clip(8, rows=3)
+    pairs = [(encode(model, clip), [encode(model, row[None]) for row in clip])]
+    pairs.append((forward(model, clip), [forward(model, row[None]) for row in clip]))
+    for together, alone in pairs:
+        for name in set(together) - {"loss"}:
+            torch.testing.assert_close(torch.cat([output[name] for output in alone]), together[name])
+
+
+def test_nothing_leaks_between_samples_or_windows():
+    model = build(keep_ratio=0.5)
+    clip = random_clip(8).requires_grad_()
+    model.encode(clip).latents[0, :2].sum().backward()
+    assert clip.grad[0, :4].any()
+    assert not clip.grad[1].any()
+    assert not clip.grad[0, 4:].any()
+
+
+# What is refused: got, expected, remedy
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (
+            torch.zeros(8, 3, 16, 16),
+            r"Got pixel_values_videos of shape \(8, 3, 16, 16\), expected .* 3 channels.*: reorder",
+        ),
+        (torch.zeros(1, 8, 1, 16, 16), r"Got pixel_values_videos of shape \(1, 8, 1, 16, 16\), expected .*: reorder"),
+        (torch.zeros(1, 0, 3, 16, 16), r"expected .*at least one frame: reorder"),
+        (
+            torch.zeros(1, 8, 3, 16, 16, dtype=torch.uint8),
+            r"Got pixels of torch.uint8, expected floating .*: divide by 255",
+        ),
+        (
+            torch.zeros(1, 8, 3, 16, 18),
+            r"Got frames of 16 x 18 pixels, expected multiples of the token's 4 pixels: resize",
+        ),
+    ],
+    ids=["rank", "channels", "no frames", "integers", "size"],
+)
+def test_clips_that_do_not_fit_are_refused(pixels, message):
+    model = build()
+    for call in (model, model.encode):
+        with pytest.raises(ValueError, match=message):
+            call(pixels)
+
+
+@pytest.mark.parametrize("keep_ratio", [0, -0.1, 1.5, 37.5])
+def test_keep_ratios_that_are_no_share_are_refused(keep_ratio):
+    with pytest.raises(
+        ValueError, match=rf"Got keep_ratio={keep_ratio}, expected a share in \(0, 1\]: give a fraction"
+    ):
+        build()(random_clip(4), keep_ratio=keep_ratio)
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid_size"), [((1, 63, 3), None), ((1, 64, 4), None), ((64, 3), None), ((1, 64, 3), (4, 4, 5))]
+)
+def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
+    with pytest.raises(
+        ValueError, match=r"Got codes of shape .* for a grid of .*, expected \(batch, .*: pass the grid_size"
+    ):
+        build().decode(torch.zeros(shape), grid_size=grid_size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temporal_downsample": (True,)}, r"Got 1 temporal_downsample for 3 .*expected one fewer: give one"),
+        ({"stem_patch_size": (1, 2, 4)}, r"Got stem_patch_size=\(1, 2, 4\), .*expected square .*: change"),
+        ({"window_size": 5}, r"Got window_size=5 and tokens of 2 frames, expected a multiple: change"),
+        ({"image_size": 18}, r"Got image_size=18 and tokens of 4 pixels, expected a multiple: change"),
+        ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected at least 3 each .*: raise"),
+        ({"keep_ratio": 0}, r"Got keep_ratio=0 and .*expected shares .*: give fractions"),
+        ({"unmasked_clip_ratio": 1.5}, r"unmasked_clip_ratio=1.5, expected shares .*: give fractions"),
+        ({"topk_num_samples": 1}, r"Got topk_num_samples=1, .*expected at least 2 samples .*: raise"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        tiny_tokenizer_config(**fields)

@@ -1,0 +1,396 @@
+"""The three trainers on real clips at tiny size: learning, accumulation, evaluation, resuming, targets."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import top_k_accuracy_score
+from transformers import EvalPrediction, default_data_collator
+
+from transformers_lvmae import (
+    FSQMagViTConfig,
+    FSQMagViTModel,
+    FSQMagViTTrainer,
+    FSQMagViTTrainingArguments,
+    LVMAEClassificationArguments,
+    LVMAEClassificationTrainer,
+    LVMAEConfig,
+    LVMAEForPreTraining,
+    LVMAEForVideoClassification,
+    LVMAEPreTrainer,
+    LVMAEPreTrainingArguments,
+)
+from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.masking import adaptive_decoder_mask
+from transformers_lvmae.trainer import peak_signal_to_noise_ratio, topk_accuracy, train_and_save
+
+
+CLIPS = Path(__file__).parent / "fixtures" / "clips"
+TOKENIZER = FSQMagViTConfig(
+    image_size=16,
+    num_frames=8,
+    window_size=8,
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    temporal_downsample=(True,),
+    num_res_blocks=1,
+    stem_patch_size=(1, 2, 2),
+    topk_num_samples=8,
+)
+MODEL = LVMAEConfig(
+    image_size=32,
+    patch_size=8,
+    num_frames=8,
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    decoder_hidden_size=48,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=4,
+    decoder_intermediate_size=96,
+    mask_ratio=0.75,
+    decoder_mask_ratio=0.7,
+    decoder_random_ratio=0.2,
+    tube_drop_ratio=0.0,
+    num_labels=8,
+)
+STAGES = ("tokenizer", "pretraining", "classification")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_video_dataset(CLIPS, label_column="label")
+
+
+def make_trainer(stage, splits, output_dir, training=True, num_clips=8, model=None, **arguments):
+    """A trainer of one stage on the fixture's clips; the same seeds every time."""
+    torch.manual_seed(0)
+    arguments = {
+        "output_dir": str(output_dir),
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **arguments,
+    }
+    train_rows, eval_rows = splits["train"].select(range(num_clips)), splits["test"].select(range(6))
+    if stage == "tokenizer":
+        processor, frames = processor_for(TOKENIZER, do_normalize=False), TOKENIZER.window_size
+        return FSQMagViTTrainer(
+            model or FSQMagViTModel(TOKENIZER),
+            FSQMagViTTrainingArguments(**arguments),
+            train_dataset=VideoClips(train_rows, processor, frames, training=training, frame_stride=1),
+            eval_dataset=VideoClips(eval_rows, processor, frames, frame_stride=1),
+            processing_class=processor,
+        )
+    processor = processor_for(MODEL)
+    if stage == "pretraining":
+        masks = {"grid_size": MODEL.grid_size, "mask_ratio": MODEL.mask_ratio}
+        return LVMAEPreTrainer(
+            model or LVMAEForPreTraining(MODEL),
+            LVMAEPreTrainingArguments(**arguments),
+            train_dataset=MaskedVideoClips(train_rows, processor, 8, training=training, **masks),
+            eval_dataset=MaskedVideoClips(eval_rows, processor, 8, **masks),
+            processing_class=processor,
+            video_tokenizer=FSQMagViTModel(TOKENIZER),
+        )
+    return LVMAEClassificationTrainer(
+        model or LVMAEForVideoClassification(MODEL),
+        LVMAEClassificationArguments(**arguments),
+        train_dataset=VideoClips(
+            train_rows, processor, 8, training=training, min_crop_scale=0.5, label_column="label"
+        ),
+        eval_dataset=VideoClips(eval_rows, processor, 8, label_column="label"),
+        processing_class=processor,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps", "arguments"),
+    [
+        ("tokenizer", 60, {"learning_rate": 5e-3, "adam_beta1": 0.9}),
+        ("pretraining", 150, {"base_learning_rate": None, "learning_rate": 5e-3, "weight_decay": 0.0}),
+        ("classification", 60, {"learning_rate": 5e-3, "layer_decay": 1.0}),
+    ],
+)
+def test_the_loss_falls_below_a_fifth_on_one_repeated_batch(stage, steps, arguments, splits, tmp_path):
+    trainer = make_trainer(stage, splits, tmp_path, training=False, num_clips=4, max_steps=steps, **arguments)
+    trainer.train()
+    assert min(losses(trainer)[-5:]) < 0.2 * losses(trainer)[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulated_small_batches_equal_one_large_batch(stage, splits, tmp_path):
+    """Plain gradient descent, so that a step four times too long cannot hide behind Adam."""
+    options = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "weight_decay": 0.0}
+    if stage == "pretraining":
+        options["base_learning_rate"] = None
+    model = None
+    if stage == "tokenizer":  # no draws in the model: they would differ between one batch and two
+        model = FSQMagViTModel.from_pretrained(save_tokenizer(tmp_path, unmasked_clip_ratio=1.0))
+    one = make_trainer(stage, splits, tmp_path, model=model, **{**options, "per_device_train_batch_size": 4})
+    one.train()
+    if stage == "tokenizer":
+        model = FSQMagViTModel.from_pretrained(save_tokenizer(tmp_path, unmasked_clip_ratio=1.0))
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    two = make_trainer(stage, splits, tmp_path, model=model, **options)
+    before = weights(two)
+    two.train()
+    moved = 0.0
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-6)
+        moved = max(moved, (value - before[name]).abs().max().item())
+    assert moved > 1e-4
+
+
+def save_tokenizer(folder, **overrides):
+    torch.manual_seed(0)
+    path = folder / "start"
+    FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), **overrides})).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_evaluation_has_a_loss_and_the_stage_s_metrics(stage, splits, tmp_path):
+    metrics = make_trainer(stage, splits, tmp_path).evaluate()
+    assert math.isfinite(metrics["eval_loss"])
+    assert metrics["eval_loss"] > 0
+    expected = {
+        "tokenizer": {"eval_psnr", "eval_psnr_kept", "eval_psnr_first_frame"},
+        "pretraining": set(),
+        "classification": {"eval_accuracy", "eval_top5_accuracy"},
+    }[stage]
+    assert expected <= set(metrics)
+    assert metrics == {**metrics, **{key: make_trainer(stage, splits, tmp_path).evaluate()[key] for key in expected}}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_equals_the_uninterrupted_one(stage, splits, tmp_path):
+    """Interrupted in the middle of an epoch, with random crops, masks and starts."""
+    options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
+    whole = make_trainer(stage, splits, tmp_path / "whole", **options)
+    train_and_save(whole)
+    assert whole.state.global_step == 12
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
+    resumed = make_trainer(stage, splits, tmp_path / "resumed", **options)
+    train_and_save(resumed)
+    assert losses(resumed)[-6:] == losses(whole)[-6:]
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value)
+    assert (tmp_path / "resumed" / "video_preprocessor_config.json").exists()
+
+
+def test_epochs_draw_new_clips(splits, tmp_path):
+    """Trainer tells the dataset which epoch it is."""
+    trainer = make_trainer("pretraining", splits, tmp_path, num_train_epochs=2, max_steps=-1)
+    trainer.train()
+    assert trainer.train_dataset.epoch == 1
+
+
+def test_the_tokenizer_is_frozen_and_in_no_checkpoint(splits, tmp_path):
+    trainer = make_trainer("pretraining", splits, tmp_path, max_steps=2)
+    before = {name: value.clone() for name, value in trainer.video_tokenizer.state_dict().items()}
+    trainer.train()
+    trainer.save_model()
+    assert not trainer.video_tokenizer.training
+    assert not any(parameter.requires_grad for parameter in trainer.video_tokenizer.parameters())
+    assert all(torch.equal(before[name], value) for name, value in trainer.video_tokenizer.state_dict().items())
+    optimized = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert not optimized & {id(parameter) for parameter in trainer.video_tokenizer.parameters()}
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(trainer.model.state_dict())
+    assert all(name.startswith(("lvmae.", "decoder.")) for name in saved)
+
+
+def pretraining_batch(trainer, rows=3):
+    return default_data_collator([trainer.train_dataset[number] for number in range(rows)])
+
+
+def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
+    trainer = make_trainer("pretraining", splits, tmp_path, training=False)
+    batch = pretraining_batch(trainer)
+    made = trainer.add_targets(batch)
+    frames = VideoClips(splits["train"], processor_for(MODEL, do_normalize=False), 8)
+    raw = torch.stack([frames[number]["pixel_values_videos"] for number in range(3)])
+    small = torch.nn.functional.interpolate(raw.flatten(0, 1), size=16, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        tokens = trainer.video_tokenizer.encode(small.unflatten(0, (3, 8)).clamp(0, 1))
+    assert (made["target_codes"] != tokens.codes).float().mean() < 0.01  # a rounding step at a boundary
+    expected = adaptive_decoder_mask(tokens.importance_scores, *MODEL.decoder_token_counts(64), batch["noise"])
+    assert (made["bool_decoded_pos"] != expected).float().mean() < 0.05
+    assert made["bool_decoded_pos"].sum(dim=1).tolist() == [MODEL.token_budget] * 3
+    assert set(made) == {"pixel_values_videos", "bool_masked_pos", "bool_decoded_pos", "target_codes"}
+
+
+def test_a_batch_with_its_own_targets_skips_the_tokenizer(splits, tmp_path):
+    trainer = make_trainer("pretraining", splits, tmp_path)
+    batch = pretraining_batch(trainer)
+    made = trainer.add_targets(batch)
+    with torch.no_grad():
+        tokens = trainer.video_tokenizer.encode(trainer.tokenizer_view(batch["pixel_values_videos"]))
+    trainer.video_tokenizer = None
+    cached = {"target_codes": tokens.codes, "importance_scores": tokens.importance_scores, **batch}
+    for key, value in trainer.add_targets(cached).items():
+        assert torch.equal(value, made[key])
+
+
+def test_pixels_need_no_tokenizer_and_codes_do(splits, tmp_path):
+    trainer = make_trainer("pretraining", splits, tmp_path)
+    batch = pretraining_batch(trainer)
+    trainer.video_tokenizer = None
+    with pytest.raises(ValueError, match=r"Got a batch without target_codes .* expected .*: pass video_tokenizer="):
+        trainer.add_targets(batch)
+    model = LVMAEForPreTraining(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "pixels"}))
+    trainer = make_trainer("pretraining", splits, tmp_path, model=model)
+    assert "target_codes" not in trainer.add_targets(batch)
+    trainer.video_tokenizer = None
+    assert set(trainer.add_targets(batch)) == {"pixel_values_videos", "bool_masked_pos"}
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 32}, r"grid of \(4, 8, 8\) tokens and a model with \(4, 4, 4\) .*expected the same: load"),
+        ({"temporal_downsample": (False,)}, r"grid of \(8, 4, 4\) tokens and a model with \(4, 4, 4\)"),
+        ({"levels": (8, 5)}, r"levels \(8, 5\) and a model with .*expected the same: build"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(change, message, splits, tmp_path):
+    other = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), **change}))
+    with pytest.raises(ValueError, match=message):
+        LVMAEPreTrainer(
+            LVMAEForPreTraining(MODEL),
+            LVMAEPreTrainingArguments(output_dir=str(tmp_path), report_to="none"),
+            processing_class=processor_for(MODEL),
+            video_tokenizer=other,
+        )
+
+
+def test_a_tokenizer_needs_the_processor(tmp_path):
+    with pytest.raises(ValueError, match="without processing_class, expected the processor"):
+        LVMAEPreTrainer(
+            LVMAEForPreTraining(MODEL),
+            LVMAEPreTrainingArguments(output_dir=str(tmp_path), report_to="none"),
+            video_tokenizer=FSQMagViTModel(TOKENIZER),
+        )
+
+
+def test_the_tokenizer_s_trainer_refuses_normalised_pixels(splits, tmp_path):
+    trainer = make_trainer("tokenizer", splits, tmp_path)
+    trainer.train_dataset = VideoClips(splits["train"], processor_for(TOKENIZER), 8)
+    with pytest.raises(ValueError, match=r"Got pixels from -.* expected \[0, 1\]: use LVMAEVideoProcessor"):
+        trainer.train()
+
+
+def test_psnr_and_its_baseline_are_what_they_say(splits, tmp_path):
+    trainer = make_trainer("tokenizer", splits, tmp_path)
+    metrics = trainer.evaluate()
+    naive = {"eval_psnr": [], "eval_psnr_kept": [], "eval_psnr_first_frame": []}
+    for number in range(6):
+        clip = trainer.eval_dataset[number]["pixel_values_videos"].numpy()
+        with torch.no_grad():
+            outputs = [trainer.model(torch.tensor(clip)[None], keep_ratio=ratio) for ratio in (1.0, None)]
+        frames = [output.reconstruction[0].clamp(0, 1).numpy() for output in outputs] + [clip[:1]]
+        for key, frame in zip(naive, frames):
+            naive[key].append(-10 * np.log10(((frame - clip) ** 2).mean()))
+    for key, values in naive.items():
+        assert metrics[key] == pytest.approx(np.mean(values), abs=1e-3)
+    assert peak_signal_to_noise_ratio(torch.ones(1, 4), torch.zeros(1, 4)).item() == 0.0
+
+
+def test_layers_near_the_input_learn_more_slowly(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path, learning_rate=1.0, layer_decay=0.5)
+    rates = {
+        name: group["lr"]
+        for group in trainer.create_optimizer().param_groups
+        for name, parameter in trainer.model.named_parameters()
+        if any(parameter is member for member in group["params"])
+    }
+    assert rates["classifier.weight"] == 1.0
+    assert rates["lvmae.layernorm.weight"] == 1.0
+    assert rates["lvmae.encoder.layers.1.mlp.fc1.weight"] == 0.5
+    assert rates["lvmae.encoder.layers.0.mlp.fc1.weight"] == 0.25
+    assert rates["lvmae.embeddings.patch_embeddings.projection.weight"] == 0.125
+    assert set(rates) == {name for name, _ in trainer.model.named_parameters()}
+
+
+def test_weight_decay_spares_biases_and_norms(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path, weight_decay=0.3)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert (group["weight_decay"] == 0.0) == (name.endswith("bias") or "norm" in name), name
+
+
+def test_the_scorer_has_its_own_learning_rate(splits, tmp_path):
+    trainer = make_trainer("tokenizer", splits, tmp_path, learning_rate=1.0, scorer_learning_rate=0.25)
+    scorer = {id(parameter) for parameter in trainer.model.scorer.parameters()}
+    for group in trainer.create_optimizer().param_groups:
+        assert {id(parameter) in scorer for parameter in group["params"]} == {group["lr"] == 0.25}
+
+
+def test_the_learning_rate_follows_the_real_batch(tmp_path):
+    arguments = LVMAEPreTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=32, gradient_accumulation_steps=4, base_learning_rate=1e-3
+    )
+    assert arguments.learning_rate == pytest.approx(5e-4)
+
+
+def test_accuracies_equal_scikit_learn_s():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(200, 9)), generator.integers(0, 9, 200)
+    metrics = topk_accuracy(EvalPrediction(predictions=logits, label_ids=labels))
+    assert metrics["accuracy"] == top_k_accuracy_score(labels, logits, k=1)
+    assert metrics["top5_accuracy"] == top_k_accuracy_score(labels, logits, k=5)
+
+
+def test_two_processes_learn_as_one(splits, tmp_path):
+    """The same global batch of four clips, on one process and split over two (gloo)."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_trainer import CLIPS, load_video_dataset, make_trainer\n"
+        "trainer = make_trainer('pretraining', load_video_dataset(CLIPS, label_column='label'), sys.argv[1],\n"
+        "    per_device_train_batch_size=int(sys.argv[2]), max_steps=4, optim='sgd', base_learning_rate=None,\n"
+        "    learning_rate=0.1)\n"
+        "trainer.train()\n"
+        "trainer.save_model()\n"
+        "trainer.save_state()\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = [sys.executable, str(script), str(tmp_path / "one"), "4"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two += [str(script), str(tmp_path / "two"), "2"]
+    for command in (one, two):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr[-2000:]
+    history = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:4]]
+        for name in ("one", "two")
+    ]
+    assert history[1] == pytest.approx(history[0], rel=1e-4)
+    single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in single.items():
+        torch.testing.assert_close(double[name], value, rtol=1e-4, atol=1e-5)
