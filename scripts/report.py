@@ -91,7 +91,9 @@ def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
-        draw_clip(model, trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}")
+        draw_clip(
+            model, trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}"
+        )
     return folder
 
 

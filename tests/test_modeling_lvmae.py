@@ -252,6 +252,14 @@ def test_token_budget_is_ten_and_five_percent_each_rounded_down(frames, tokens, 
     assert config.token_budget == tokens * 10 // 100 + tokens * 5 // 100 == budget
 
 
+def test_token_counts_are_whole_percentages_exactly():
+    """In floating point 1 - 0.9 is under 0.1 and 0.29 * 100 under 29: neither may cost a token."""
+    for percent in range(1, 50):
+        config = tiny_config(decoder_mask_ratio=1 - percent / 100, decoder_random_ratio=percent / 100)
+        for tokens in (100, 1000, 1568, 12_544):
+            assert config.decoder_token_counts(tokens) == (tokens * percent // 100, tokens * percent // 100)
+
+
 @pytest.mark.parametrize(
     ("size", "encoder", "decoder"),
     [

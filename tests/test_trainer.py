@@ -108,9 +108,7 @@ def make_trainer(stage, splits, output_dir, training=True, num_clips=8, model=No
     return LVMAEClassificationTrainer(
         model or LVMAEForVideoClassification(MODEL),
         LVMAEClassificationArguments(**arguments),
-        train_dataset=VideoClips(
-            train_rows, processor, 8, training=training, min_crop_scale=0.5, label_column="label"
-        ),
+        train_dataset=VideoClips(train_rows, processor, 8, training=training, min_crop_scale=0.5, label_column="label"),
         eval_dataset=VideoClips(eval_rows, processor, 8, label_column="label"),
         processing_class=processor,
     )

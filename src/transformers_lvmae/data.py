@@ -34,7 +34,10 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
 
 
 def load_video_dataset(
-    name: str | os.PathLike, config_name: str | None = None, video_column: str = "video", label_column: str | None = None
+    name: str | os.PathLike,
+    config_name: str | None = None,
+    video_column: str = "video",
+    label_column: str | None = None,
 ) -> datasets.DatasetDict:
     """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names) or a Hub id.
 

@@ -39,14 +39,17 @@ def adaptive_decoder_mask(
 
     Args:
         importance_scores: (B, N), higher = decode first.
-        noise: (B, N) uniform numbers that settle the random draw; drawn here when not given.
+        noise: (B, N) uniform numbers that settle the random draw and ties; drawn here when not given.
 
     Returns:
         bool (B, N), True = decoded.
     """
     if noise is None:
         noise = torch.rand(importance_scores.shape, device=importance_scores.device)
-    important = topk_mask(importance_scores, num_important)
+    # Ties go by the noise as well: whatever stands still scores alike, and top-k would take it from one place of the clip.
+    order = noise.argsort(dim=1, descending=True)
+    order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    important = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, order[:, :num_important], True)
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
 
 
