@@ -123,6 +123,16 @@ def test_eager_equals_sdpa(kind):
     torch.testing.assert_close(*outputs, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow  # flex attention is compiled, which takes a minute
+@every_model
+def test_flex_attention_equals_sdpa(kind):
+    model = build(kind, hidden_size=64, decoder_hidden_size=32)  # flex wants heads of 16 numbers or more
+    inputs = inputs_for(model)
+    expected = run(model, inputs)
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(run(model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
 @every_model
 def test_built_on_meta_and_initialised_equals_built_directly(kind):
     """From different memory (NaN on one side) the same seed gives the same weights: initialisation leaves nothing out."""
