@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lvmae import LVMAEConfig
-from .masking import gather_tokens, mask_to_indices, random_tube_mask
+from .masking import gather_tokens, mask_to_indices, random_tube_mask, tube_visible_count
 from .recompute import project, rebuilt
 
 
@@ -127,15 +127,25 @@ class LVMAEEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
-    def forward(self, pixel_values_videos: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        num_visible: int | None = None,
+    ) -> torch.Tensor:
         slots, height, width = self.patch_embeddings.grid_size(pixel_values_videos)
         indices = None
         positions = torch.arange(slots * height * width, device=pixel_values_videos.device)
         if bool_masked_pos is not None:
             check_mask(bool_masked_pos, "bool_masked_pos", pixel_values_videos.shape[0], (slots, height, width))
-            indices = positions = mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)")
+            indices = positions = visible_positions(bool_masked_pos, num_visible)
         embeddings = self.patch_embeddings(pixel_values_videos, indices)
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
+
+
+def visible_positions(bool_masked_pos: torch.Tensor, num_visible: int | None) -> torch.Tensor:
+    """Positions that the encoder sees, ascending: bool (B, N) -> int64 (B, V)."""
+    return mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)", num_visible)
 
 
 def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, int, int]) -> None:
@@ -399,6 +409,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         self,
         pixel_values_videos: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
+        num_visible: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
@@ -407,6 +418,9 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 [`LVMAEVideoProcessor`] gives them, standardised by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
                 number in every row. Without it every token is seen.
+            num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. Given, the mask is not
+                read, so that an accelerator never waits for it. torch.compile needs it: there it is `config.mask_ratio`'s by
+                default.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position.
@@ -415,7 +429,10 @@ class LVMAEModel(LVMAEPreTrainedModel):
             ValueError: a clip with another rank or channel count, a length or size that is no multiple of the tubelet, or
                 a mask of another shape or with different counts per row.
         """
-        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos)
+        if num_visible is None and torch.compiler.is_compiling():
+            grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+            num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
+        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible)
         hidden_states = self.encoder(hidden_states, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
 
@@ -439,6 +456,8 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         bool_decoded_pos: torch.Tensor | None = None,
         target_codes: torch.Tensor | None = None,
+        num_visible: int | None = None,
+        num_decoded: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
@@ -450,6 +469,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
                 number in every row. Without it every hidden token is decoded.
             target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the
                 tokenizer's codes of the clip, in [-1, 1]. Without them (and with `target_type="codes"`) there is no loss.
+            num_visible, num_decoded (`int`, *optional*): how many tokens of a row `bool_masked_pos` leaves visible and
+                `bool_decoded_pos` decodes. Given, the masks are not read, so that an accelerator never waits for them.
+                torch.compile needs them: there they are the config's shares by default.
 
         Raises:
             ValueError: as [`LVMAEModel`], and on masks or targets of another shape, or codes given to a model of pixels.
@@ -458,15 +480,21 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         batch_size, device = pixel_values_videos.shape[0], pixel_values_videos.device
         if bool_masked_pos is None:
             bool_masked_pos = random_tube_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
+            num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
         if bool_decoded_pos is None:
             bool_decoded_pos = bool_masked_pos
         check_mask(bool_masked_pos, "bool_masked_pos", batch_size, grid_size)
         check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
         self._check_targets(target_codes, bool_decoded_pos)
+        if torch.compiler.is_compiling():
+            num_visible = num_visible or tube_visible_count(grid_size, self.config.mask_ratio)
+            num_decoded = num_decoded or sum(self.config.decoder_token_counts(bool_decoded_pos.shape[1]))
 
-        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, **kwargs)
-        visible = mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)")
-        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos")
+        visible = visible_positions(bool_masked_pos, num_visible)
+        if bool_decoded_pos is bool_masked_pos:
+            num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
+        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
+        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], **kwargs)
         logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
         loss = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
@@ -574,13 +602,14 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         Returns:
             `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`.
         """
-        dropped = None
+        dropped = num_visible = None
         if self.training and self.config.tube_drop_ratio > 0:
             grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
             dropped = random_tube_mask(
                 pixel_values_videos.shape[0], grid_size, self.config.tube_drop_ratio, device=pixel_values_videos.device
             )
-        outputs = self.lvmae(pixel_values_videos, dropped, **kwargs)
+            num_visible = tube_visible_count(grid_size, self.config.tube_drop_ratio)
+        outputs = self.lvmae(pixel_values_videos, dropped, num_visible, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)

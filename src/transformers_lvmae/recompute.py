@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 
 # What stands between a tensor and the reshaped or cast copy of it that a Linear keeps.
@@ -26,27 +25,29 @@ class _Rebuilt(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: nn.Module, tensor: torch.Tensor, *parameters: nn.Parameter) -> torch.Tensor:
-        device_type = tensor.device.type
+        # The meta device, on which costs are counted, has no autocast.
+        device_type = tensor.device.type if torch.amp.is_autocast_available(tensor.device.type) else "cpu"
         ctx.function, ctx.rebuilt = function, None
         ctx.autocast = device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
         ctx.save_for_backward(tensor)
         return function(tensor)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tensor, output = _rebuild(ctx)
         ctx.rebuilt = None
         needed = ctx.needs_input_grad[1:]
         wanted = [item for item, need in zip([tensor, *ctx.function.parameters()], needed) if need]
-        gradients = iter(torch.autograd.grad(output, wanted, grad_outputs))
+        # Gradients are enabled where second derivatives are wanted.
+        gradients = iter(torch.autograd.grad(output, wanted, grad_outputs, create_graph=torch.is_grad_enabled()))
         return None, *(next(gradients) if need else None for need in needed)
 
 
 def _rebuild(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Input and output of a `_Rebuilt`, made once in a backward pass, at the first call, and dropped by its own backward."""
     if node.rebuilt is None:
-        tensor = node.saved_tensors[0].detach().requires_grad_()
+        (tensor,) = node.saved_tensors
+        tensor = tensor.view_as(tensor) if torch.is_grad_enabled() else tensor.detach().requires_grad_()
         with torch.enable_grad(), torch.autocast(*node.autocast):
             node.rebuilt = tensor, node.function(tensor)
     return node.rebuilt
@@ -58,7 +59,7 @@ def rebuilt(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> 
     Args:
         function: cheap, and the same for the same input: a norm, an activation without randomness. It runs twice a step.
 
-    Gradients are bit-equal to the plain call's, of first order only.
+    Gradients are bit-equal to the plain call's.
     """
     if not enabled or torch.compiler.is_compiling():
         return function(tensor)
