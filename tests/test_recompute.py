@@ -126,6 +126,21 @@ def test_lora_layers_are_called_and_get_the_same_gradients(targets):
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+def test_hooks_around_see_all_else_that_is_kept():
+    """Checkpointing and offloading work by such hooks: what they do not see stays in memory."""
+    norm, linear = nn.LayerNorm(16), nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 8))
+    tensor, seen = torch.randn(4, 16, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: seen.append(kept) or kept, lambda kept: kept):
+        (plain,) = project(norm(tensor), linear)
+        plain_count = len(seen)
+        (output,) = project(rebuilt(norm, tensor), linear)
+    # The norm keeps 5 tensors and its rebuilt twin 1; dropout's mask and the Linear's input and weight are in both.
+    assert [kept.shape for kept in seen[plain_count + 1 :]] == [kept.shape for kept in seen[5:plain_count]]
+    assert plain_count == 8
+    output.sum().backward()
+    assert tensor.grad.any()
+
+
 def test_mlp_checkpointing_is_every_n_layers_and_can_be_taken_back():
     model = LVMAEForPreTraining(tiny_config())
     layers = [*model.lvmae.encoder.layers, *model.decoder.layers]

@@ -4,13 +4,13 @@ A norm or an activation in front of a Linear is kept twice: its input for its ow
 costs next to nothing to make again, and is a third of what a transformer layer keeps. So `rebuilt` keeps the input alone, and
 `project` calls the Linears so that each keeps a recipe in place of the output. Notable choices:
 - the Linears are called, whatever they are: LoRA, quantised and sharded layers work, and each keeps what else it needs;
-- the input is kept by autograd's own means: inside activation checkpointing or offloading it is theirs to handle;
+- everything else is kept by autograd's own means: activation checkpointing and offloading around it work as without it;
 - under torch.compile both are plain calls, since its partitioner makes cheap outputs again by itself.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -74,24 +74,32 @@ def project(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ..
         return tuple(linear(tensor) for linear in linears)
 
 
+class _Recipe(NamedTuple):
+    """In which form a Linear kept a rebuilt tensor."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+
+
 @contextmanager
 def _recipes(tensor: torch.Tensor) -> Iterator[None]:
-    """Inside, `tensor` and its reshaped or cast copies are kept as the node that makes them, and all else as it is."""
+    """Inside, `tensor` and its reshaped or cast copies are kept as a recipe, and all else as outside."""
     node, numel = tensor.grad_fn, tensor.numel()
+    # Hooks hide those around them, such as checkpointing's and offloading's: what is not ours must go on to them.
+    outer = torch._C._autograd._top_saved_tensors_default_hooks(False) or (torch.Tensor.detach, lambda kept: kept)
 
     def pack(kept: torch.Tensor) -> Any:
         source = kept.grad_fn
         while source is not None and source is not node and source.name() in _SAME_VALUES:
             source = source.next_functions[0][0]
         if source is node and kept.numel() == numel and kept.is_contiguous():
-            return kept.dtype, kept.shape
-        return kept.detach()
+            return _Recipe(kept.dtype, kept.shape)
+        return outer[0](kept)
 
     def unpack(kept: Any) -> torch.Tensor:
-        if isinstance(kept, torch.Tensor):
-            return kept
-        dtype, shape = kept
-        return _rebuild(node)[1].detach().to(dtype).view(shape)
+        if isinstance(kept, _Recipe):
+            return _rebuild(node)[1].detach().to(kept.dtype).view(kept.shape)
+        return outer[1](kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
