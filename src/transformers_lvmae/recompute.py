@@ -47,8 +47,10 @@ def _rebuild(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Input and output of a `_Rebuilt`, made once in a backward pass, at the first call, and dropped by its own backward."""
     if node.rebuilt is None:
         (tensor,) = node.saved_tensors
-        tensor = tensor.view_as(tensor) if torch.is_grad_enabled() else tensor.detach().requires_grad_()
+        if not torch.is_grad_enabled():  # no second derivatives: cut off what made the tensor
+            tensor = tensor.detach().requires_grad_()
         with torch.enable_grad(), torch.autocast(*node.autocast):
+            tensor = tensor.view_as(tensor)  # no leaf: module hooks like FlopCounterMode's cannot follow one in here
             node.rebuilt = tensor, node.function(tensor)
     return node.rebuilt
 
