@@ -97,11 +97,15 @@ class _Layers:
         kept = 6 * self.width
         if checkpointing == "none":
             kept += self.inner
-        if not rebuild and not frozen:
-            # Autocast rounds a norm's output anew for each of query, key and value.
-            kept += (3 if itemsize == 2 else 1) * self.width
-            kept += self.width + self.inner if checkpointing == "none" else 0
+        if not rebuild:
+            kept += self.width  # CUDA's autocast: three times, rounded anew for query, key and value
+            kept += self.width + self.inner if checkpointing == "none" and not frozen else 0
         return self.depth * (self.tokens * kept * itemsize + matrix)
+
+    def rounded_bytes(self, checkpointing: Checkpointing) -> int:
+        """Autocast's bfloat16 copies of the weight matrices, kept with the activations."""
+        attention, mlp = 4 * self.width**2, 2 * self.width * self.inner
+        return 2 * self.depth * {"none": attention + mlp, "mlp": attention, "layer": 0}[checkpointing]
 
     def working_bytes(self, itemsize: int, attention: Attention, checkpointing: Checkpointing) -> int:
         """Backward through one layer's MLP or attention, whichever holds more, and what checkpointing makes again."""
@@ -176,13 +180,14 @@ def pretraining_cost(
     saved = encoder.saved_bytes(*keeps) + decoder.saved_bytes(*keeps)
     saved += itemsize * (visible * (_tubelet(config) + 2 * width) + (visible + decoded) * narrow + decoded * narrow)
     saved += 4 * decoded * outputs  # differences, in float32
-    rounded = 2 * parameters if itemsize == 2 else 0
+    rounded = encoder.rounded_bytes(checkpointing) + decoder.rounded_bytes(checkpointing)
+    rounded += 2 * (width * narrow + narrow * outputs)
     working = max(layers.working_bytes(itemsize, attention, checkpointing) for layers in (encoder, decoder))
     return StepCost(
         parameters=parameters,
         trainable_parameters=parameters,
         flops=batch_size * flops,
-        saved_bytes=batch_size * saved + rounded,
+        saved_bytes=batch_size * saved + (rounded if itemsize == 2 else 0),
         working_bytes=batch_size * working,
         input_bytes=_clip_bytes(config, batch_size),
     )
@@ -208,8 +213,10 @@ def classification_cost(
     encoder = _encoder(config, tokens)
     classifier = (width + 1) * labels
     adapters = depth * 2 * 2 * width * lora_rank
-    parameters = _encoder_parameters(config) + 2 * width + classifier + adapters
-    trainable = adapters + classifier if lora_rank else parameters
+    parameters = _encoder_parameters(config) + 2 * width + classifier
+    trainable = parameters
+    if lora_rank:  # peft keeps the classifier it started from
+        parameters, trainable = parameters + adapters + classifier, adapters + classifier
     embedding, head = 2 * tokens * _tubelet(config) * width, 2 * width * labels
     if not training:
         flops = encoder.projection_flops + encoder.mlp_flops + encoder.attention_flops + embedding + head
@@ -220,12 +227,13 @@ def classification_cost(
         if lora_rank:
             # Nothing before the first adapters needs a gradient, their own inputs neither.
             flops += embedding + 3 * 2 * tokens * adapters - tokens * (6 * width**2 + 2 * 2 * width * lora_rank)
+            flops -= 2 * tokens**2 * width if attention == "eager" else 0  # nor does the first key, which sdpa gives one
         else:
             flops += 2 * embedding
         saved = encoder.saved_bytes(itemsize, attention, checkpointing, config.rebuild_activations, bool(lora_rank))
         saved += itemsize * tokens * (width + (0 if lora_rank else _tubelet(config)))
         saved += itemsize * tokens * 2 * depth * lora_rank if checkpointing != "layer" else 0
-    rounded = 2 * parameters if itemsize == 2 else 0
+    rounded = encoder.rounded_bytes(checkpointing) + 2 * width * labels if training else 0
     working = encoder.working_bytes(itemsize, attention, checkpointing)
     if not training:
         working = tokens * (2 * config.intermediate_size + 2 * width) * itemsize
@@ -234,7 +242,7 @@ def classification_cost(
         parameters=parameters,
         trainable_parameters=trainable if training else 0,
         flops=batch_size * flops,
-        saved_bytes=batch_size * saved + rounded,
+        saved_bytes=batch_size * saved + (rounded if itemsize == 2 else 0),
         working_bytes=batch_size * working,
         input_bytes=_clip_bytes(config, batch_size),
     )
