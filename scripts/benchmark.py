@@ -35,14 +35,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE, MLP checkpointed": {"checkpointing": {"mlp_only": True}},
     "LVMAE, layers checkpointed": {"checkpointing": {}},
 }
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-DECODERS = {
+DECODERS: dict[str, dict[str, Any]] = {
     "small": {"decoder_hidden_size": 192, "decoder_num_attention_heads": 3, "decoder_intermediate_size": 768},
     "base": {"decoder_hidden_size": 384, "decoder_num_attention_heads": 6, "decoder_intermediate_size": 1536},
 }
+LABELS: dict[str, Any] = {"num_labels": 48}  # Diving48's
 Case = dict[str, Any]
 Work = Callable[[], Any]
 
@@ -73,13 +74,9 @@ def videomae_step(case: Case) -> tuple[Any, Work]:
 
     from transformers_lvmae.masking import random_tube_mask
 
-    config = VideoMAEConfig(
-        num_frames=case["frames"],
-        **FIELDS[case["size"]],
-        **DECODERS[case["size"]],
-        decoder_num_hidden_layers=4,
-        attn_implementation=case["attention"],
-    )
+    sizes = {**FIELDS[case["size"]], **DECODERS[case["size"]]}
+    config = VideoMAEConfig(num_frames=case["frames"], decoder_num_hidden_layers=4, **sizes)
+    config._attn_implementation = case["attention"]  # before building: VideoMAE's decoder has a config of its own
     model = VideoMAEForPreTraining(config).train()
     masked = random_tube_mask(1, (case["frames"] // 2, 14, 14), 0.9)
     clip = torch.randn(1, case["frames"], 3, 224, 224)
@@ -105,7 +102,7 @@ def lvmae_classifier(case: Case) -> tuple[Any, Work]:
 def videomae_classifier(case: Case) -> tuple[Any, Work]:
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-    config = VideoMAEConfig(num_frames=case["frames"], num_hidden_layers=case["layers"], num_labels=48)
+    config = VideoMAEConfig(num_frames=case["frames"], num_hidden_layers=case["layers"], **LABELS)
     model = VideoMAEForVideoClassification(config).train(case["training"])
     return model, classifier_work(model, case)
 
@@ -121,7 +118,7 @@ def vjepa2_classifier(case: Case) -> tuple[Any, Work]:
         num_attention_heads=12,
         num_hidden_layers=case["layers"],
         mlp_ratio=4,
-        num_labels=48,
+        **LABELS,
     )
     model = VJEPA2ForVideoClassification(config).train(case["training"])
     return model, classifier_work(model, case)
@@ -228,7 +225,13 @@ def finetune_cases(args: argparse.Namespace) -> Iterator[Case]:
             kind = "Fine-tuning step" if training else "Forward"
             depth = "" if args.layers == 12 else f" with {args.layers} of 12 layers"
             group = f"{kind}, ViT-B{depth}, {frames} frames, sdpa"
-            common = {"group": group, "frames": frames, "training": training, "backward": training, "layers": args.layers}
+            common = {
+                "group": group,
+                "frames": frames,
+                "training": training,
+                "backward": training,
+                "layers": args.layers,
+            }
             yield {"name": "VideoMAE", "build": "videomae_classifier", **common}
             yield {"name": "V-JEPA 2", "build": "vjepa2_classifier", **common}
             for name, fields in VARIANTS.items() if training else [("LVMAE", {})]:
@@ -343,7 +346,11 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
     figures = ("cpu", "wall", "rss", "saved", "flops", "build_cpu", "gemm_rate")
     return {
         group: {
-            name: {key: median(run[key] for run in same if key in run) for key in figures if any(key in run for run in same)}
+            name: {
+                key: median(run[key] for run in same if key in run)
+                for key in figures
+                if any(key in run for run in same)
+            }
             for name, same in names.items()
         }
         for group, names in grouped.items()
@@ -418,7 +425,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="encoder layers of the classifiers")
     parser.add_argument("--names", nargs="+", help="only these rows of the groups")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="results of earlier runs stay in it")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/benchmark"), help="results of earlier runs stay in it"
+    )
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:

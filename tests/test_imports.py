@@ -18,6 +18,7 @@ ALLOWED = {
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
     "masking": set(),
+    "measure": set(),
     "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
     "modeling_lvmae": {"configuration_lvmae", "masking", "recompute"},
     "recompute": set(),

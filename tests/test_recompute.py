@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.masking import topk_mask
+from transformers_lvmae.measure import count_saved_bytes
 from transformers_lvmae.recompute import project, rebuilt
 
 
@@ -19,21 +20,6 @@ CHECKPOINTING = {
     "layer": {"use_reentrant": False},
     "layer, reentrant": {"use_reentrant": True},
 }
-
-
-def saved_bytes(model: nn.Module, forward) -> tuple[torch.Tensor, int]:
-    """The result of `forward()` and the bytes that it keeps for backward: each storage once, parameters left out."""
-    parameters = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    storages = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    return result, sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)
 
 
 def step(checkpointing=None, autocast=False, **fields) -> tuple[dict[str, torch.Tensor], int]:
@@ -47,7 +33,7 @@ def step(checkpointing=None, autocast=False, **fields) -> tuple[dict[str, torch.
     masked, decoded = topk_mask(torch.rand(2, 64), 32), topk_mask(torch.rand(2, 64), 24)
     inputs = torch.randn(2, 8, 3, 32, 32), masked, decoded, torch.rand(2, 64, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output, kept = saved_bytes(model, lambda: model(*inputs))
+        output, kept = count_saved_bytes(model, lambda: model(*inputs))
     output.loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}, kept
 
@@ -77,8 +63,8 @@ def test_only_what_the_function_reads_is_kept():
     norm, linears = nn.LayerNorm(16), [nn.Linear(16, 8) for _ in range(3)]
     tensor = torch.randn(4, 5, 16, requires_grad=True)
     modules = nn.ModuleList([norm, *linears])
-    _, plain = saved_bytes(modules, lambda: [linear(norm(tensor)) for linear in linears])
-    _, kept = saved_bytes(modules, lambda: project(rebuilt(norm, tensor), *linears))
+    _, plain = count_saved_bytes(modules, lambda: [linear(norm(tensor)) for linear in linears])
+    _, kept = count_saved_bytes(modules, lambda: project(rebuilt(norm, tensor), *linears))
     assert kept == tensor.numel() * 4 < plain
 
 
@@ -131,7 +117,7 @@ def test_hooks_around_see_all_else_that_is_kept():
     norm, linear = nn.LayerNorm(16), nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 8))
     tensor, seen = torch.randn(4, 16, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: seen.append(kept) or kept, lambda kept: kept):
-        (plain,) = project(norm(tensor), linear)
+        project(norm(tensor), linear)
         plain_count = len(seen)
         (output,) = project(rebuilt(norm, tensor), linear)
     # The norm keeps 5 tensors and its rebuilt twin 1; dropout's mask and the Linear's input and weight are in both.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import EvalPrediction, default_data_collator
+from transformers import EvalPrediction
 
 from transformers_lvmae import (
     FSQMagViTConfig,

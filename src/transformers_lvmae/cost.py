@@ -93,8 +93,8 @@ class _Layers:
         if attention == "eager":
             matrix *= self.tokens
             matrix += matrix // 2 if itemsize == 2 else 0  # float32 from the softmax, and rounded for the product
-        # Inputs of both norms, query, key, value and what attention returns.
-        kept = 6 * self.width
+        # Inputs of both norms, query, key, value and what attention returns, which eager attention itself does not need.
+        kept = (5 if frozen and attention == "eager" else 6) * self.width
         if checkpointing == "none":
             kept += self.inner
         if not rebuild:
@@ -135,7 +135,9 @@ def _tubelet(config: LVMAEConfig) -> int:
 
 
 def _encoder_parameters(config: LVMAEConfig) -> int:
-    layers = _encoder(config, 0).parameters - (0 if config.qv_bias else 2 * config.hidden_size * config.num_hidden_layers)
+    layers = _encoder(config, 0).parameters - (
+        0 if config.qv_bias else 2 * config.hidden_size * config.num_hidden_layers
+    )
     norm = 2 * config.hidden_size if config.final_layer_norm else 0
     return layers + (_tubelet(config) + 1) * config.hidden_size + norm
 
@@ -209,7 +211,7 @@ def classification_cost(
     """
     itemsize = 4 if precision == "float32" else 2
     tokens = visible_tokens(config, config.tube_drop_ratio if training else 0)
-    width, depth, labels = config.hidden_size, config.num_hidden_layers, config.num_labels
+    width, depth, labels = config.hidden_size, config.num_hidden_layers, config.num_labels or 0
     encoder = _encoder(config, tokens)
     classifier = (width + 1) * labels
     adapters = depth * 2 * 2 * width * lora_rank
@@ -227,17 +229,22 @@ def classification_cost(
         if lora_rank:
             # Nothing before the first adapters needs a gradient, their own inputs neither.
             flops += embedding + 3 * 2 * tokens * adapters - tokens * (6 * width**2 + 2 * 2 * width * lora_rank)
-            flops -= 2 * tokens**2 * width if attention == "eager" else 0  # nor does the first key, which sdpa gives one
+            flops -= (
+                2 * tokens**2 * width if attention == "eager" else 0
+            )  # nor does the first key, which sdpa gives one
         else:
             flops += 2 * embedding
         saved = encoder.saved_bytes(itemsize, attention, checkpointing, config.rebuild_activations, bool(lora_rank))
         saved += itemsize * tokens * (width + (0 if lora_rank else _tubelet(config)))
         saved += itemsize * tokens * 2 * depth * lora_rank if checkpointing != "layer" else 0
     rounded = encoder.rounded_bytes(checkpointing) + 2 * width * labels if training else 0
+    rounded -= 6 * width**2 if lora_rank and checkpointing != "layer" else 0  # projections before the first adapters
     working = encoder.working_bytes(itemsize, attention, checkpointing)
     if not training:
         working = tokens * (2 * config.intermediate_size + 2 * width) * itemsize
-        working = max(working, tokens * (6 * width * itemsize + (2 * encoder.heads * tokens * 4 if attention == "eager" else 0)))
+        working = max(
+            working, tokens * (6 * width * itemsize + (2 * encoder.heads * tokens * 4 if attention == "eager" else 0))
+        )
     return StepCost(
         parameters=parameters,
         trainable_parameters=trainable if training else 0,

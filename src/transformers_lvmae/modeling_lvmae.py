@@ -255,7 +255,8 @@ class LVMAEDropPath(nn.Module):
 class LVMAELayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer of the encoder and, with other sizes, of the decoder."""
 
-    mlp_checkpointing = False  # LVMAEPreTrainedModel.activation_checkpointing_enable sets it
+    mlp_checkpointing = False  # LVMAEPreTrainedModel.activation_checkpointing_enable sets both
+    _gradient_checkpointing_func: Callable
 
     def __init__(
         self,

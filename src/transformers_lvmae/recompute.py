@@ -70,7 +70,7 @@ def rebuilt(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> 
 
 def project(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ...]:
     """Each of `linears` applied to `tensor`; where [`rebuilt`] made it, they keep a recipe instead of it."""
-    if torch.compiler.is_compiling() or not isinstance(tensor.grad_fn, _Rebuilt._backward_cls):  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or not isinstance(tensor.grad_fn, _Rebuilt._backward_cls):
         return tuple(linear(tensor) for linear in linears)
     with _recipes(tensor):
         return tuple(linear(tensor) for linear in linears)
