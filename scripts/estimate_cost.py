@@ -123,7 +123,7 @@ def machine_table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["tokenizer", "pretraining", "finetuning", "classifying", "table"])
     parser.add_argument("--size", default="base", choices=["small", "base", "large", "huge"])
@@ -145,7 +145,11 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=165, help="TFLOP/s a device in this precision")
     parser.add_argument("--share", type=float, default=0.35, help="share of the peak that is reached")
     parser.add_argument("--clips", type=int, default=1_000_000, help="clips of the whole training, epochs x videos")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     if args.task == "table":
         print(machine_table(args))
         return
