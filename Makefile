@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test quality
+.PHONY: install quickstart test quality bench
 
 install: .venv/installed
 
@@ -16,6 +16,9 @@ quickstart: install  ## tokenizer, pre-training, fine-tuning and a classified cl
 
 test: install  ## the fast tests
 	$(BIN)/pytest
+
+bench: install  ## our pre-training step beside VideoMAE's at 128 frames; scripts/benchmark.py --help has more
+	$(BIN)/python scripts/benchmark.py --cases step --sizes base --frames 128 --attention sdpa
 
 quality: install  ## lint, format and types
 	$(BIN)/ruff check src scripts tests

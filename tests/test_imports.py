@@ -1,6 +1,8 @@
 """The walls between modules, and the names that users may rely on."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,16 @@ SOURCE = Path(transformers_lvmae.__file__).parent
 ALLOWED = {
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
+    "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
     "data": {"masking", "video_io", "video_processing_lvmae"},
     "demo_data": {"video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
     "masking": set(),
+    "measure": set(),
     "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
-    "modeling_lvmae": {"configuration_lvmae", "masking"},
+    "modeling_lvmae": {"configuration_lvmae", "masking", "recompute"},
+    "recompute": set(),
     "trainer": {"masking", "training_args"},
     "training_args": set(),
     "video_io": set(),
@@ -82,6 +87,27 @@ def test_public_names_are_these_and_all_can_be_imported():
     assert set(transformers_lvmae.__all__) == PUBLIC
     for name in PUBLIC:
         assert getattr(transformers_lvmae, name).__name__ == name
+
+
+def test_importing_brings_nothing_that_only_training_or_pictures_need():
+    """What takes seconds to import is imported where it is used."""
+    heavy = {
+        "datasets",
+        "evaluate",
+        "matplotlib",
+        "mujoco",
+        "pandas",
+        "peft",
+        "pyarrow",
+        "sklearn",
+        "transformers.trainer",
+    }
+    program = "import sys, transformers_lvmae; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+    assert "transformers_lvmae.modeling_lvmae" in loaded
+    assert heavy & set(loaded) == set()
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -16,6 +16,7 @@ from transformers_lvmae.masking import (
     sparse_topk_mask,
     straight_through,
     topk_mask,
+    tube_visible_count,
 )
 
 
@@ -118,6 +119,19 @@ def test_indices_are_the_true_positions_ascending(rows, tokens, data):
 def test_rows_with_different_or_no_positions_are_refused(mask, counts):
     with pytest.raises(ValueError, match=rf"Got seen with {counts} tokens per row, expected the same .*: draw"):
         mask_to_indices(torch.tensor(mask, dtype=torch.bool), "seen")
+
+
+def test_a_count_given_with_the_mask_is_checked():
+    mask = topk_mask(torch.rand(2, 12), 5)
+    assert torch.equal(mask_to_indices(mask, "seen", 5), mask_to_indices(mask, "seen"))
+    with pytest.raises(ValueError, match=r"Got seen with 5 tokens per row, expected 4: correct the mask"):
+        mask_to_indices(mask, "seen", 4)
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, 0.9])
+def test_visible_tokens_of_a_tube_mask_are_known_beforehand(ratio):
+    mask = random_tube_mask(3, (4, 5, 7), ratio)
+    assert (~mask).sum(dim=1).tolist() == [tube_visible_count((4, 5, 7), ratio)] * 3
 
 
 @quick

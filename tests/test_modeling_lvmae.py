@@ -558,6 +558,30 @@ def test_128_frames_of_224_pixels_give_the_papers_token_counts():
     assert logits.shape == (1, 1881, 3)
 
 
+@pytest.mark.parametrize("kind", ["codes", "pixels"])
+def test_pretraining_step_compiles_into_one_graph(kind):
+    """Forward and backward, masks given, without their counts: those are the config's."""
+    model = build(kind).train()
+    config, inputs = model.config, inputs_for(model)
+    inputs["bool_masked_pos"] = random_tube_mask(2, config.grid_size, config.mask_ratio)
+    inputs["bool_decoded_pos"] = topk_mask(torch.rand(2, config.seq_length), config.token_budget)
+    plain = gradients(model, inputs)
+    compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[f"_orig_mod.{name}"], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_masks_with_other_counts_need_these_counts():
+    model = build("codes")
+    inputs = inputs_for(model)
+    inputs["bool_decoded_pos"] = topk_mask(torch.rand(2, 64), 20)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match=r"Expected bool_decoded_pos with 24 tokens in every row: correct the mask"):
+        compiled(**inputs)
+    inputs |= {"num_visible": 32, "num_decoded": 20}
+    torch.testing.assert_close(run(compiled, inputs), run(model, inputs), atol=2e-6, rtol=1e-5)
+
+
 # Classification
 
 
@@ -705,6 +729,22 @@ def test_masks_with_other_counts_per_row_are_refused(name, counts, message):
     model = build("codes")
     with pytest.raises(ValueError, match=message):
         model(**{**inputs_for(model), name: uneven(counts)})
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (
+            {"num_visible": 31},
+            r"Got visible positions \(~bool_masked_pos\) with 32 tokens per row, expected 31: correct",
+        ),
+        ({"num_decoded": 17}, r"Got bool_decoded_pos with 16 tokens per row, expected 17: correct"),
+    ],
+)
+def test_counts_that_are_not_the_masks_are_refused(counts, message):
+    model = build("codes")
+    with pytest.raises(ValueError, match=message):
+        model(**inputs_for(model), **counts)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 4), (2, 32, 3), (1, 64, 3)])

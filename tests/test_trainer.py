@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import EvalPrediction, default_data_collator
+from transformers import EvalPrediction
 
 from transformers_lvmae import (
     FSQMagViTConfig,
@@ -220,7 +220,7 @@ def test_the_tokenizer_is_frozen_and_in_no_checkpoint(splits, tmp_path):
 
 
 def pretraining_batch(trainer, rows=3):
-    return default_data_collator([trainer.train_dataset[number] for number in range(rows)])
+    return trainer.data_collator([trainer.train_dataset[number] for number in range(rows)])
 
 
 def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
@@ -236,7 +236,10 @@ def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
     expected = adaptive_decoder_mask(tokens.importance_scores, *MODEL.decoder_token_counts(64), batch["noise"])
     assert (made["bool_decoded_pos"] != expected).float().mean() < 0.05
     assert made["bool_decoded_pos"].sum(dim=1).tolist() == [MODEL.token_budget] * 3
-    assert set(made) == {"pixel_values_videos", "bool_masked_pos", "bool_decoded_pos", "target_codes"}
+    assert made["num_decoded"] == MODEL.token_budget
+    assert (~made["bool_masked_pos"]).sum(dim=1).tolist() == [made["num_visible"]] * 3
+    masks = {"bool_masked_pos", "bool_decoded_pos", "num_visible", "num_decoded"}
+    assert set(made) == {"pixel_values_videos", "target_codes"} | masks
 
 
 def test_a_batch_with_its_own_targets_skips_the_tokenizer(splits, tmp_path):
@@ -248,7 +251,7 @@ def test_a_batch_with_its_own_targets_skips_the_tokenizer(splits, tmp_path):
     trainer.video_tokenizer = None
     cached = {"target_codes": tokens.codes, "importance_scores": tokens.importance_scores, **batch}
     for key, value in trainer.add_targets(cached).items():
-        assert torch.equal(value, made[key])
+        assert value == made[key] if isinstance(value, int) else torch.equal(value, made[key])
 
 
 def test_pixels_need_no_tokenizer_and_codes_do(splits, tmp_path):
@@ -261,7 +264,7 @@ def test_pixels_need_no_tokenizer_and_codes_do(splits, tmp_path):
     trainer = make_trainer("pretraining", splits, tmp_path, model=model)
     assert "target_codes" not in trainer.add_targets(batch)
     trainer.video_tokenizer = None
-    assert set(trainer.add_targets(batch)) == {"pixel_values_videos", "bool_masked_pos"}
+    assert set(trainer.add_targets(batch)) == {"pixel_values_videos", "bool_masked_pos", "num_visible"}
     assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 

@@ -29,6 +29,12 @@ def random_tube_mask(
     return topk_mask(noise, int(mask_ratio * cells)).repeat(1, slots)
 
 
+def tube_visible_count(grid_size: tuple[int, int, int], mask_ratio: float) -> int:
+    """How many tokens of a clip [`random_tube_mask`] leaves visible."""
+    slots, cells = grid_size[0], grid_size[1] * grid_size[2]
+    return slots * (cells - int(mask_ratio * cells))
+
+
 def adaptive_decoder_mask(
     importance_scores: torch.Tensor, num_important: int, num_random: int, noise: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -53,19 +59,38 @@ def adaptive_decoder_mask(
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
 
 
-def mask_to_indices(mask: torch.Tensor, name: str) -> torch.Tensor:
+def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> torch.Tensor:
     """The positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
 
+    Args:
+        name: what error messages call the mask.
+        count: K, where the caller knows it. Without it K is read from the mask, for which an accelerator must stop and
+            torch.compile must break its graph; with it neither does, and the mask is checked where it lies.
+
     Raises:
-        ValueError: the rows hold different numbers of True, or none. `name` is what the message calls the mask.
+        ValueError: the rows hold different numbers of True, none, or not `count`. A RuntimeError with a shorter message where
+            the mask is not read: on accelerators (some steps later) and in compiled graphs.
     """
+    if count is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling()):
+        count = _equal_count(mask, name, count)
+    else:
+        message = f"Expected {name} with {count} tokens in every row: correct the mask or the count given with it."
+        torch._assert_async((mask.sum(dim=1) == count).all(), message)
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
     counts = mask.sum(dim=1).tolist()
     if min(counts) != max(counts) or counts[0] == 0:
         raise ValueError(
             f"Got {name} with {min(counts)} to {max(counts)} tokens per row, expected the same number, at least 1, in "
             "every row: draw every row's mask with one budget."
         )
-    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : counts[0]]
+    if expected is not None and counts[0] != expected:
+        raise ValueError(
+            f"Got {name} with {counts[0]} tokens per row, expected {expected}: correct the mask or the count given with it."
+        )
+    return counts[0]
 
 
 def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, logging
+from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer_utils import get_last_checkpoint
 
 from .masking import adaptive_decoder_mask
@@ -114,6 +114,14 @@ class FSQMagViTTrainer(_VideoTrainer):
         return dict(zip(names, np.mean(prediction.predictions, axis=0).tolist()))
 
 
+def collate_masked_clips(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch with the number of its visible tokens, counted in the worker, so that no accelerator has to be asked for it."""
+    batch = default_data_collator(items)
+    if "bool_masked_pos" in batch:
+        batch["num_visible"] = int((~batch["bool_masked_pos"][0]).sum())
+    return batch
+
+
 class LVMAEPreTrainer(_VideoTrainer):
     """Pre-trains [`LVMAEForPreTraining`] with a masked decoder (`LVMAEPreTrainingArguments`).
 
@@ -135,6 +143,8 @@ class LVMAEPreTrainer(_VideoTrainer):
 
     def __init__(self, *args, video_tokenizer: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.data_collator is default_data_collator:
+            self.data_collator = collate_masked_clips
         self.video_tokenizer = video_tokenizer
         if video_tokenizer is not None:
             self._check_tokenizer(self.accelerator.unwrap_model(self.model).config, video_tokenizer.config)
@@ -187,6 +197,7 @@ class LVMAEPreTrainer(_VideoTrainer):
         if scores is not None and "bool_decoded_pos" not in inputs:
             num_important, num_random = config.decoder_token_counts(scores.shape[1])
             inputs["bool_decoded_pos"] = adaptive_decoder_mask(scores, num_important, num_random, noise)
+            inputs["num_decoded"] = num_important + num_random
         return inputs
 
     def tokenizer_view(self, clips: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,453 @@
+"""Time, memory and FLOPs of LVMAE beside what transformers has, in one interleaved run.
+
+    python scripts/benchmark.py --cases step --sizes base --frames 128 --repeats 3
+    python scripts/benchmark.py --cases budget finetune tokenizer input path
+
+Every case runs in a fresh process, on one thread, once a repeat, round-robin: what else the machine does meets all cases alike. CPU
+seconds are the figure to compare; wall clock is the machine's mood. One JSON line a run goes to OUTPUT/results.jsonl, medians with
+ratios to the first case of each group to OUTPUT/tables.md, and the decoder budgets to OUTPUT/decoder_budgets.png.
+
+Fair by construction: float32, batch 1, one thread, real inputs built before the clock starts, targets given to LVMAE (cached) and
+pixels to the others (which they make in the step). Weights are random: cost does not depend on them. FLOPs and saved bytes are
+counted in a second step of the first repeat, after the one that is timed; --no_count saves that time. Those of the decoder budgets are
+the closed form's (transformers_lvmae.cost), which the tests hold to the counter.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+
+GROUPS = ("step", "budget", "finetune", "tokenizer", "input", "path")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LVMAE": {},
+    "LVMAE, nothing rebuilt": {"rebuild_activations": False},
+    "LVMAE, MLP checkpointed": {"checkpointing": {"mlp_only": True}},
+    "LVMAE, layers checkpointed": {"checkpointing": {}},
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "small": {"decoder_hidden_size": 192, "decoder_num_attention_heads": 3, "decoder_intermediate_size": 768},
+    "base": {"decoder_hidden_size": 384, "decoder_num_attention_heads": 6, "decoder_intermediate_size": 1536},
+}
+LABELS: dict[str, Any] = {"num_labels": 48}  # Diving48's
+Case = dict[str, Any]
+Work = Callable[[], Any]
+
+
+# What is run, each as a function that builds everything and returns (model, one piece of work)
+
+
+def lvmae_step(case: Case) -> tuple[Any, Work]:
+    """A pre-training step with cached codes; `budget` is the share of all tokens that is decoded."""
+    from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
+    from transformers_lvmae.masking import random_tube_mask, topk_mask
+
+    budget = case.get("budget", 0.15)
+    fields = {"rebuild_activations": case.get("rebuild_activations", True), "attn_implementation": case["attention"]}
+    config = LVMAEConfig.from_size(case["size"], num_frames=case["frames"], **fields)
+    model = LVMAEForPreTraining(config).train()
+    if case.get("checkpointing") is not None:
+        model.activation_checkpointing_enable(case["checkpointing"])
+    masked = random_tube_mask(1, config.grid_size, config.mask_ratio)
+    decoded = masked if budget == 1 else topk_mask(torch.rand(1, config.seq_length), int(budget * config.seq_length))
+    codes = torch.rand(1, config.seq_length, config.target_size) * 2 - 1
+    clip = torch.randn(1, config.num_frames, 3, 224, 224)
+    return model, lambda: model(clip, masked, decoded, codes).loss
+
+
+def videomae_step(case: Case) -> tuple[Any, Work]:
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    from transformers_lvmae.masking import random_tube_mask
+
+    sizes = {**FIELDS[case["size"]], **DECODERS[case["size"]]}
+    config = VideoMAEConfig(num_frames=case["frames"], decoder_num_hidden_layers=4, **sizes)
+    config._attn_implementation = case["attention"]  # before building: VideoMAE's decoder has a config of its own
+    model = VideoMAEForPreTraining(config).train()
+    masked = random_tube_mask(1, (case["frames"] // 2, 14, 14), 0.9)
+    clip = torch.randn(1, case["frames"], 3, 224, 224)
+    return model, lambda: model(clip, bool_masked_pos=masked).loss
+
+
+def lvmae_classifier(case: Case) -> tuple[Any, Work]:
+    from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
+
+    config = LVMAEConfig.from_size(
+        "base",
+        num_frames=case["frames"],
+        num_hidden_layers=case["layers"],
+        num_labels=48,
+        rebuild_activations=case.get("rebuild_activations", True),
+    )
+    model = LVMAEForVideoClassification(config).train(case["training"])
+    if case.get("checkpointing") is not None:
+        model.activation_checkpointing_enable(case["checkpointing"])
+    return model, classifier_work(model, case)
+
+
+def videomae_classifier(case: Case) -> tuple[Any, Work]:
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    config = VideoMAEConfig(num_frames=case["frames"], num_hidden_layers=case["layers"], **LABELS)
+    model = VideoMAEForVideoClassification(config).train(case["training"])
+    return model, classifier_work(model, case)
+
+
+def vjepa2_classifier(case: Case) -> tuple[Any, Work]:
+    """V-JEPA 2 in ViT-B's shape, with its own attentive pooling."""
+    from transformers import VJEPA2Config, VJEPA2ForVideoClassification
+
+    config = VJEPA2Config(
+        frames_per_clip=case["frames"],
+        crop_size=224,
+        hidden_size=768,
+        num_attention_heads=12,
+        num_hidden_layers=case["layers"],
+        mlp_ratio=4,
+        **LABELS,
+    )
+    model = VJEPA2ForVideoClassification(config).train(case["training"])
+    return model, classifier_work(model, case)
+
+
+def classifier_work(model: Any, case: Case) -> Work:
+    clip, labels = torch.randn(1, case["frames"], 3, 224, 224), torch.zeros(1, dtype=torch.long)
+    if case["training"]:
+        return lambda: model(clip, labels=labels).loss
+    return lambda: model(clip).logits
+
+
+def tokenizer_encode(case: Case) -> tuple[Any, Work]:
+    from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+
+    model = FSQMagViTModel(FSQMagViTConfig(**case.get("fields", {}))).eval()
+    clip = torch.rand(1, case["frames"], 3, *model.config.frame_size)
+    return model, lambda: model.encode(clip).codes
+
+
+def video_file(case: Case) -> str:
+    """Moving noise over a gradient, 10 s at 30 frames a second, in the benchmark's scratch folder."""
+    import numpy as np
+
+    from transformers_lvmae.video_io import write_video
+
+    width, height = case["picture"]
+    path = Path(tempfile.gettempdir()) / f"lvmae_benchmark_{width}x{height}.mp4"
+    if not path.exists():
+        generator = np.random.default_rng(0)
+        texture = generator.integers(0, 60, (height, width + 300, 3), dtype=np.uint8)
+        shade = np.linspace(0, 190, height, dtype=np.uint8)[:, None, None]
+        write_video(path, np.stack([texture[:, start : start + width] + shade for start in range(300)]), fps=30, crf=23)
+    return str(path)
+
+
+def decode_only(case: Case) -> tuple[None, Work]:
+    """PyAV's frames, each wanted one resized at once: the codec and the pixels, nothing else."""
+    import av
+    import numpy as np
+
+    path = video_file(case)
+
+    def work() -> Any:
+        wanted = set(np.linspace(0, 299, 128).round().astype(int).tolist())
+        frames = []
+        with av.open(path) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    frames.append(frame.reformat(width=224, height=224, format="rgb24").to_ndarray())
+        return np.stack(frames)
+
+    return None, work
+
+
+def load_clip(case: Case) -> tuple[None, Work]:
+    """What a data loader's worker does for a clip: decode, sample, resize, crop, normalise."""
+    from transformers_lvmae import LVMAEConfig
+    from transformers_lvmae.data import processor_for
+    from transformers_lvmae.video_io import decode_video
+
+    path, processor = video_file(case), processor_for(LVMAEConfig())
+
+    def work() -> Any:
+        clip, _ = decode_video(path, lambda metadata: processor.sample_frames(metadata, num_frames=128))
+        return processor(clip, return_tensors="pt")["pixel_values_videos"]
+
+    return None, work
+
+
+def tokenizer_view(case: Case) -> tuple[None, Work]:
+    """Clips as the tokenizer sees them: half the size."""
+    clip = torch.rand(128, 3, 224, 224)
+    return None, lambda: torch.nn.functional.interpolate(clip, size=112, mode="bilinear", antialias=True)
+
+
+# Which cases each group holds; the first one is what the others are compared with
+
+
+def step_cases(args: argparse.Namespace) -> Iterator[Case]:
+    for size in args.sizes:
+        for attention in args.attention:
+            for frames in args.frames:
+                common = {"size": size, "attention": attention, "frames": frames, "backward": True}
+                group = f"Pre-training step, ViT-{size[0].upper()}, {frames} frames, {attention}"
+                too_large = size == "base" and attention == "eager" and frames == 128  # 24 GB
+                yield {"group": group, "name": "VideoMAE", "build": "videomae_step", "skip": too_large, **common}
+                yield {"group": group, "name": "50 % decoder", "build": "lvmae_step", "budget": 0.5, **common}
+                for name, fields in VARIANTS.items():
+                    yield {"group": group, "name": name, "build": "lvmae_step", **common, **fields}
+
+
+def budget_cases(args: argparse.Namespace) -> Iterator[Case]:
+    from transformers_lvmae import LVMAEConfig
+    from transformers_lvmae.cost import pretraining_cost, visible_tokens
+
+    config = LVMAEConfig()
+    hidden = config.seq_length - visible_tokens(config, config.mask_ratio)
+    common = {"size": "base", "attention": "sdpa", "frames": 128, "backward": True, "build": "lvmae_step"}
+    for budget in (1, 0.5, 0.25, 0.15, 0.1, 0.05):
+        cost = pretraining_cost(config, decoded_tokens=hidden if budget == 1 else int(budget * config.seq_length))
+        closed_form = {"flops": cost.flops, "saved": cost.saved_bytes}
+        name = "all hidden tokens" if budget == 1 else f"{budget:.0%} of the tokens"
+        yield {"group": "Decoder budget, ViT-B, 128 frames", "name": name, "budget": budget, **common, **closed_form}
+
+
+def finetune_cases(args: argparse.Namespace) -> Iterator[Case]:
+    for training in (False, True):
+        for frames in args.finetune_frames:
+            kind = "Fine-tuning step" if training else "Forward"
+            depth = "" if args.layers == 12 else f" with {args.layers} of 12 layers"
+            group = f"{kind}, ViT-B{depth}, {frames} frames, sdpa"
+            common = {
+                "group": group,
+                "frames": frames,
+                "training": training,
+                "backward": training,
+                "layers": args.layers,
+            }
+            yield {"name": "VideoMAE", "build": "videomae_classifier", **common}
+            yield {"name": "V-JEPA 2", "build": "vjepa2_classifier", **common}
+            for name, fields in VARIANTS.items() if training else [("LVMAE", {})]:
+                yield {"name": name, "build": "lvmae_classifier", **common, **fields}
+
+
+def tokenizer_cases(args: argparse.Namespace) -> Iterator[Case]:
+    layouts: dict[str, Case] = {
+        "default": {},
+        "MAGVIT-B": {
+            "stem_patch_size": (1, 1, 1),
+            "channel_multipliers": (1, 2, 2, 4),
+            "temporal_downsample": (True, False, False),
+        },
+    }
+    for frames in (16, 128):
+        for name, fields in layouts.items():
+            group = f"Tokenizer encode, {frames} frames of 112 pixels"
+            yield {"group": group, "name": name, "build": "tokenizer_encode", "frames": frames, "fields": fields}
+
+
+def input_cases(args: argparse.Namespace) -> Iterator[Case]:
+    for picture in ((1280, 720), (340, 256)):
+        group = f"Input, 128 of 300 frames of {picture[0]} x {picture[1]}"
+        yield {"group": group, "name": "bare decoder", "build": "decode_only", "picture": picture}
+        yield {"group": group, "name": "decode_video and processor", "build": "load_clip", "picture": picture}
+
+
+def path_cases(args: argparse.Namespace) -> Iterator[Case]:
+    group = "The whole path of a clip, ViT-B, 128 frames"
+    step = {"size": "base", "attention": "sdpa", "frames": 128, "backward": True}
+    yield {"group": group, "name": "pre-training step", "build": "lvmae_step", **step}
+    yield {"group": group, "name": "decode and process, 720p", "build": "load_clip", "picture": (1280, 720)}
+    yield {"group": group, "name": "decode and process, 340 x 256", "build": "load_clip", "picture": (340, 256)}
+    yield {"group": group, "name": "halve for the tokenizer", "build": "tokenizer_view"}
+    yield {"group": group, "name": "tokenize (0 with a cache)", "build": "tokenizer_encode", "frames": 128}
+
+
+# Running
+
+
+def gemm_rate() -> float:
+    """FLOPs a CPU second of this thread's best float32 matrix product, right now."""
+    left, right = torch.randn(1280, 768), torch.randn(768, 3072)
+    left @ right
+    rates = []
+    for _ in range(10):
+        start = time.process_time()
+        left @ right
+        rates.append(2 * 1280 * 768 * 3072 / (time.process_time() - start))
+    return max(rates)
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """One case in this process."""
+    from transformers_lvmae.measure import count_flops, count_saved_bytes, measure
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    started = time.process_time()
+    model, work = globals()[case["build"]](case)
+    build_seconds = time.process_time() - started
+    rate = gemm_rate()
+    backward = case.get("backward", False)
+
+    def step() -> None:
+        with torch.set_grad_enabled(backward):
+            result = work()
+            if backward:
+                result.backward()
+
+    gc.collect()
+    usage = measure(step)
+    result = {"build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "rss": usage.peak_bytes}
+    if case["count"] and model is not None:
+        model.zero_grad()
+        with torch.set_grad_enabled(backward):
+            (output, saved), flops = count_flops(lambda: count_saved_bytes(model, work))
+            flops += count_flops(output.backward)[1] if backward else 0
+        result |= {"flops": flops, "saved": saved}
+    return {**result, "gemm_rate": rate}
+
+
+def run_in_fresh_process(case: Case) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, "--run", json.dumps(case)]
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
+    """Append one line a run to `path`."""
+    for repeat in range(repeats):
+        for number, case in enumerate(cases):
+            if case.get("skip"):
+                continue
+            result = run_in_fresh_process({**case, "count": count and repeat == 0 and "flops" not in case})
+            with path.open("a") as file:
+                file.write(json.dumps({**case, **result}) + "\n")
+            seen = f"[{repeat + 1}/{repeats}, {number + 1}/{len(cases)}] {case['group']}: {case['name']}"
+            print(f"{seen}: {result['cpu']:.2f} CPU s, {result['rss'] / 2**20:.0f} MiB", file=sys.stderr, flush=True)
+
+
+# Reporting
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """group -> name -> figure -> median over the runs that have it."""
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in runs:
+        grouped.setdefault(run["group"], {}).setdefault(run["name"], []).append(run)
+    figures = ("cpu", "wall", "rss", "saved", "flops", "build_cpu", "gemm_rate")
+    return {
+        group: {
+            name: {
+                key: median(run[key] for run in same if key in run)
+                for key in figures
+                if any(key in run for run in same)
+            }
+            for name, same in names.items()
+        }
+        for group, names in grouped.items()
+    }
+
+
+def figure_with_ratio(row: dict[str, float], first: dict[str, float], key: str, unit: float, digits: int) -> str:
+    if key not in row:
+        return ""
+    ratio = f" ({row[key] / first[key]:.2f})" if row is not first and first.get(key) else ""
+    return f"{row[key] / unit:,.{digits}f}{ratio}"
+
+
+def table(group: str, rows: dict[str, dict[str, float]], repeats: dict[str, int]) -> str:
+    """One group in Markdown; in brackets, the ratio to its first row."""
+    columns = [
+        ("CPU s", "cpu", 1, 2),
+        ("wall s", "wall", 1, 1),
+        ("peak MiB", "rss", 2**20, 0),
+        ("saved MiB", "saved", 2**20, 0),
+        ("GFLOP", "flops", 1e9, 0),
+        ("build CPU s", "build_cpu", 1, 1),
+    ]
+    first = next(iter(rows.values()))
+    head = ["", *(column[0] for column in columns), "of GEMM bound", "runs"]
+    lines = [f"### {group}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for name, row in rows.items():
+        bound = f"{row['flops'] / row['cpu'] / row['gemm_rate']:.0%}" if row.get("flops") else ""
+        cells = [figure_with_ratio(row, first, *column[1:]) for column in columns]
+        lines.append(f"| {' | '.join([name, *cells, bound, str(repeats[name])])} |")
+    return "\n".join(lines)
+
+
+def plot_budgets(rows: dict[str, dict[str, float]], path: Path) -> None:
+    """Figure 1, right, of the paper: what the decoder's budget costs."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    panels = [("Peak memory (MiB)", "rss", 2**20), ("GFLOP a step", "flops", 1e9), ("CPU seconds a step", "cpu", 1)]
+    for axis, (title, key, unit) in zip(axes, panels):
+        names = ["all" if name.startswith("all") else name.split(" of")[0] for name in rows]
+        axis.bar(names, [row[key] / unit for row in rows.values()], color=["#9aa5b1"] + ["#2f6f9f"] * (len(rows) - 1))
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("tokens decoded", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def report(path: Path, output: Path) -> str:
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    results = medians(runs)
+    tables = []
+    for group, rows in results.items():
+        repeats = {name: sum(run["group"] == group and run["name"] == name for run in runs) for name in rows}
+        tables.append(table(group, rows, repeats))
+        if group.startswith("Decoder budget"):
+            plot_budgets(rows, output / "decoder_budgets.png")
+    text = "\n\n".join(tables) + "\n"
+    (output / "tables.md").write_text(text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--sizes", nargs="+", choices=list(FIELDS), default=list(FIELDS))
+    parser.add_argument("--frames", nargs="+", type=int, default=[16, 32, 64, 128], help="of the pre-training step")
+    parser.add_argument("--attention", nargs="+", choices=["sdpa", "eager"], default=["sdpa", "eager"])
+    parser.add_argument("--finetune_frames", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--layers", type=int, default=12, help="encoder layers of the classifiers")
+    parser.add_argument("--names", nargs="+", help="only these rows of the groups")
+    parser.add_argument("--no_count", action="store_true", help="neither FLOPs nor saved bytes: half the time")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/benchmark"), help="results of earlier runs stay in it"
+    )
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run_case(json.loads(args.run))))
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    cases = [case for group in args.cases for case in globals()[f"{group}_cases"](args)]
+    cases = [case for case in cases if not args.names or case["name"] in args.names]
+    run_all(cases, args.repeats, not args.no_count, args.output / "results.jsonl")
+    print(report(args.output / "results.jsonl", args.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Real sizes on this machine: each in a process of its own, its memory and time measured. `pytest -m slow tests/test_real_size.py -s`"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+pytestmark = pytest.mark.slow
+
+MEASURED = """
+import json, os, time, torch
+from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining, LVMAEForVideoClassification
+from transformers_lvmae.masking import adaptive_decoder_mask, random_tube_mask
+from transformers_lvmae.measure import measure
+
+torch.manual_seed(0)
+started = time.process_time()
+{build}
+build_seconds = time.process_time() - started
+seen = {{}}
+def work():
+    {work}
+usage = measure(work)
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({{**seen, "build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "above_start": usage.peak_bytes, "peak": peak}}))
+"""
+
+
+def run(build: str, work: str) -> dict[str, float]:
+    """Build and work in a fresh process on one thread; `peak` is all of its resident memory, weights and torch included."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+    program = MEASURED.format(build=build, work=work.replace("\n", "\n    "))
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    result = json.loads(output.stdout.splitlines()[-1])
+    print(
+        {
+            name: f"{value / 2**20:,.0f} MiB" if name in ("above_start", "peak") else value
+            for name, value in result.items()
+        }
+    )
+    return result
+
+
+def test_pretraining_step_of_128_frames():
+    """Forward and backward, 1,881 of 12,544 tokens decoded."""
+    result = run(
+        "model = LVMAEForPreTraining(LVMAEConfig()).train()",
+        """config = model.config
+masked = random_tube_mask(1, config.grid_size, config.mask_ratio)
+decoded = adaptive_decoder_mask(torch.rand(1, config.seq_length), *config.decoder_token_counts(config.seq_length))
+codes = torch.rand(1, config.seq_length, 6) * 2 - 1
+output = model(torch.randn(1, 128, 3, 224, 224), masked, decoded, codes)
+output.loss.backward()
+seen["decoded"], seen["loss"] = output.logits.shape[1], output.loss.item()
+seen["gradients"] = all(p.grad.isfinite().all().item() and p.grad.any().item() for p in model.parameters())""",
+    )
+    assert result["decoded"] == 1881
+    assert result["gradients"]
+    assert 0 < result["loss"] < 10
+    assert result["peak"] < 8 * 2**30
+    assert result["build_cpu"] < 3
+
+
+def test_default_tokenizer_encodes_128_frames():
+    result = run(
+        "model = FSQMagViTModel(FSQMagViTConfig()).eval()",
+        """with torch.no_grad():
+    tokens = model.encode(torch.rand(1, 128, 3, 112, 112))
+seen["grid"], seen["tokens"] = list(tokens.latents.shape[1:4]), tokens.codes.shape[1]
+seen["finite"] = tokens.importance_scores.isfinite().all().item()""",
+    )
+    assert result["grid"] == [64, 14, 14]
+    assert result["tokens"] == 12_544
+    assert result["finite"]
+    assert result["peak"] < 8 * 2**30
+
+
+def test_classifier_sees_128_frames():
+    result = run(
+        "model = LVMAEForVideoClassification(LVMAEConfig(num_labels=48)).eval()",
+        """with torch.no_grad():
+    logits = model(torch.randn(1, 128, 3, 224, 224)).logits
+seen["labels"], seen["finite"] = logits.shape[1], logits.isfinite().all().item()""",
+    )
+    assert result["labels"] == 48
+    assert result["finite"]
+    assert result["peak"] < 8 * 2**30
+    assert result["build_cpu"] < 3
