@@ -268,6 +268,6 @@ def test_a_processor_without_a_fixed_size_is_refused(image_model):
     processor = AutoImageProcessor.from_pretrained(image_model)
     processor.size = {"max_height": 10, "max_width": 10}
     with pytest.raises(
-        ValueError, match="Got an image processor of size .* expected height and width or shortest_edge"
+        ValueError, match=r"Got an image processor of size .* expected height and width or shortest_edge"
     ):
         PerceptualLoss(ResNetForImageClassification.from_pretrained(image_model), processor)

@@ -5,6 +5,7 @@ Nothing here is part of a model: neither the discriminator nor the perceptual ne
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -187,7 +188,10 @@ class PerceptualLoss(nn.Module):
         num_frames: frames compared per clip, drawn anew in every call; all of them by default.
     """
 
-    def __init__(self, model: nn.Module, processor: AutoImageProcessor, num_frames: int | None = None):
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: nn.Module, processor: Any, num_frames: int | None = None):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.num_frames = num_frames
@@ -228,7 +232,7 @@ class PerceptualLoss(nn.Module):
         return self.model(resized * self.scale + self.shift).logits
 
 
-def input_size(processor: AutoImageProcessor) -> list[int]:
+def input_size(processor: Any) -> list[int]:
     """Height and width that an image processor hands to its model; raises ValueError where it has no fixed one."""
     crops = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
     size = dict(processor.crop_size if crops else processor.size)
