@@ -65,7 +65,7 @@ class Adversary:
             self.optimizer,
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
         )
 
     def backward(self, real: torch.Tensor, fake: torch.Tensor, accumulation_steps: int) -> dict[str, torch.Tensor]:
