@@ -614,7 +614,9 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_bfloat16_trains_both_sides(splits, tmp_path):
+def test_bfloat16_trains_both_sides(splits, tmp_path, monkeypatch):
+    # torch's half-precision Conv3d multiplies padding that nothing set with 0 on a CPU: harmless, but not where it is NaN.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     trainer = make_adversarial_trainer(splits, tmp_path, max_steps=2, bf16=True)
     before = adversary_weights(trainer)
     trainer.train()
@@ -652,7 +654,7 @@ import os, signal, sys
 import torch
 from transformers import TrainerCallback
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_trainer import CLIPS, load_video_dataset, make_adversarial_trainer, make_trainer, ADVERSARIAL, train_and_save
+from test_trainer import CLIPS, load_video_dataset, make_adversarial_trainer, make_trainer, ADVERSARIAL, newest_checkpoint, train_and_save
 torch.set_num_threads(1)
 splits = load_video_dataset(CLIPS, label_column="label")
 """
@@ -680,9 +682,8 @@ def trainer(folder):
         **{{**ADVERSARIAL, "perceptual_weight": 0.1}})
 
 killed = trainer({str(tmp_path / "killed")!r})
-if not os.path.isdir(killed.args.output_dir):
+if newest_checkpoint(killed.args.output_dir) is None:
     killed.add_callback(Kill())
-    killed.train()
 train_and_save(killed)
 train_and_save(trainer({str(tmp_path / "whole")!r}))
 """
@@ -734,6 +735,7 @@ world = int(os.environ.get("WORLD_SIZE", "1"))
 trainer = make_adversarial_trainer(splits, sys.argv[0] + f".{world}", per_device_train_batch_size=2 // world,
     gradient_accumulation_steps=2, max_steps=3, max_grad_norm=0.5, save_strategy="steps", save_steps=3, training=False)
 trainer.train()
+trainer.accelerator.end_training()
 """
     for command in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
         run = run_script(tmp_path / "run.py", script, *command)
