@@ -174,12 +174,14 @@ def test_bfloat16_autocast_stays_near_float32():
     losses = AdversarialLoss(tiny_discriminator())
     real, fake = torch.rand(2, 4, 3, 8, 8), torch.rand(2, 4, 3, 8, 8)
     expected = losses(real, fake)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        parts = losses(real, fake)
+    # Without oneDNN: in torch 2.14 its bfloat16 Conv3d reads memory that nothing set, for the weights' gradient on a CPU.
+    with torch.backends.mkldnn.flags(enabled=False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            parts = losses(real, fake)
+        parts["loss"].backward()
     assert parts["loss"].dtype == torch.float32
     for name in ("loss", "r1_penalty"):
         torch.testing.assert_close(parts[name], expected[name], rtol=0.05, atol=0.01)
-    parts["loss"].backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in losses.parameters())
 
 
