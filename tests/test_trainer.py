@@ -662,7 +662,7 @@ splits = load_video_dataset(CLIPS, label_column="label")
 """
 
 
-def run_script(path, script, *command, environment=None):
+def run_script(path, script, *command):
     path.write_text(RUN + script)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *command, str(path)]
@@ -730,26 +730,42 @@ def assert_same(one, two):
         assert one == two
 
 
-def test_two_processes_train_both_sides_as_one(tmp_path):
+def test_two_processes_train_both_sides_as_one(splits, tmp_path):
     """The same global batches of four clips, on one process and split over two (gloo), with accumulation."""
-    script = """
-world = int(os.environ.get("WORLD_SIZE", "1"))
-trainer = make_adversarial_trainer(splits, sys.argv[0] + f".{world}", per_device_train_batch_size=2 // world,
-    gradient_accumulation_steps=2, max_steps=3, max_grad_norm=0.5, save_strategy="steps", save_steps=3, training=False)
+    options = {"gradient_accumulation_steps": 2, "max_steps": 3, "max_grad_norm": 0.5, "training": False}
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    make_adversarial_trainer(splits, tmp_path / "one", per_device_train_batch_size=2, **options).train()
+    script = f"""
+trainer = make_adversarial_trainer(splits, {str(tmp_path / "two")!r}, per_device_train_batch_size=1, **{options})
 trainer.train()
 trainer.accelerator.end_training()
 """
-    for command in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
-        run = run_script(tmp_path / "run.py", script, *command)
-        assert run.returncode == 0, run.stderr[-2000:]
-    one, two = (tmp_path / f"run.py.{world}" / "checkpoint-3" for world in (1, 2))
+    run = run_script(
+        tmp_path / "run.py", script, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = (tmp_path / folder / "checkpoint-3" for folder in ("one", "two"))
     single, double = (torch.load(path / "tokenizer_training.pt", weights_only=True) for path in (one, two))
     for part in ("model", "averaged_model"):
         torch.testing.assert_close(double[part], single[part], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(double["adversary"]["losses"], single["adversary"]["losses"], rtol=1e-4, atol=1e-5)
     logs = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one, two)]
+    assert len(logs[0]) == 3
     for first, second in zip(*logs):
         assert second == pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_a_plain_one(splits, tmp_path):
+    """R1 differentiates twice, which compiled graphs cannot: the discriminator stays out of them."""
+    trainers = [
+        make_adversarial_trainer(splits, tmp_path, max_steps=2, **options)
+        for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"})
+    ]
+    for trainer in trainers:
+        trainer.train()
+    for results in (weights, adversary_weights):
+        torch.testing.assert_close(results(trainers[1]), results(trainers[0]), rtol=1e-3, atol=1e-5)
 
 
 def test_the_script_trains_on_pictures_and_then_on_videos(tmp_path, monkeypatch):
