@@ -1,10 +1,19 @@
-"""Train the adaptive tokenizer on videos.
+"""Train the adaptive tokenizer on videos, or first on pictures.
 
     python scripts/train_tokenizer.py --dataset_name FOLDER_OR_HUB_ID --output_dir runs/tokenizer --num_train_epochs 45
 
-One clip of config.window_size frames is taken from every video in every epoch. The output folder holds the model and its processor;
-a run that was interrupted goes on from its newest checkpoint when started again with the same arguments.
+    python scripts/train_tokenizer.py --dataset_name PICTURES --image_column image --output_dir runs/image_tokenizer
+    python scripts/train_tokenizer.py --dataset_name VIDEOS --image_tokenizer runs/image_tokenizer --output_dir runs/tokenizer
+
+One clip of config.window_size frames is taken from every video in every epoch. MAGVIT's whole recipe needs --adversarial_weight 0.1,
+--perceptual_model and --ema_decay 0.999 besides (model_cards/fsq_magvit.md). The output folder holds the model, its processor and
+losses.png, the curves of every part of the loss; a run that was interrupted goes on from its newest checkpoint when started again with
+the same arguments.
 """
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import set_seed
 
@@ -13,49 +22,83 @@ from transformers_lvmae import (
     FSQMagViTModel,
     FSQMagViTTrainer,
     FSQMagViTTrainingArguments,
+    LVMAEVideoProcessor,
 )
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import (
+    ImageClips,
+    VideoClips,
+    load_image_dataset,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.visualization import save_curves
+
+
+@dataclass
+class TokenizerModelArguments(ModelArguments):
+    model_size: str = field(default="base", metadata={"help": "tiny, base or large, for a new model."})
+    image_tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer trained on pictures, to start from."}
+    )
+
+
+@dataclass
+class TokenizerDataArguments(VideoDataArguments):
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of pictures: train on them, as clips of one frame, and not on videos."}
+    )
+
+
+def make_model(args: TokenizerModelArguments, on_images: bool) -> FSQMagViTModel:
+    overrides = args.overrides(FSQMagViTConfig)
+    if args.model_name_or_path:
+        return FSQMagViTModel.from_pretrained(args.model_name_or_path, **overrides)
+    config = FSQMagViTConfig.from_size(args.model_size, **overrides)  # type: ignore[arg-type]
+    if args.image_tokenizer:
+        return FSQMagViTModel.from_image_tokenizer(args.image_tokenizer, config)
+    return FSQMagViTModel(config.for_images() if on_images else config)
+
+
+def make_clips(
+    args: TokenizerDataArguments, processor: LVMAEVideoProcessor, num_frames: int, seed: int
+) -> tuple[VideoClips, VideoClips]:
+    """Clips to train on and to evaluate on."""
+    augmentation: dict[str, Any] = {"min_crop_scale": args.min_crop_scale, "horizontal_flip": args.horizontal_flip}
+    if args.image_column:
+        pictures = load_image_dataset(args.dataset_name, args.dataset_config_name, args.image_column)
+        train_rows = select_split(pictures, args.train_split, args.max_train_samples)
+        eval_rows = select_split(pictures, args.eval_split, args.max_eval_samples)
+        return (
+            ImageClips(train_rows, processor, args.image_column, training=True, seed=seed, **augmentation),
+            ImageClips(eval_rows, processor, args.image_column),
+        )
+    videos = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column)
+    train_rows = select_split(videos, args.train_split, args.max_train_samples)
+    eval_rows = select_split(videos, args.eval_split, args.max_eval_samples)
+    sampling: dict[str, Any] = {"frame_stride": args.frame_stride or 1, "video_column": args.video_column, "seed": seed}
+    return (
+        VideoClips(train_rows, processor, num_frames, training=True, **augmentation, **sampling),
+        VideoClips(eval_rows, processor, num_frames, **sampling),
+    )
 
 
 def main() -> None:
     model_args, data_args, training_args = parse_arguments(
-        ModelArguments, VideoDataArguments, FSQMagViTTrainingArguments
+        TokenizerModelArguments, TokenizerDataArguments, FSQMagViTTrainingArguments
     )
     set_seed(training_args.seed)
-
-    overrides = model_args.overrides(FSQMagViTConfig)
-    if model_args.model_name_or_path:
-        model = FSQMagViTModel.from_pretrained(model_args.model_name_or_path, **overrides)
-    else:
-        model = FSQMagViTModel(FSQMagViTConfig(**overrides))
+    model = make_model(model_args, on_images=data_args.image_column is not None)
     processor = processor_for(model.config, do_normalize=False)
-
-    splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
-    sampling = {
-        "frame_stride": data_args.frame_stride or 1,
-        "video_column": data_args.video_column,
-        "seed": training_args.seed,
-    }
-    train_clips = VideoClips(
-        select_split(splits, data_args.train_split, data_args.max_train_samples),
-        processor,
-        model.config.window_size,
-        training=True,
-        min_crop_scale=data_args.min_crop_scale,
-        horizontal_flip=data_args.horizontal_flip,
-        **sampling,
-    )
-    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
+    train_clips, eval_clips = make_clips(data_args, processor, model.config.window_size, training_args.seed)
     trainer = FSQMagViTTrainer(
-        model,
-        training_args,
-        train_dataset=train_clips,
-        eval_dataset=VideoClips(eval_rows, processor, model.config.window_size, **sampling),
-        processing_class=processor,
+        model, training_args, train_dataset=train_clips, eval_dataset=eval_clips, processing_class=processor
     )
     train_and_save(trainer)
+    if trainer.is_world_process_zero():
+        save_curves(os.path.join(training_args.output_dir, "losses.png"), trainer.state.log_history)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import (
+    ImageClips,
     MaskedVideoClips,
     VideoClips,
+    load_image_dataset,
     load_video_dataset,
     processor_for,
     seeded,
@@ -166,3 +169,38 @@ def test_a_file_of_real_footage_reaches_the_model():
     pixels = processor_for(CONFIG)(frames, return_tensors="pt")["pixel_values_videos"]
     assert pixels.shape == (1, metadata.total_num_frames, 3, 32, 32)
     assert 0.2 < pixels.std() < 3
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """An imagefolder: colour, grey and transparent pictures."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for number, mode in enumerate(("RGB", "L", "RGBA")):
+            pixels = rng.integers(0, 256, (40, 48, {"RGB": 3, "L": 1, "RGBA": 4}[mode]), dtype=np.uint8)
+            Image.fromarray(pixels.squeeze(), mode).save(tmp_path / split / f"{number}.png")
+    return tmp_path
+
+
+def test_a_picture_is_a_clip_of_one_frame(pictures):
+    rows = load_image_dataset(pictures)["train"]
+    processor = processor_for(CONFIG, do_normalize=False)
+    clips = ImageClips(rows, processor)
+    assert len(clips) == 3
+    for number, row in enumerate(rows):
+        pixels = np.array(row["image"].convert("RGB"))
+        expected = processor([pixels[None]], return_tensors="pt")["pixel_values_videos"][0]
+        assert expected.shape == (1, 3, 32, 32)
+        assert torch.equal(clips[number]["pixel_values_videos"], expected)
+    with pytest.raises(ValueError, match=r"Got columns \['image', .* expected 'picture'.*--image_column"):
+        load_image_dataset(pictures, image_column="picture")
+
+
+def test_crops_of_pictures_differ_from_epoch_to_epoch(pictures):
+    rows = load_image_dataset(pictures)["train"]
+    clips = ImageClips(rows, processor_for(CONFIG), training=True, min_crop_scale=0.3, horizontal_flip=True)
+    first = clips[0]["pixel_values_videos"]
+    assert torch.equal(first, clips[0]["pixel_values_videos"])
+    clips.set_epoch(1)
+    assert not torch.equal(first, clips[0]["pixel_values_videos"])

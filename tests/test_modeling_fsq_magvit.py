@@ -478,3 +478,85 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
 def test_configs_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_tokenizer_config(**fields)
+
+
+# Sizes, and starting from pictures
+
+
+def test_the_sizes_are_magvit_s():
+    """B is 64 wide and L 128, with otherwise one layout; all have tokens of the same 2 x 8 x 8 pixels."""
+    sizes = {size: FSQMagViTConfig.from_size(size, image_size=64) for size in ("tiny", "base", "large")}
+    assert {name: config.base_channels for name, config in sizes.items()} == {"tiny": 32, "base": 64, "large": 128}
+    assert sizes["base"].to_dict() == FSQMagViTConfig(image_size=64).to_dict()
+    assert {**sizes["large"].to_dict(), "base_channels": 64} == sizes["base"].to_dict()
+    assert {(config.tubelet_size, config.patch_size) for config in sizes.values()} == {(2, 8)}
+    with pytest.raises(ValueError, match=r"Got size='huge', expected one of \['base', 'large', 'tiny'\]: choose"):
+        FSQMagViTConfig.from_size("huge")
+
+
+STEMS = {
+    "magvit": {"temporal_downsample": (True, True)},
+    "patches": {"stem_patch_size": (2, 2, 2), "channel_multipliers": (1, 2), "temporal_downsample": (True,)},
+    "four frames": {"stem_patch_size": (4, 2, 2), "channel_multipliers": (1, 2), "temporal_downsample": (False,)},
+}
+
+
+@pytest.fixture(params=STEMS.values(), ids=STEMS)
+def inflated(request, tmp_path):
+    """An image tokenizer and the video tokenizer that starts from it."""
+    config = tiny_tokenizer_config(window_size=8, **request.param)  # two slots: time has neighbours everywhere
+    image_model = build(**config.for_images().to_dict())
+    image_model.save_pretrained(tmp_path)
+    return image_model, FSQMagViTModel.from_image_tokenizer(tmp_path, config).eval()
+
+
+@torch.no_grad()
+def test_a_clip_that_stands_still_is_coded_as_the_picture_is(inflated):
+    """Everywhere, the clip's ends included: padding meets only weights that are zero."""
+    image_model, model = inflated
+    picture = torch.rand(2, 1, 3, 16, 16)
+    clip = picture.expand(-1, 8, -1, -1, -1)
+    single, tokens = image_model.encode(picture), model.encode(clip)
+    slots = 8 // model.config.tubelet_size
+    torch.testing.assert_close(tokens.latents, single.latents.expand(-1, slots, -1, -1, -1), rtol=1e-4, atol=1e-5)
+    frames = model.decode(single.codes.repeat(1, slots, 1))
+    torch.testing.assert_close(frames, image_model.decode(single.codes).expand(-1, 8, -1, -1, -1), rtol=1e-4, atol=1e-5)
+    assert single.latents.std() > 0.1
+
+
+def test_inflation_fills_only_centres_and_every_slice_then_learns(inflated):
+    model = inflated[1]
+    for name, weight in model.named_parameters():
+        if weight.ndim == 5 and weight.shape[2] == 3 and not name.startswith("scorer."):
+            assert not weight[:, :, [0, 2]].any()
+            assert weight[:, :, 1].any()
+    model.train()(random_clip()).loss.backward()
+    for name, weight in model.named_parameters():
+        if weight.ndim == 5 and weight.shape[2] == 3:
+            assert weight.grad.abs().amax(dim=(0, 1, 3, 4)).min() > 0, name
+    assert torch.isfinite(model.scorer.conv1.weight).all()
+    assert model.scorer.conv1.weight.shape[2] == model.config.tubelet_size
+
+
+def test_a_picture_trains_all_but_the_outer_slices_and_the_scorer():
+    model = FSQMagViTModel(tiny_tokenizer_config().for_images()).train()
+    output = model(random_clip(num_frames=1))
+    assert output.bool_kept_pos.all()
+    output.loss.backward()
+    for name, weight in model.named_parameters():
+        if name.startswith("scorer."):
+            assert weight.grad is None or not weight.grad.any()
+        elif weight.ndim == 5 and weight.shape[2] == 3:
+            assert not weight.grad[:, :, [0, 2]].any()
+            assert weight.grad[:, :, 1].any(), name
+
+
+def test_an_image_tokenizer_of_another_architecture_is_refused(tmp_path):
+    build(**tiny_tokenizer_config().for_images().to_dict()).save_pretrained(tmp_path / "image")
+    build().save_pretrained(tmp_path / "video")
+    with pytest.raises(ValueError, match=r"Got an image tokenizer with base_channels=8, expected 4: train one with"):
+        FSQMagViTModel.from_image_tokenizer(tmp_path / "image", tiny_tokenizer_config(base_channels=4))
+    with pytest.raises(ValueError, match=r"Got an image tokenizer with window_size=4, expected 1: train one with"):
+        FSQMagViTModel.from_image_tokenizer(tmp_path / "video", tiny_tokenizer_config())
+    other_size = FSQMagViTModel.from_image_tokenizer(tmp_path / "image", tiny_tokenizer_config(image_size=32))
+    assert other_size.config.image_size == 32

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import EvalPrediction
+from torch import nn
+from transformers import (
+    ConvNextImageProcessor,
+    EvalPrediction,
+    ResNetConfig,
+    ResNetForImageClassification,
+    default_data_collator,
+)
 
 from transformers_lvmae import (
     FSQMagViTConfig,
@@ -30,7 +40,8 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.masking import adaptive_decoder_mask
-from transformers_lvmae.trainer import peak_signal_to_noise_ratio, topk_accuracy, train_and_save
+from transformers_lvmae.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
+from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, topk_accuracy, train_and_save
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -64,6 +75,14 @@ MODEL = LVMAEConfig(
     num_labels=8,
 )
 STAGES = ("tokenizer", "pretraining", "classification")
+ADVERSARIAL = {
+    "adversarial_weight": 0.1,
+    "discriminator_channels": 4,
+    "discriminator_multipliers": [2, 4],
+    "lecam_weight": 0.1,
+    "ema_decay": 0.9,
+    "perceptual_weight": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -395,3 +414,406 @@ def test_two_processes_learn_as_one(splits, tmp_path):
     single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in single.items():
         torch.testing.assert_close(double[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory):
+    """A small ResNet with random weights, for the perceptual term."""
+    path = str(tmp_path_factory.mktemp("resnet"))
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10)
+    ResNetForImageClassification(config).save_pretrained(path)
+    ConvNextImageProcessor(size={"shortest_edge": 24}, crop_pct=1.0).save_pretrained(path)
+    return path
+
+
+def make_adversarial_trainer(splits, output_dir, **arguments):
+    """Plain gradient descent and no draws in the model, unless `arguments` say otherwise."""
+    torch.manual_seed(0)
+    model = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "unmasked_clip_ratio": 1.0}))
+    options = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    return make_trainer("tokenizer", splits, output_dir, model=model, **{**options, **ADVERSARIAL, **arguments})
+
+
+def adversary_weights(trainer):
+    return {name: value.clone() for name, value in trainer.adversary.losses.state_dict().items()}
+
+
+def test_adversarial_steps_are_those_of_a_loop_written_out(splits, image_model, tmp_path):
+    """Three steps against plain torch: both sides' gradients at the same weights, two optimizers, LeCAM, R1, averaged weights,
+    the perceptual term, the logs."""
+    arguments = {"max_steps": 3, "num_clips": 4, "training": False, "max_grad_norm": 0.5, "logging_steps": 3}
+    arguments |= {"perceptual_model": image_model, "perceptual_weight": 0.3, "discriminator_learning_rate": 0.02}
+    trainer = make_adversarial_trainer(splits, tmp_path, **arguments)
+    batch = torch.stack([trainer.train_dataset[number]["pixel_values_videos"] for number in range(4)])
+    model = FSQMagViTModel(trainer.model.config).train()
+    model.load_state_dict(trainer.model.state_dict())
+    discriminator = VideoDiscriminator((8, 16, 16), 3, 4, (2, 4))
+    discriminator.load_state_dict(trainer.adversary.losses.discriminator.state_dict())
+    perceptual = PerceptualLoss.from_pretrained(image_model)
+    trainer.train()
+
+    softplus, relu = nn.functional.softplus, nn.functional.relu
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    mean_real = mean_fake = 0.0
+    logs = []
+    for _ in range(3):
+        output = model(batch)
+        for parameter in discriminator.parameters():
+            parameter.requires_grad_(False)
+        adversarial, feature = (
+            softplus(-discriminator(output.reconstruction)).mean(),
+            perceptual(output.reconstruction, batch),
+        )
+        (output.loss + 0.1 * adversarial + 0.3 * feature).backward()
+        for parameter in discriminator.parameters():
+            parameter.requires_grad_(True)
+        real = batch.clone().requires_grad_(True)
+        real_logits, fake_logits = discriminator(real), discriminator(output.reconstruction.detach())
+        slopes = torch.autograd.grad(real_logits.sum(), real, create_graph=True)[0]
+        penalty = slopes.pow(2).sum(dim=(1, 2, 3, 4)).mean()
+        lecam = relu(real_logits - mean_fake).pow(2).mean() + relu(mean_real - fake_logits).pow(2).mean()
+        side = softplus(-real_logits).mean() + softplus(fake_logits).mean()
+        (side + 10 * penalty + 0.1 * lecam).backward()
+        mean_real = 0.999 * mean_real + 0.001 * real_logits.mean().item()
+        mean_fake = 0.999 * mean_fake + 0.001 * fake_logits.mean().item()
+        for module, rate in ((model, 0.05), (discriminator, 0.02)):
+            nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    if parameter.grad is not None:
+                        parameter -= rate * parameter.grad
+                    parameter.grad = None
+        average = {name: 0.9 * average[name] + 0.1 * value for name, value in model.state_dict().items()}
+        logs.append([output.loss.item(), adversarial.item(), feature.item(), side.item(), penalty.item(), lecam.item()])
+
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            trainer.averaged_model.module.state_dict()[name], average[name], rtol=1e-4, atol=1e-6
+        )
+    for name, value in discriminator.state_dict().items():
+        torch.testing.assert_close(
+            trainer.adversary.losses.discriminator.state_dict()[name], value, rtol=1e-4, atol=1e-6
+        )
+    assert trainer.adversary.losses.average_real.item() == pytest.approx(mean_real, rel=1e-4)
+    assert trainer.adversary.losses.average_fake.item() == pytest.approx(mean_fake, rel=1e-4)
+    names = ["reconstruction_loss", "adversarial_loss", "perceptual_loss"]
+    names += ["discriminator_loss", "r1_penalty", "lecam_penalty"]
+    entry = trainer.state.log_history[0]
+    assert [entry[name] for name in names] == pytest.approx(np.mean(logs, axis=0).tolist(), rel=1e-4)
+    total = entry["reconstruction_loss"] + 0.1 * entry["adversarial_loss"] + 0.3 * entry["perceptual_loss"]
+    assert entry["loss"] == pytest.approx(total, rel=1e-5)
+    assert entry["discriminator_learning_rate"] == 0.02
+    assert math.isfinite(entry["discriminator_grad_norm"])
+
+
+def test_neither_side_s_gradients_leak_into_the_other(splits, tmp_path):
+    trainer = make_adversarial_trainer(splits, tmp_path, max_steps=2)
+    backward, seen = trainer.adversary.backward, []
+
+    def watched(*args):
+        mine = [parameter.grad for parameter in trainer.adversary.losses.parameters()]
+        before = [parameter.grad.clone() for parameter in trainer.model.parameters() if parameter.grad is not None]
+        parts = backward(*args)
+        after = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+        seen.append((mine, before, after))
+        return parts
+
+    trainer.adversary.backward = watched
+    trainer.train()
+    assert len(seen) == 2
+    for mine, before, after in seen:
+        assert all(gradient is None or not gradient.any() for gradient in mine)
+        assert before
+        assert all(torch.equal(first, second) for first, second in zip(before, after))
+
+
+def test_accumulation_serves_both_sides(splits, tmp_path):
+    """One batch of four equals two of two, for generator, discriminator, LeCAM's averages and the averaged weights."""
+    results = []
+    for size, accumulation in ((4, 1), (2, 2)):
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+        trainer = make_adversarial_trainer(splits, tmp_path, **arguments)
+        start = adversary_weights(trainer)
+        trainer.train()
+        averaged = trainer.averaged_model.state_dict()
+        results.append((weights(trainer), adversary_weights(trainer), averaged, trainer.state.log_history[0]))
+    for one, two in zip(results[0][:3], results[1][:3]):
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+    moved = max((value - start[name]).abs().max().item() for name, value in results[0][1].items())
+    assert moved > 1e-4
+    for name in ("loss", "adversarial_loss", "discriminator_loss", "r1_penalty", "discriminator_grad_norm"):
+        assert results[1][3][name] == pytest.approx(results[0][3][name], rel=1e-3)
+
+
+def test_without_an_adversarial_weight_nothing_adversarial_is_built(splits, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a discriminator was built")
+
+    monkeypatch.setattr(AdversarialLoss, "__init__", refuse)
+    monkeypatch.setattr(VideoDiscriminator, "__init__", refuse)
+    trainer = make_trainer("tokenizer", splits, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.adversary is None
+    assert trainer.averaged_model is None
+    assert not (tmp_path / "checkpoint-1" / "tokenizer_training.pt").exists()
+    assert not {"adversarial_loss", "discriminator_loss", "perceptual_loss"} & set(trainer.state.log_history[0])
+
+
+def test_the_adversarial_term_sets_in_at_its_step(splits, tmp_path):
+    arguments = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_steps": 6, "adversarial_start_step": 3}
+    trainer = make_adversarial_trainer(splits, tmp_path, **arguments)
+    trainer.train()
+    entries = trainer.state.log_history[:6]
+    assert ["adversarial_loss" in entry for entry in entries] == [False] * 3 + [True] * 3
+    # Three steps of its own: the two of warm-up, from 0, and the top of the cosine.
+    assert [entry["discriminator_learning_rate"] for entry in entries] == pytest.approx([0, 0, 0, 0.025, 0.05, 0])
+    assert trainer.adversary.optimizer.state_dict()["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_averaged_weights_are_evaluated_and_saved_and_the_plain_ones_go_on(splits, tmp_path):
+    trainer = make_adversarial_trainer(splits, tmp_path, max_steps=3, save_strategy="steps", save_steps=2)
+    trainer.train()
+    plain, averaged = weights(trainer), {n: v.clone() for n, v in trainer.averaged_model.module.state_dict().items()}
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    assert all(torch.equal(value, plain[name]) for name, value in trainer.model.state_dict().items())
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(plain)  # and nothing of the discriminator
+    assert all(torch.equal(saved[name], value) for name, value in averaged.items())
+    assert any(not torch.equal(saved[name], value) for name, value in plain.items())
+    fresh = make_trainer("tokenizer", splits, tmp_path, model=FSQMagViTModel.from_pretrained(tmp_path))
+    assert metrics["eval_psnr"] == pytest.approx(fresh.evaluate()["eval_psnr"], rel=1e-5)
+    assert set(load_file(tmp_path / "checkpoint-2" / "model.safetensors")) == set(plain)
+
+
+def test_the_best_checkpoint_s_averaged_weights_are_the_ones_loaded_at_the_end(splits, tmp_path):
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "psnr", "greater_is_better": False}
+    trainer = make_adversarial_trainer(splits, tmp_path, max_steps=3, **options)
+    trainer.train()
+    trainer.save_model()
+    best = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in best.items())
+
+
+def test_a_checkpoint_without_the_discriminator_is_refused(splits, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make_trainer("tokenizer", splits, tmp_path, **options).train()
+    with pytest.raises(
+        ValueError, match=r"without the state of \['adversary', 'averaged_model'\], expected .* or start"
+    ):
+        make_adversarial_trainer(splits, tmp_path, **options).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    assert newest_checkpoint(tmp_path / "nothing") is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-11").mkdir()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_bfloat16_trains_both_sides(splits, tmp_path):
+    trainer = make_adversarial_trainer(splits, tmp_path, max_steps=2, bf16=True)
+    before = adversary_weights(trainer)
+    # Without oneDNN: in torch 2.14 its bfloat16 Conv3d reads memory that nothing set, for the weights' gradient on a CPU.
+    with torch.backends.mkldnn.flags(enabled=False):
+        trainer.train()
+    assert all(math.isfinite(value) for entry in trainer.state.log_history[:2] for value in entry.values())
+    assert any(not torch.equal(before[name], value) for name, value in adversary_weights(trainer).items())
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.adversary.losses.parameters())
+
+
+def test_a_missing_perceptual_model_is_said(splits, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers_lvmae.trainer.logger.warning", said.append)
+    assert make_trainer("tokenizer", splits, tmp_path).perceptual_loss is None
+    assert len(said) == 1
+    assert said[0].startswith("The perceptual term is off: no perceptual_model was given.")
+    make_trainer("tokenizer", splits, tmp_path, perceptual_weight=0.0)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adversarial_weight": 0.1, "fp16": True}, "Got fp16 with adversarial_weight=0.1, expected bf16"),
+        ({"adversarial_weight": -1.0}, "Got adversarial_weight=-1.0, expected at least 0"),
+        ({"ema_decay": 1.0}, r"Got ema_decay=1.0, expected a decay in \[0, 1\)"),
+        ({"perceptual_frames": 0}, "Got perceptual_frames=0, expected at least 1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        FSQMagViTTrainingArguments(output_dir=str(tmp_path), **arguments)
+
+
+RUN = f"""
+import os, signal, sys
+import torch
+from transformers import TrainerCallback
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_trainer import CLIPS, load_video_dataset, make_adversarial_trainer, make_trainer, ADVERSARIAL, newest_checkpoint, train_and_save
+torch.set_num_threads(1)
+splits = load_video_dataset(CLIPS, label_column="label")
+"""
+
+
+def run_script(path, script, *command):
+    path.write_text(RUN + script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *command, str(path)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_an_adversarial_run_that_was_killed_ends_as_if_it_had_not_been(image_model, tmp_path):
+    """SIGKILL between two checkpoints, in the middle of an epoch, with random starts, masks, flips and perceptual frames."""
+    script = f"""
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def trainer(folder):
+    return make_trainer("tokenizer", splits, folder, num_train_epochs=3, save_strategy="steps", save_steps=2,
+        save_total_limit=1, per_device_train_batch_size=1, gradient_accumulation_steps=2, warmup_steps=3,
+        perceptual_model={image_model!r}, perceptual_frames=3, adversarial_start_step=1,
+        **{{**ADVERSARIAL, "perceptual_weight": 0.1}})
+
+killed = trainer({str(tmp_path / "killed")!r})
+if newest_checkpoint(killed.args.output_dir) is None:
+    killed.add_callback(Kill())
+train_and_save(killed)
+train_and_save(trainer({str(tmp_path / "whole")!r}))
+"""
+    first = run_script(tmp_path / "run.py", script)
+    assert first.returncode == -signal.SIGKILL, first.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    second = run_script(tmp_path / "run.py", script)
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert "Going on from" in second.stderr
+
+    def state(run):
+        checkpoint = tmp_path / run / "checkpoint-12"
+        parts = torch.load(checkpoint / "tokenizer_training.pt", weights_only=True)
+        parts["saved"] = load_file(tmp_path / run / "model.safetensors")
+        parts["optimizer"] = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+        parts["scheduler"] = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+        return parts, [{**entry, "eval_runtime": 0} for entry in history]
+
+    (killed, killed_log), (whole, whole_log) = state("killed"), state("whole")
+    assert set(whole) == {"adversary", "averaged_model", "model", "saved", "optimizer", "scheduler"}
+    assert_same(killed, whole)
+    assert killed_log == whole_log
+    assert whole_log[-1]["r1_penalty"] > 0
+
+
+def assert_same(one, two):
+    """Bit for bit, however nested."""
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for first, second in zip(one, two):
+            assert_same(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two
+
+
+def test_two_processes_train_both_sides_as_one(splits, tmp_path):
+    """The same global batches of four clips, on one process and split over two (gloo), with accumulation."""
+    options = {"gradient_accumulation_steps": 2, "max_steps": 3, "max_grad_norm": 0.5, "training": False}
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    make_adversarial_trainer(splits, tmp_path / "one", per_device_train_batch_size=2, **options).train()
+    script = f"""
+trainer = make_adversarial_trainer(splits, {str(tmp_path / "two")!r}, per_device_train_batch_size=1, **{options})
+trainer.train()
+trainer.accelerator.end_training()
+"""
+    run = run_script(
+        tmp_path / "run.py", script, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = (tmp_path / folder / "checkpoint-3" for folder in ("one", "two"))
+    single, double = (torch.load(path / "tokenizer_training.pt", weights_only=True) for path in (one, two))
+    for part in ("model", "averaged_model"):
+        torch.testing.assert_close(double[part], single[part], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(double["adversary"]["losses"], single["adversary"]["losses"], rtol=1e-4, atol=1e-5)
+    logs = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one, two)]
+    assert len(logs[0]) == 3
+    for first, second in zip(*logs):
+        assert second == pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_a_plain_one(splits, tmp_path):
+    """R1 differentiates twice, which compiled graphs cannot: the discriminator stays out of them."""
+    trainers = [
+        make_adversarial_trainer(splits, tmp_path, max_steps=2, **options)
+        for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"})
+    ]
+    for trainer in trainers:
+        trainer.train()
+    for results in (weights, adversary_weights):
+        torch.testing.assert_close(results(trainers[1]), results(trainers[0]), rtol=1e-3, atol=1e-5)
+
+
+def test_the_script_trains_on_pictures_and_then_on_videos(tmp_path, monkeypatch):
+    """scripts/train_tokenizer.py, from an imagefolder to a video tokenizer that starts from it, curves included."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / split / f"{number}.png")
+    overrides = {"image_size": 16, "window_size": 8, "num_frames": 8, "base_channels": 8, "levels": [8, 5]}
+    options = [
+        "--config_overrides",
+        json.dumps(overrides),
+        "--model_size",
+        "tiny",
+        "--max_steps",
+        "2",
+        "--use_cpu",
+        "true",
+    ]
+    options += ["--report_to", "none", "--logging_steps", "1", "--disable_tqdm", "true", "--adversarial_weight", "0.1"]
+    options += ["--discriminator_channels", "4", "--discriminator_multipliers", "2", "4", "--ema_decay", "0.5"]
+    images, videos = str(tmp_path / "image_tokenizer"), str(tmp_path / "tokenizer")
+    on_images = ["--dataset_name", str(tmp_path / "pictures"), "--image_column", "image", "--output_dir", images]
+    on_videos = [
+        "--dataset_name",
+        str(CLIPS),
+        "--eval_split",
+        "test",
+        "--max_train_samples",
+        "8",
+        "--output_dir",
+        videos,
+    ]
+    script = load_script("train_tokenizer")
+    for command in (on_images, [*on_videos, "--image_tokenizer", images, "--learning_rate", "0"]):
+        monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *command, *options])
+        script.main()
+    first, second = FSQMagViTModel.from_pretrained(images), FSQMagViTModel.from_pretrained(videos)
+    assert first.config.window_size == 1
+    assert second.config.tubelet_size == 2
+    for name, weight in second.named_parameters():
+        if weight.ndim == 5 and weight.shape[2] == 3 and not name.startswith("scorer."):
+            assert torch.equal(weight[:, :, 1], first.get_parameter(name)[:, :, 1])
+    picture = Image.open(tmp_path / "tokenizer" / "losses.png")
+    assert np.asarray(picture.convert("L")).std() > 5  # curves, not an empty page
+    assert math.isfinite(json.loads((tmp_path / "tokenizer" / "eval_results.json").read_text())["eval_psnr"])

@@ -1,7 +1,7 @@
 """The adaptive tokenizer's configuration: MAGVIT's 3D CNN, FSQ, the token scorer and its top-k."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -12,7 +12,8 @@ class FSQMagViTConfig(PreTrainedConfig):
     r"""
     Configuration of [`FSQMagViTModel`]. The defaults are MAGVIT's B layout with one temporal downsampling, so that a token
     covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give 64 x 14 x 14 tokens, the grid of the 224-pixel ViT. The
-    paper does not state these numbers; they are the ones its token counts point to.
+    paper does not state these numbers; they are the ones its token counts point to. Other sizes:
+    [`FSQMagViTConfig.from_size`].
 
     Args:
         image_size (`int` or pair (height, width), defaults to 112): pixels of the clips that it is meant for; any other
@@ -68,6 +69,27 @@ class FSQMagViTConfig(PreTrainedConfig):
     topk_sigma: float | int = 0.05
     topk_num_samples: int = 64
     topk_regularization: float | int = 0.1
+
+    @classmethod
+    def from_size(cls, size: Literal["tiny", "base", "large"], **overrides) -> "FSQMagViTConfig":
+        """MAGVIT's B or L, or a tiny one for a CPU with tokens of the same size; `overrides` are fields of the config."""
+        if size not in FSQ_MAGVIT_SIZES:
+            raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
+        return cls(**{**FSQ_MAGVIT_SIZES[size], **overrides})
+
+    def for_images(self) -> "FSQMagViTConfig":
+        """The same tokenizer for pictures, clips of one frame: time is never halved, and every token is kept.
+
+        Trained on pictures, its weights start a video tokenizer of this config: [`FSQMagViTModel.from_image_tokenizer`].
+        """
+        one_frame = {
+            "num_frames": 1,
+            "window_size": 1,
+            "temporal_downsample": (False,) * len(self.temporal_downsample),
+            "stem_patch_size": (1, *self.stem_patch_size[1:]),
+            "keep_ratio": 1.0,
+        }
+        return type(self)(**{**self.to_dict(), **one_frame})
 
     @property
     def tubelet_size(self) -> int:
@@ -133,5 +155,12 @@ class FSQMagViTConfig(PreTrainedConfig):
                 f"{self.topk_regularization}, expected at least 2 samples and positive numbers: raise them."
             )
 
+
+FSQ_MAGVIT_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"base_channels": 32, "channel_multipliers": (1, 2), "temporal_downsample": (True,), "num_res_blocks": 1,
+             "stem_patch_size": (1, 4, 4)},
+    "base": {},
+    "large": {"base_channels": 128},
+}  # fmt: skip
 
 __all__ = ["FSQMagViTConfig"]

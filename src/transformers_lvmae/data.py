@@ -47,20 +47,35 @@ def load_video_dataset(
     Raises:
         ValueError: a column is missing.
     """
+    wanted = [column for column in (video_column, label_column) if column is not None]
+    splits = _load_splits("videofolder", name, config_name, wanted)
+    splits = splits.cast_column(video_column, datasets.Video(decode=False))
+    return splits if label_column is None else _encode_labels(splits, label_column)
+
+
+def load_image_dataset(
+    name: str | os.PathLike, config_name: str | None = None, image_column: str = "image"
+) -> datasets.DatasetDict:
+    """Load a folder of pictures (`imagefolder`) or a Hub id; raises ValueError where there is no such column."""
+    splits = _load_splits("imagefolder", name, config_name, [image_column])
+    return splits.cast_column(image_column, datasets.Image())
+
+
+def _load_splits(
+    folder_kind: str, name: str | os.PathLike, config_name: str | None, columns: list[str]
+) -> datasets.DatasetDict:
     if os.path.isdir(name):
-        splits = datasets.load_dataset("videofolder", data_dir=os.fspath(name))
+        splits = datasets.load_dataset(folder_kind, data_dir=os.fspath(name))
     else:
         splits = datasets.load_dataset(os.fspath(name), config_name)
-    wanted = [column for column in (video_column, label_column) if column is not None]
     for split, rows in splits.items():
-        missing = [column for column in wanted if column not in rows.column_names]
+        missing = [column for column in columns if column not in rows.column_names]
         if missing:
             raise ValueError(
                 f"Got columns {rows.column_names} in split {split!r} of {name}, expected {missing[0]!r}: name the right column "
-                "(--video_column, --label_column) or add it to metadata.csv."
+                "(--video_column, --image_column, --label_column) or add it to metadata.csv."
             )
-    splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    return splits if label_column is None else _encode_labels(splits, label_column)
+    return splits
 
 
 def _encode_labels(splits: datasets.DatasetDict, label_column: str) -> datasets.DatasetDict:
@@ -155,7 +170,7 @@ class VideoClips(Dataset):
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row of the dataset to the model's inputs, with torch's current random numbers."""
-        clip, _ = decode_video(row[self.video_column], self.sample_frames)
+        clip = self.read_clip(row)
         if self.augment is not None:
             clip = self.augment(clip)
         pixels = self.processor(clip, return_tensors="pt")["pixel_values_videos"][0]
@@ -163,6 +178,10 @@ class VideoClips(Dataset):
         if self.label_column is not None:
             item["labels"] = row[self.label_column]
         return item
+
+    def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
+        """Frames (T, C, H, W) of a row, uint8, as they are stored."""
+        return decode_video(row[self.video_column], self.sample_frames)[0]
 
     def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:
         """Frame numbers of a clip."""
@@ -172,6 +191,24 @@ class VideoClips(Dataset):
             if spare >= 0:
                 return offsets + (int(torch.randint(spare + 1, ())) if self.training else spare // 2)
         return self.processor.sample_frames(metadata, num_frames=self.num_frames)
+
+
+class ImageClips(VideoClips):
+    """Pictures as clips of one frame, for a tokenizer that starts on images.
+
+    Args:
+        rows: a split of [`load_image_dataset`].
+        image_column: column of pictures.
+        kwargs: as [`VideoClips`].
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, processor: LVMAEVideoProcessor, image_column: str = "image", **kwargs: Any
+    ):
+        super().__init__(rows, processor, num_frames=1, video_column=image_column, **kwargs)
+
+    def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
+        return v2.functional.pil_to_tensor(row[self.video_column].convert("RGB")).unsqueeze(0)
 
 
 class MaskedVideoClips(VideoClips):
@@ -196,4 +233,12 @@ class MaskedVideoClips(VideoClips):
         return item
 
 
-__all__ = ["MaskedVideoClips", "VideoClips", "load_video_dataset", "processor_for", "select_split"]
+__all__ = [
+    "ImageClips",
+    "MaskedVideoClips",
+    "VideoClips",
+    "load_image_dataset",
+    "load_video_dataset",
+    "processor_for",
+    "select_split",
+]

@@ -8,6 +8,7 @@ Figure 2 of "Extending Video Masked Autoencoders to 128 frames", left half. Nota
 """
 
 import math
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -279,6 +280,52 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         self.quantizer = FiniteScalarQuantizer(tuple(config.levels))
         self.post_init()
 
+    @classmethod
+    def from_image_tokenizer(cls, name_or_path: str | os.PathLike, config: FSQMagViTConfig) -> "FSQMagViTModel":
+        r"""
+        A video tokenizer that starts from one trained on pictures, by MAGVIT's central inflation.
+
+        Every convolution takes the centre slice in time of the image tokenizer's kernel, the only one that a clip of one
+        frame trains, and zeros around it: of a clip that stands still, each frame is coded and reconstructed as the image
+        tokenizer does it. The other slices are learnt from videos. The scorer compares slots, of which a picture has one:
+        it was never trained, and starts anew.
+
+        Args:
+            name_or_path: folder or Hub id of a tokenizer with `config.for_images()`; its `image_size` may be another.
+            config: of the video tokenizer.
+
+        Raises:
+            ValueError: the image tokenizer has another architecture.
+        """
+        image_model = cls.from_pretrained(name_or_path)
+        expected = config.for_images()
+        for name in IMAGE_TOKENIZER_FIELDS:
+            got, wanted = getattr(image_model.config, name), getattr(expected, name)
+            if got != wanted and (isinstance(wanted, int) or list(got) != list(wanted)):
+                raise ValueError(
+                    f"Got an image tokenizer with {name}={got}, expected {wanted}: train one with config.for_images() "
+                    "(scripts/train_tokenizer.py --image_column) or change the video tokenizer's config."
+                )
+        model = cls(config)
+        model._inflate(image_model)
+        return model
+
+    @torch.no_grad()
+    def _inflate(self, image_model: "FSQMagViTModel") -> None:
+        frames, pixels = self.config.stem_patch_size[0], math.prod(self.config.stem_patch_size[1:])
+        first, last = "encoder.blocks.0.", f"decoder.blocks.{len(self.decoder.blocks) - 1}."
+        for name, weight in self.named_parameters():
+            if name.startswith("scorer."):
+                continue
+            source: torch.Tensor = image_model.get_parameter(name)
+            if source.ndim == 5:
+                source = centre_slice(source, 2, source.shape[2])
+            if name.startswith(first):  # of the frames that the stem folds into channels, one is read
+                source = centre_slice(source.unflatten(1, (-1, 1, pixels)), 2, frames).flatten(1, 3)
+            if name.startswith(last):  # and all are written alike
+                source = source.unflatten(0, (-1, 1, pixels)).repeat_interleave(frames, dim=1).flatten(0, 2)
+            weight.copy_(source)
+
     def encode(self, pixel_values_videos: torch.Tensor) -> FSQMagViTEncoderOutput:
         r"""
         Tokenise clips of any length, window by window. Call it under `torch.no_grad()`: memory is then that of one window.
@@ -434,5 +481,27 @@ def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
     last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
     return torch.cat([tensor, last.repeat_interleave(missing, dim=dim)], dim=dim)
 
+
+def centre_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+    """The middle entry along `dim`, in the middle of `length` entries that are otherwise zero."""
+    shape = list(tensor.shape)
+    shape[dim] = length
+    centred = tensor.new_zeros(shape)
+    centred.select(dim, length // 2).copy_(tensor.select(dim, tensor.shape[dim] // 2))
+    return centred
+
+
+# What makes the weights of an image tokenizer, and must agree with those of the video tokenizer that it starts.
+IMAGE_TOKENIZER_FIELDS = (
+    "window_size",
+    "num_channels",
+    "base_channels",
+    "channel_multipliers",
+    "temporal_downsample",
+    "num_res_blocks",
+    "norm_num_groups",
+    "stem_patch_size",
+    "levels",
+)
 
 __all__ = ["FSQMagViTModel", "FSQMagViTPreTrainedModel"]

@@ -5,19 +5,27 @@ Each adds only what its stage needs; loops, devices, checkpoints, resuming and l
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .masking import adaptive_decoder_mask
+from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
+from .tokenizer_training import Adversary, RunningMeans
 from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
 
 
 logger = logging.get_logger(__name__)
+
+TOKENIZER_TRAINING_NAME = "tokenizer_training.pt"
 
 
 class _TellEpoch(TrainerCallback):
@@ -62,28 +70,204 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
     return -10 * error.clamp(min=1e-10).log10()
 
 
-class FSQMagViTTrainer(_VideoTrainer):
-    """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`).
+class _OnOptimizerStep(TrainerCallback):
+    """Calls something right after each step of the model's optimizer."""
 
-    `evaluate()` reports, besides the loss at `config.keep_ratio`, three PSNRs in dB: of all tokens (`psnr`), of the kept ones
-    (`psnr_kept`), and of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat.
+    def __init__(self, action: Callable[[], None]):
+        self.action = action
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.action()
+
+
+class FSQMagViTTrainer(_VideoTrainer):
+    """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`): squared error, and as the arguments
+    ask a perceptual and an adversarial term (MAGVIT's recipe).
+
+    `evaluate()` reports, besides the squared error at `config.keep_ratio`, three PSNRs in dB: of all tokens (`psnr`), of the
+    kept ones (`psnr_kept`), and of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat.
+
+    With `ema_decay` above 0 the averaged weights are the ones that are evaluated and saved, in checkpoints too; `model` holds
+    those of the last step. Discriminator, both optimizers and schedules, averaged and plain weights are resumed together,
+    from `tokenizer_training.pt` of a checkpoint. Logs have every part of the loss before its weight.
+
+    Raises:
+        ValueError: an adversarial term or averaged weights under DeepSpeed or FSDP, or a checkpoint to resume from without
+            their state.
     """
 
     args: FSQMagViTTrainingArguments
+    model: Any
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", self._mean_metrics)
         super().__init__(*args, **kwargs)
         self._checked_range = False
+        self._parts = RunningMeans()
+        self._pair: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._check_parallelism()
+        self.adversary = self._make_adversary() if self.args.adversarial_weight > 0 else None
+        self.perceptual_loss = self._make_perceptual_loss() if self.args.perceptual_weight > 0 else None
+        self.averaged_model = self._make_averaged_model() if self.args.ema_decay > 0 else None
+        self.add_callback(_OnOptimizerStep(self._step_along))
+
+    def _check_parallelism(self) -> None:
+        wanted = self.args.adversarial_weight > 0 or self.args.ema_decay > 0
+        if wanted and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                f"Got adversarial_weight={self.args.adversarial_weight} and ema_decay={self.args.ema_decay} under DeepSpeed or "
+                "FSDP, expected whole weights on every process: train with plain DDP (accelerate launch --multi_gpu)."
+            )
+
+    def _make_adversary(self) -> Adversary:
+        args, config = self.args, self.accelerator.unwrap_model(self.model).config
+        discriminator = VideoDiscriminator(
+            (config.window_size, *config.frame_size),
+            config.num_channels,
+            args.discriminator_channels,
+            tuple(args.discriminator_multipliers),
+        )
+        losses = AdversarialLoss(discriminator, args.r1_weight, args.lecam_weight)
+        return Adversary(losses, args, self.accelerator)
+
+    def _make_perceptual_loss(self) -> PerceptualLoss | None:
+        if self.args.perceptual_model is None:
+            logger.warning(
+                "The perceptual term is off: no perceptual_model was given. MAGVIT uses a ResNet-50 of ImageNet; give the "
+                "folder or Hub id of an image classifier, or perceptual_weight=0 to silence this."
+            )
+            return None
+        loss = PerceptualLoss.from_pretrained(self.args.perceptual_model, self.args.perceptual_frames)
+        return loss.to(self.args.device)
+
+    def _make_averaged_model(self) -> AveragedModel:
+        averaged = AveragedModel(
+            self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
+        )
+        averaged.update_parameters(self.model)  # the first update copies: the average starts from the weights at hand
+        return averaged.requires_grad_(False)
 
     def learning_rate_of(self, name: str) -> float:
         lr = self.args.scorer_learning_rate
         return lr if lr is not None and re.search(r"(^|\.)scorer\.", name) else self.args.learning_rate
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether the adversarial term has set in."""
+        return self.adversary is not None and self.state.global_step >= self.args.adversarial_start_step
+
+    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.adversary is not None and self._pair is not None:
+            real, fake = self._pair
+            self._parts.add(self.adversary.backward(real, fake, self.current_gradient_accumulation_steps))
+            self._pair = None
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        clips = inputs["pixel_values_videos"]
         if not self._checked_range:
-            self._check_range(inputs["pixel_values_videos"])
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            self._check_range(clips)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            loss = self._add_terms(loss, outputs["reconstruction"], clips)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_terms(self, loss: torch.Tensor, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """The generator's whole loss; the discriminator's turn, with the same reconstruction, comes after its backward."""
+        parts, weights = {"reconstruction_loss": loss}, {"reconstruction_loss": 1.0}
+        with self.accelerator.autocast():
+            if self.perceptual_loss is not None:
+                parts["perceptual_loss"] = self.perceptual_loss(reconstruction, clips)
+                weights["perceptual_loss"] = self.args.perceptual_weight
+            if self.adversary is not None and self.is_adversarial:
+                parts["adversarial_loss"] = self.adversary.losses.generator_loss(reconstruction)
+                weights["adversarial_loss"] = self.args.adversarial_weight
+                self._pair = clips, reconstruction.detach()
+        self._parts.add(parts)
+        return torch.stack([weights[name] * part.mean() for name, part in parts.items()]).sum()
+
+    def _step_along(self) -> None:
+        if self.adversary is not None and self.is_adversarial:
+            self._parts.add(self.adversary.step())
+        if self.averaged_model is not None:
+            self.averaged_model.update_parameters(self.model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._parts.pop(self.accelerator))
+            if self.adversary is not None:
+                logs["discriminator_learning_rate"] = self.adversary.scheduler.get_last_lr()[0]
+        super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.adversary is not None:
+            self.adversary.prepare(num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, `model` has the averaged weights, if there are any; outside, the very same tensors as before."""
+        self._exchange_weights()
+        try:
+            yield
+        finally:
+            self._exchange_weights()
+
+    def _exchange_weights(self) -> None:
+        if self.averaged_model is not None:
+            for plain, averaged in zip(self.model.parameters(), self.averaged_model.module.parameters()):
+                plain.data, averaged.data = averaged.data, plain.data
+
+    def evaluation_loop(self, *args, **kwargs) -> Any:
+        with self.averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self.averaged_weights():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state: dict[str, Any] = {}
+        if self.adversary is not None:
+            state["adversary"] = self.adversary.state_dict()
+        if self.averaged_model is not None:
+            state["averaged_model"] = self.averaged_model.state_dict()
+            state["model"] = self.model.state_dict()
+        if state and self.args.should_save:
+            torch.save(state, os.path.join(output_dir, TOKENIZER_TRAINING_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or (self.adversary is None and self.averaged_model is None):
+            return
+        path = os.path.join(checkpoint, TOKENIZER_TRAINING_NAME)
+        state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
+        wanted = {"adversary": self.adversary, "averaged_model": self.averaged_model}
+        missing = [name for name, part in wanted.items() if part is not None and name not in state]
+        if missing:
+            raise ValueError(
+                f"Got {checkpoint} without the state of {missing}, expected a checkpoint of a run with adversarial_weight and "
+                "ema_decay as they are now: go back to that run's arguments, or start anew from its weights with "
+                "model_name_or_path and another output_dir."
+            )
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        if self.averaged_model is not None:  # the checkpoint's own weights are the averaged ones
+            self.averaged_model.load_state_dict(state["averaged_model"])
+            self.model.load_state_dict(state["model"])
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.averaged_model is not None:
+            self.averaged_model.module.load_state_dict(self.model.state_dict())
 
     def _check_range(self, clips: torch.Tensor) -> None:
         low, high = clips.min().item(), clips.max().item()
@@ -244,14 +428,18 @@ def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> d
     return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in ks}
 
 
+def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:
+    """The newest complete checkpoint in a folder: a run may have been killed while it wrote the last one."""
+    complete = [path.parent for path in Path(output_dir or ".").glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+
+
 def train_and_save(trainer: Trainer) -> None:
     """Train, going on from the newest checkpoint in the output folder if there is one; save model, processor and metrics.
 
     Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model.
     """
-    output_dir = str(trainer.args.output_dir)
-    newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-    checkpoint = trainer.args.resume_from_checkpoint or newest
+    checkpoint = trainer.args.resume_from_checkpoint or newest_checkpoint(trainer.args.output_dir)
     if checkpoint:
         logger.warning(f"Going on from {checkpoint}. To start anew, give another --output_dir.")
     result = trainer.train(resume_from_checkpoint=checkpoint)

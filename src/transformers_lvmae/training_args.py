@@ -73,11 +73,51 @@ class VideoDataArguments:
 
 @dataclass
 class FSQMagViTTrainingArguments(TrainingArguments):
-    """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay."""
+    """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay.
+
+    What costs or needs something more is off until asked for: the adversarial term (MAGVIT: `adversarial_weight=0.1`), the
+    perceptual term (MAGVIT: a ResNet-50 as `perceptual_model`) and averaged weights (MAGVIT: `ema_decay=0.999`, an average over
+    the last thousand steps, which a short run does not have).
+    """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of encoder and decoder."})
     scorer_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the token scorer; without it, the same as the rest."}
+    )
+    adversarial_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the adversarial term (MAGVIT: 0.1); 0 builds no discriminator."}
+    )
+    adversarial_start_step: int = field(
+        default=0, metadata={"help": "Steps of training without the adversarial term before it sets in."}
+    )
+    discriminator_channels: int = field(
+        default=64, metadata={"help": "Width of the discriminator at full size (MAGVIT-B 64, L 128)."}
+    )
+    discriminator_multipliers: list[int] = field(
+        default_factory=lambda: [2, 4, 4, 4, 4],
+        metadata={"help": "Its width after each halving, as multiples of discriminator_channels."},
+    )
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the discriminator; without it, learning_rate."}
+    )
+    r1_weight: float = field(
+        default=10.0,
+        metadata={"help": "Weight of the mean squared gradient on real clips (twice it is StyleGAN's gamma)."},
+    )
+    lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCAM regulariser (MAGVIT-v2: 0.001)."})
+    perceptual_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of an image classifier whose logits are compared; without it, no perceptual term."
+        },
+    )
+    perceptual_weight: float = field(default=0.1, metadata={"help": "Weight of the perceptual term."})
+    perceptual_frames: int | None = field(
+        default=None, metadata={"help": "Frames a clip compared by it, drawn in every step; all by default, as MAGVIT."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the averaged weights that are evaluated and saved (MAGVIT: 0.999); 0 keeps none."},
     )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
@@ -86,6 +126,25 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("adversarial_weight", "r1_weight", "lecam_weight", "perceptual_weight", "adversarial_start_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"Got ema_decay={self.ema_decay}, expected a decay in [0, 1): 0 keeps no averaged weights."
+            )
+        if self.perceptual_frames is not None and self.perceptual_frames < 1:
+            raise ValueError(
+                f"Got perceptual_frames={self.perceptual_frames}, expected at least 1: set perceptual_weight=0 for none."
+            )
+        if self.adversarial_weight > 0 and self.fp16:
+            raise ValueError(
+                f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's one "
+                "loss scale does not serve two optimizers, so use --bf16."
+            )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Pictures of what the models see and do: a row of frames for each thing, a column for each moment."""
 
 import os
+from collections import Counter
 
 import matplotlib
 import numpy as np
@@ -57,4 +58,26 @@ def save_rows(path: str | os.PathLike, rows: dict[str, Frames], moments: list[in
     figure.savefig(path)
 
 
-__all__ = ["save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]
+def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) -> None:
+    """Write a PNG of a run's logs (`trainer.state.log_history`, or that of trainer_state.json): a panel for each figure that
+    was logged more than once, against the step."""
+    skipped = ("epoch", "step", "runtime", "per_second", "flos")
+    names = [name for entry in log_history for name in entry if not name.endswith(skipped)]
+    counts = Counter(names)
+    shown = [name for name in counts if counts[name] > 1]
+    columns = max(1, min(4, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, shown):
+        points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+        axis.plot(*zip(*points), linewidth=1)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    figure.tight_layout(pad=0.6)
+    figure.savefig(path)
+
+
+__all__ = ["save_curves", "save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]

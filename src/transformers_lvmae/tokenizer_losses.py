@@ -1,0 +1,249 @@
+"""What trains the tokenizer besides squared error: an adversarial and a perceptual term, MAGVIT's (App. B.2 and its released code).
+
+Nothing here is part of a model: neither the discriminator nor the perceptual network is in a checkpoint for the Hub.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.image_utils import PILImageResampling
+
+
+def halve(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Mean over 2 x 2 x 2 cells: (B, C, T, H, W) -> each axis half as long, rounded up; an axis of length 1 stays as it is."""
+    cell = [min(2, length) for length in hidden_states.shape[2:]]
+    full = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))  # a CPU pools no half precision
+    return nn.functional.avg_pool3d(full, cell, ceil_mode=True, count_include_pad=False).to(hidden_states.dtype)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two 3x3x3 convolutions around a halving; beside them a halving and a 1x1x1 convolution; their sum over sqrt(2)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, in_channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = halve(nn.functional.leaky_relu(self.conv1(hidden_states), 0.2))
+        residual = nn.functional.leaky_relu(self.conv2(residual), 0.2)
+        return (self.shortcut(halve(hidden_states)) + residual) / math.sqrt(2)
+
+
+class VideoDiscriminator(nn.Module):
+    """MAGVIT's 3D StyleGAN discriminator: one logit a clip, higher = taken for a real one.
+
+    Args:
+        size: frames, height and width of the clips.
+        num_channels: channels of a frame.
+        base_channels: width before the first halving (MAGVIT-B 64, L 128).
+        channel_multipliers: width after each halving of time, height and width, as multiples of `base_channels`.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        num_channels: int = 3,
+        base_channels: int = 64,
+        channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4),
+    ):
+        super().__init__()
+        self.size = tuple(size)
+        widths = [base_channels, *(base_channels * multiplier for multiplier in channel_multipliers)]
+        cells = math.prod(math.ceil(length / 2 ** len(channel_multipliers)) for length in size)
+        self.stem = nn.Conv3d(num_channels, base_channels, kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList([DiscriminatorBlock(*pair) for pair in pairwise(widths)])
+        self.conv = nn.Conv3d(widths[-1], widths[-1], kernel_size=3, padding=1)
+        self.dense = nn.Linear(widths[-1] * cells, widths[-1])
+        self.head = nn.Linear(widths[-1], 1)
+        self.apply(self._init_weights)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, T, C, H, W) in about [0, 1] -> logits (B,); raises ValueError on clips of another size than it was made for."""
+        size = (clips.shape[1], *clips.shape[3:])
+        if size != self.size:
+            raise ValueError(
+                f"Got clips of {size} (frames, height, width), expected {self.size}: the discriminator is built for "
+                "config.window_size and config.image_size, so train on such clips or change the config."
+            )
+        hidden_states = nn.functional.leaky_relu(self.stem(clips.transpose(1, 2)), 0.2)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        hidden_states = nn.functional.leaky_relu(self.conv(hidden_states), 0.2)
+        return self.head(nn.functional.leaky_relu(self.dense(hidden_states.flatten(1)), 0.2)).squeeze(1)
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """The non-saturating loss, -log sigmoid(D(fake)): logits (B,) -> their mean loss."""
+    return nn.functional.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(D(real)) - log(1 - sigmoid(D(fake))): logits (B,) twice -> a mean of each, summed."""
+    return nn.functional.softplus(-real_logits).mean() + nn.functional.softplus(fake_logits).mean()
+
+
+def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """E |dD(x)/dx|^2 over real clips, the sum of squares of all pixels: a scalar that can be differentiated again.
+
+    MAGVIT's convention, without StyleGAN's factor 1/2: its cost of 10 is StyleGAN's gamma = 20.
+
+    Args:
+        real_logits: (B,), made from `real`, a clip's logit from that clip alone.
+        real: (B, ...), requiring its gradient.
+    """
+    (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    return gradient.square().flatten(1).sum(dim=1).mean()
+
+
+def lecam_penalty(
+    real_logits: torch.Tensor, fake_logits: torch.Tensor, average_real: torch.Tensor, average_fake: torch.Tensor
+) -> torch.Tensor:
+    """LeCAM (Tseng et al. 2021): logits (B,) are drawn to the running average of the other kind, where they are beyond it.
+
+    The mean over clips of the squares, as in its paper; MAGVIT squares the mean over a device's clips, which would make the
+    loss depend on how a batch is split.
+    """
+    real_part = nn.functional.relu(real_logits - average_fake).square().mean()
+    return real_part + nn.functional.relu(average_real - fake_logits).square().mean()
+
+
+class AdversarialLoss(nn.Module):
+    """A discriminator with the losses of both sides. Its forward is the whole of the discriminator's loss, one call for DDP.
+
+    Args:
+        discriminator: clips (B, T, C, H, W) to logits (B,), without norms that mix clips.
+        r1_weight: of [`r1_penalty`], which is computed in every step, as MAGVIT does.
+        lecam_weight: of [`lecam_penalty`]; 0 computes none.
+        lecam_decay: of the running averages of the logits (MAGVIT: that of the averaged weights).
+    """
+
+    average_real: torch.Tensor
+    average_fake: torch.Tensor
+
+    def __init__(
+        self, discriminator: nn.Module, r1_weight: float = 10.0, lecam_weight: float = 0.0, lecam_decay: float = 0.999
+    ):
+        super().__init__()
+        self.discriminator = discriminator
+        self.r1_weight = r1_weight
+        self.lecam_weight = lecam_weight
+        self.lecam_decay = lecam_decay
+        self.register_buffer("average_real", torch.zeros(()))
+        self.register_buffer("average_fake", torch.zeros(()))
+
+    @torch.compiler.disable  # compiled graphs cannot be differentiated twice, as R1 needs
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The discriminator's `loss` on clips (B, T, C, H, W), its unweighted parts, and the mean logits of both kinds."""
+        real = real.detach().requires_grad_(self.r1_weight > 0)
+        real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake.detach()).float()
+        parts = {"discriminator_loss": discriminator_loss(real_logits, fake_logits)}
+        loss = parts["discriminator_loss"]
+        if self.r1_weight > 0:
+            parts["r1_penalty"] = r1_penalty(real_logits, real)
+            loss = loss + self.r1_weight * parts["r1_penalty"]
+        if self.lecam_weight > 0:
+            averages = self.average_real.clone(), self.average_fake.clone()
+            parts["lecam_penalty"] = lecam_penalty(real_logits, fake_logits, *averages)
+            loss = loss + self.lecam_weight * parts["lecam_penalty"]
+        logits = {"real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, **logits}
+
+    @torch.compiler.disable
+    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
+        """What clips (B, T, C, H, W) cost the generator; the discriminator's own weights get no gradient from it."""
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return generator_loss(functional_call(self.discriminator, frozen, (fake,)).float())
+
+    @torch.no_grad()
+    def update_averages(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
+        """Move LeCAM's running averages towards the mean logits (scalars) of a step."""
+        self.average_real.lerp_(real_logits, 1 - self.lecam_decay)
+        self.average_fake.lerp_(fake_logits, 1 - self.lecam_decay)
+
+
+class PerceptualLoss(nn.Module):
+    """Mean squared error between the logits that a frozen image model gives to two clips' frames (MAGVIT: a ResNet-50).
+
+    Frames are brought to the model's input size whole, not cropped, and normalised as its image processor says, in a way that
+    gradients pass.
+
+    Args:
+        model: a transformers model for image classification.
+        processor: its image processor; `size` (or `crop_size` where it crops), `resample`, `image_mean`, `image_std` and
+            `rescale_factor` are taken from it.
+        num_frames: frames compared per clip, drawn anew in every call; all of them by default.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: nn.Module, processor: Any, num_frames: int | None = None):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.num_frames = num_frames
+        self.input_size = input_size(processor)
+        self.resample = "bicubic" if processor.resample == PILImageResampling.BICUBIC else "bilinear"
+        rescale = 255 * processor.rescale_factor if processor.do_rescale else 255
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
+        self.register_buffer("scale", rescale / torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("shift", -torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, num_frames: int | None = None) -> "PerceptualLoss":
+        """Model and processor from a local folder or from the Hub."""
+        model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32)
+        return cls(model, AutoImageProcessor.from_pretrained(name_or_path), num_frames)
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """Stays in evaluation mode: batch norms keep the statistics that they were trained with."""
+        return super().train(False)
+
+    def forward(self, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """Clips (B, T, C, H, W) in about [0, 1], twice -> a scalar; gradients go to the first."""
+        frames = self.draw_frames(clips.shape[0], clips.shape[1]).to(clips.device)
+        rows = torch.arange(clips.shape[0], device=clips.device).unsqueeze(1)
+        with torch.no_grad():
+            target = self.logits(clips[rows, frames].flatten(0, 1))
+        return nn.functional.mse_loss(self.logits(reconstruction[rows, frames].flatten(0, 1)).float(), target.float())
+
+    def draw_frames(self, batch_size: int, num_frames: int) -> torch.Tensor:
+        """Numbers of the compared frames of each clip, (B, frames), without repeats, from torch's CPU generator."""
+        if self.num_frames is None or self.num_frames >= num_frames:
+            return torch.arange(num_frames).expand(batch_size, -1)
+        return torch.rand(batch_size, num_frames).topk(self.num_frames, dim=1).indices
+
+    def logits(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (N, C, H, W) in [0, 1] -> the model's logits (N, classes)."""
+        resized = nn.functional.interpolate(frames, self.input_size, mode=self.resample, antialias=True)
+        return self.model(resized * self.scale + self.shift).logits
+
+
+def input_size(processor: Any) -> list[int]:
+    """Height and width that an image processor hands to its model; raises ValueError where it has no fixed one."""
+    crops = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
+    size = dict(processor.crop_size if crops else processor.size)
+    if size.get("height") and size.get("width"):
+        return [size["height"], size["width"]]
+    if size.get("shortest_edge"):
+        return [size["shortest_edge"]] * 2
+    raise ValueError(
+        f"Got an image processor of size {size}, expected height and width or shortest_edge: choose a perceptual model with "
+        "a fixed input size."
+    )
+
+
+__all__ = ["AdversarialLoss", "PerceptualLoss", "VideoDiscriminator"]
