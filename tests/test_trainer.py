@@ -22,7 +22,6 @@ from transformers import (
     EvalPrediction,
     ResNetConfig,
     ResNetForImageClassification,
-    default_data_collator,
 )
 
 from transformers_lvmae import (
