@@ -14,14 +14,14 @@ from transformers_lvmae import (
     FSQMagViTTrainer,
     FSQMagViTTrainingArguments,
 )
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import SelectionCollator, VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training_args import ModelArguments, SelectionArguments, VideoDataArguments, parse_arguments
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments(
-        ModelArguments, VideoDataArguments, FSQMagViTTrainingArguments
+    model_args, data_args, selection_args, training_args = parse_arguments(
+        ModelArguments, VideoDataArguments, SelectionArguments, FSQMagViTTrainingArguments
     )
     set_seed(training_args.seed)
 
@@ -54,6 +54,7 @@ def main() -> None:
         train_dataset=train_clips,
         eval_dataset=VideoClips(eval_rows, processor, model.config.window_size, **sampling),
         processing_class=processor,
+        data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
     )
     train_and_save(trainer)
 

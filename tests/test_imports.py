@@ -12,10 +12,11 @@ SOURCE = Path(transformers_lvmae.__file__).parent
 ALLOWED = {
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
-    "data": {"masking", "video_io", "video_processing_lvmae"},
+    "data": {"importance", "masking", "video_io", "video_processing_lvmae"},
     "demo_data": {"video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
+    "importance": set(),
     "masking": set(),
     "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
     "modeling_lvmae": {"configuration_lvmae", "masking"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "training_args": set(),
     "video_io": set(),
     "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
-    "visualization": set(),
+    "visualization": {"video_io"},
 }
 PUBLIC = {
     "FSQMagViTConfig",

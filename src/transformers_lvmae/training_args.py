@@ -79,12 +79,35 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     scorer_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the token scorer; without it, the same as the rest."}
     )
+    topk_sigma_end: float | None = field(
+        default=None,
+        metadata={"help": "The top-k's noise falls to this from config.topk_sigma over the run; without it, it stays."},
+    )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.topk_sigma_end is not None and self.topk_sigma_end <= 0:
+            raise ValueError(
+                f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: leave it out for steady noise."
+            )
+
+
+@dataclass
+class SelectionArguments:
+    """What chooses the tokens that the tokenizer keeps in training."""
+
+    selection: list[str] = field(
+        default_factory=lambda: ["learned"],
+        metadata={
+            "help": "learned (the scorer), random, uniform, motion, everest or flow; of several, each batch draws one."
+        },
     )
 
 
@@ -139,5 +162,6 @@ __all__ = [
     "LVMAEClassificationArguments",
     "LVMAEPreTrainingArguments",
     "ModelArguments",
+    "SelectionArguments",
     "VideoDataArguments",
 ]
