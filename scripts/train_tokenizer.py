@@ -26,6 +26,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import (
     ImageClips,
+    SelectionCollator,
     VideoClips,
     load_image_dataset,
     load_video_dataset,
@@ -33,7 +34,7 @@ from transformers_lvmae.data import (
     select_split,
 )
 from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training_args import ModelArguments, SelectionArguments, VideoDataArguments, parse_arguments
 from transformers_lvmae.visualization import save_curves
 
 
@@ -86,15 +87,20 @@ def make_clips(
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments(
-        TokenizerModelArguments, TokenizerDataArguments, FSQMagViTTrainingArguments
+    model_args, data_args, selection_args, training_args = parse_arguments(
+        TokenizerModelArguments, TokenizerDataArguments, SelectionArguments, FSQMagViTTrainingArguments
     )
     set_seed(training_args.seed)
     model = make_model(model_args, on_images=data_args.image_column is not None)
     processor = processor_for(model.config, do_normalize=False)
     train_clips, eval_clips = make_clips(data_args, processor, model.config.window_size, training_args.seed)
     trainer = FSQMagViTTrainer(
-        model, training_args, train_dataset=train_clips, eval_dataset=eval_clips, processing_class=processor
+        model,
+        training_args,
+        train_dataset=train_clips,
+        eval_dataset=eval_clips,
+        processing_class=processor,
+        data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
     )
     train_and_save(trainer)
     if trainer.is_world_process_zero():

@@ -15,10 +15,11 @@ ALLOWED = {
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
     "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
-    "data": {"masking", "video_io", "video_processing_lvmae"},
+    "data": {"importance", "masking", "video_io", "video_processing_lvmae"},
     "demo_data": {"video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
+    "importance": set(),
     "masking": set(),
     "measure": set(),
     "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "training_args": set(),
     "video_io": set(),
     "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
-    "visualization": set(),
+    "visualization": {"video_io"},
 }
 PUBLIC = {
     "FSQMagViTConfig",

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from transformers_lvmae.masking import (
     adaptive_decoder_mask,
+    first_slot_and_topk_mask,
     gather_tokens,
     mask_to_indices,
     perturbed_topk_mask,
@@ -236,3 +237,25 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     assert torch.equal(value, hard)
     (value * weights).sum().backward()
     torch.testing.assert_close(soft.grad, weights * 2 * soft.detach())
+
+
+def test_rows_may_have_budgets_of_their_own():
+    scores, budgets = (
+        torch.rand(5, 20, generator=generator(0)).round(decimals=1),
+        torch.tensor([[1], [3], [20], [7], [19]]),
+    )
+    kept = topk_mask(scores, budgets)
+    for row, budget, mask in zip(scores, budgets.flatten().tolist(), kept):
+        assert mask.sum() == budget
+        assert budget == 20 or row[mask].min() >= row[~mask].max()
+    soft = perturbed_topk_mask(scores.double(), budgets, 0.3, 16, generator(0))
+    torch.testing.assert_close(soft.sum(dim=1), budgets.flatten().double())
+    torch.testing.assert_close(sparse_topk_mask(scores.double(), budgets, 0.3).sum(dim=1), budgets.flatten().double())
+
+
+def test_the_first_slot_is_kept_besides_a_share_of_all_tokens():
+    scores = torch.rand(3, 24, generator=generator(0))
+    kept = first_slot_and_topk_mask(scores, 6, 0.25)
+    assert kept[:, :6].all()
+    assert torch.equal(kept[:, 6:], topk_mask(scores[:, 6:], 6))
+    assert first_slot_and_topk_mask(scores, 6, 1.0).all()

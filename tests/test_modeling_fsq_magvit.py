@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 from vector_quantize_pytorch import FSQ
 
 from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
-from transformers_lvmae.masking import topk_mask
+from transformers_lvmae.masking import adaptive_decoder_mask, topk_mask
 from transformers_lvmae.modeling_fsq_magvit import (
     FiniteScalarQuantizer,
     FSQMagViTTokenScorer,
@@ -310,7 +310,7 @@ def test_the_soft_mask_sums_to_the_budget_and_the_hard_one_is_hard(topk_kind):
     scores = torch.rand(3, 4, 4, 4)
     for straight_through in (True, False):
         model = build(topk_kind=topk_kind, topk_straight_through=straight_through, topk_sigma=0.3).train()
-        mask = model.token_mask(scores, keep_ratio=0.25).detach()
+        mask = model.token_mask(scores, torch.full((len(scores), 1), 0.25)).detach()
         assert (mask[:, 0] == 1).all()
         torch.testing.assert_close(mask[:, 1:].flatten(1).sum(dim=1), torch.full((3,), 16.0), atol=1e-4, rtol=0)
         assert ((mask > 0) & (mask < 1)).any().item() is not straight_through
@@ -339,11 +339,135 @@ def test_unmasked_training_clips_keep_everything_and_still_touch_the_scorer():
     assert (kept.sum(dim=1)[~kept.all(dim=1)] == 16 + 12).all()
 
 
+def test_budgets_of_training_windows_are_drawn_from_the_range():
+    model = build(
+        keep_ratio=0.5, min_keep_ratio=0.1
+    ).train()  # of 32 tokens a window; the first slot's 16 are kept besides
+    counts = model(random_clip(8, rows=200)).bool_kept_pos.view(400, 32)[:, 16:].sum(dim=1)
+    expected = torch.linspace(0.1, 0.5, 100_001).mul(32).round().long().bincount(minlength=17) / 100_001
+    assert ((counts.bincount(minlength=17) / 400 - expected).abs() < 4 * (0.1 / 400) ** 0.5).all()
+    assert counts.min() == 3
+    assert counts.max() == 16
+    assert (forward(model.eval(), random_clip(8)).bool_kept_pos.view(4, 32).sum(dim=1) == 16).all()
+    asked = model.train()(random_clip(8), keep_ratio=0.25).bool_kept_pos.view(4, 32)[:, 16:]
+    assert (asked.sum(dim=1) == 8).all()
+
+
+@pytest.mark.parametrize("topk_kind", ["perturbed", "sparse"])
+def test_rows_with_their_own_budgets_are_those_rows_alone(topk_kind):
+    model = build(topk_kind=topk_kind, topk_straight_through=False, topk_sigma=1e-6, topk_regularization=1e-6).train()
+    scores, shares = torch.rand(3, 2, 4, 4), torch.tensor([[0.05], [0.3], [0.5]])
+    together = model.token_mask(scores, shares)
+    alone = [model.token_mask(row[None], share[None]) for row, share in zip(scores, shares)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
+    assert together[:, 1].sum(dim=(1, 2)).round().tolist() == [2, 10, 16]
+
+
+@pytest.mark.parametrize("length", [8, 6])
+def test_given_scores_choose_as_the_scorers_would(length):
+    model, clip = build(keep_ratio=0.3), random_clip(length)
+    own = forward(model, clip)
+    given = forward(model, clip, importance_scores=own.importance_scores)
+    for name in own:
+        assert torch.equal(own[name], given[name]), name
+    others = torch.rand_like(own.importance_scores)
+    chosen = forward(model, clip, importance_scores=others)
+    assert torch.equal(chosen.importance_scores, others)
+    assert torch.equal(chosen.bool_kept_pos[:, :32], topk_mask(others[:, :32], 10))
+
+
+def test_given_scores_train_the_autoencoder_and_leave_the_scorer_alone():
+    model, scores = build().train(), torch.rand(2, 64)
+    outputs = model(random_clip(8), importance_scores=scores)
+    outputs.loss.backward()
+    kept = outputs.bool_kept_pos.view(4, 32)
+    assert torch.equal(kept[:, 16:], topk_mask(scores.view(4, 32)[:, 16:], 12))
+    assert all(parameter.grad is None for parameter in model.scorer.parameters())
+    assert all(parameter.grad.any() for parameter in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("length", [8, 6])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_given_mask_is_the_mask(training, length):
+    model, clip = build().train(training), random_clip(length)
+    kept = torch.rand(2, 16 * length // 2) < 0.4
+    outputs = forward(model, clip, bool_kept_pos=kept)
+    assert torch.equal(outputs.bool_kept_pos, kept)
+    encoded = encode(model, clip)
+    with torch.no_grad():
+        expected = model.decode(encoded.codes * kept.unsqueeze(-1))[:, :length]
+    if length == 8:  # otherwise slots of padding follow, whose codes decode fills in
+        torch.testing.assert_close(expected, outputs.reconstruction)
+
+
+@pytest.mark.parametrize("name", ["importance_scores", "bool_kept_pos"])
+def test_scores_and_masks_of_other_clips_are_refused(name):
+    with pytest.raises(
+        ValueError, match=rf"Got {name} of shape \(2, 63\), expected \(2, 64\) for a grid of .*: make them"
+    ):
+        build()(random_clip(8), **{name: torch.ones(2, 63)})
+
+
+def test_more_noise_makes_a_softer_mask():
+    model, scores = build(topk_straight_through=False).train(), torch.rand(1, 2, 4, 4)
+    share = torch.full((1, 1), 0.25)
+    spread = [
+        (mask * (1 - mask)).sum()
+        for mask in (model.token_mask(scores, share, sigma) for sigma in (0.001, 0.05, torch.tensor(0.5)))
+    ]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def panning_clips(rows: int, num_frames: int, size: int = 16) -> torch.Tensor:
+    """Smooth random textures that pan by one pixel a frame, each in its own direction, and wrap around."""
+    grain = torch.rand(rows, 3, size // 4, size // 4).repeat(1, 1, 3, 3)
+    texture = torch.nn.functional.interpolate(grain, size=(3 * size, 3 * size), mode="bicubic")[
+        ..., size:-size, size:-size
+    ]
+    steps = [((1, 0), (0, 1), (-1, 0), (0, -1))[row % 4] for row in range(rows)]
+    frames = [
+        [picture.roll((frame * y, frame * x), dims=(-2, -1)) for frame in range(num_frames)]
+        for picture, (y, x) in zip(texture, steps)
+    ]
+    return torch.stack([torch.stack(clip) for clip in frames]).clamp(0, 1)
+
+
+def train_briefly(model: FSQMagViTModel) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    before = [parameter.detach().clone() for parameter in model.scorer.parameters()]
+    model.train()
+    for _ in range(25):
+        optimizer.zero_grad()
+        model(panning_clips(4, 16)).loss.backward()
+        optimizer.step()
+    model.eval()
+    assert any((was - now).abs().max() > 0.01 for was, now in zip(before, model.scorer.parameters()))
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
+@pytest.mark.parametrize("moving", [False, True], ids=["static", "panning"])
+def test_every_slot_of_a_window_is_chosen_equally_often(trained, moving):
+    """No seam: over the whole clip, as for the decoder mask, no slot of the windows draws more of the budget than another."""
+    model = build(window_size=16, keep_ratio=0.2)
+    if trained:
+        train_briefly(model)
+    clips = panning_clips(32, 64) if moving else random_clip(1, rows=32).expand(-1, 64, -1, -1, -1)
+    scores = encode(model, clips).importance_scores
+    chosen = adaptive_decoder_mask(scores, round(0.15 * scores.shape[1]), 0).view(32, 4, 8, 16)
+    share = chosen.float().sum(dim=(0, 1, 3)) / chosen.sum()
+    # Tokens of one clip move alike; 32 clips x 4 windows x 16 tokens a slot are chosen with p = 0.15.
+    assert (share - 1 / 8).abs().max() < 4 * (0.15 * 0.85 / (32 * 4 * 16)) ** 0.5 / (8 * 0.15)
+    # Within a window alone, as in the tokenizer's training, where the first slot takes the score of the second.
+    windows = encode(model, clips[:, :16]).importance_scores.view(32, 8, 16)
+    if moving:
+        assert (windows.mean(dim=(0, 2)) / windows.mean() - 1).abs().max() < 0.1
+
+
 def test_training_the_scorer_finds_what_the_loss_depends_on():
     """The gradient of the mask, through normalisation and top-k, raises the score of a token that lowers the loss."""
     model = build(topk_num_samples=4000, topk_sigma=0.2).train()
     scores = torch.rand(1, 2, 4, 4, requires_grad=True)
-    mask = model.token_mask(scores, keep_ratio=0.25)
+    mask = model.token_mask(scores, torch.full((len(scores), 1), 0.25))
     (-mask[0, 1, 2, 3]).backward()
     assert scores.grad[0, 1].argmin() == 2 * 4 + 3
     assert not scores.grad[0, 0].any()
@@ -471,6 +595,7 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
         ({"image_size": 18}, r"Got image_size=18 and tokens of 4 pixels, expected a multiple: change"),
         ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected at least 3 each .*: raise"),
         ({"keep_ratio": 0}, r"Got keep_ratio=0 and .*expected shares .*: give fractions"),
+        ({"min_keep_ratio": 0.5}, r"Got min_keep_ratio=0.5 and keep_ratio=0.375, expected a share .*: lower"),
         ({"unmasked_clip_ratio": 1.5}, r"unmasked_clip_ratio=1.5, expected shares .*: give fractions"),
         ({"topk_num_samples": 1}, r"Got topk_num_samples=1, .*expected at least 2 samples .*: raise"),
     ],

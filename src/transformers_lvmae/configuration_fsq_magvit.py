@@ -38,6 +38,8 @@ class FSQMagViTConfig(PreTrainedConfig):
             slot after it (EVEREST's rule). A clip's very first slot always takes the score of the second.
         keep_ratio (`float`, defaults to 0.375): share of a window's tokens that the top-k keeps (the paper's 768 of what
             were most likely 2,048); in training the first slot is kept besides.
+        min_keep_ratio (`float`, *optional*): in training, each window's share is drawn evenly from here up to `keep_ratio`,
+            so that one tokenizer serves a range of budgets; without it, it is always `keep_ratio`.
         unmasked_clip_ratio (`float`, defaults to 0): share of the training windows whose mask is lifted. The MAE is trained
             on codes of unmasked clips, which a tokenizer that never saw one codes less well.
         topk_kind (`"perturbed"` or `"sparse"`, defaults to `"perturbed"`): the differentiable top-k.
@@ -63,6 +65,7 @@ class FSQMagViTConfig(PreTrainedConfig):
     scorer_hidden_size: int = 64
     first_slot_score: Literal["previous_window", "copy_next"] = "previous_window"
     keep_ratio: float | int = 0.375
+    min_keep_ratio: float | int | None = None
     unmasked_clip_ratio: float | int = 0.0
     topk_kind: Literal["perturbed", "sparse"] = "perturbed"
     topk_straight_through: bool = True
@@ -114,6 +117,11 @@ class FSQMagViTConfig(PreTrainedConfig):
         return math.ceil(self.num_frames / self.tubelet_size), height // self.patch_size, width // self.patch_size
 
     @property
+    def window_grid_size(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of one window."""
+        return (self.window_size // self.tubelet_size, *self.grid_size[1:])
+
+    @property
     def codebook_size(self) -> int:
         """Number of codes: the product of the levels."""
         return math.prod(self.levels)
@@ -148,6 +156,11 @@ class FSQMagViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got keep_ratio={self.keep_ratio} and unmasked_clip_ratio={self.unmasked_clip_ratio}, expected shares in "
                 "(0, 1] and [0, 1]: give fractions."
+            )
+        if self.min_keep_ratio is not None and not 0 < self.min_keep_ratio <= self.keep_ratio:
+            raise ValueError(
+                f"Got min_keep_ratio={self.min_keep_ratio} and keep_ratio={self.keep_ratio}, expected a share in (0, "
+                "keep_ratio]: lower min_keep_ratio or leave it out."
             )
         if self.topk_num_samples < 2 or self.topk_sigma <= 0 or self.topk_regularization <= 0:
             raise ValueError(

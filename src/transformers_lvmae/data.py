@@ -5,7 +5,7 @@ same whatever the number of workers and processes, and a resumed run sees what t
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
+from .importance import CHOICES
 from .masking import random_tube_mask
 from .video_io import decode_video
 from .video_processing_lvmae import LVMAEVideoProcessor
@@ -233,9 +235,38 @@ class MaskedVideoClips(VideoClips):
         return item
 
 
+class SelectionCollator:
+    """Batches for the tokenizer whose tokens are chosen by something else than its scorer: with `importance_scores` (B, N).
+
+    Args:
+        selection: names of `importance.CHOICES`, or "learned" for the scorer; of several, each batch draws one.
+        grid_size: tokens (t, h, w) of a clip.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+
+    def __init__(self, selection: Sequence[str], grid_size: tuple[int, int, int]):
+        unknown = sorted(set(selection) - {"learned", *CHOICES})
+        if unknown or not selection:
+            raise ValueError(
+                f"Got selection={list(selection)}, expected names out of {['learned', *CHOICES]}: correct the spelling."
+            )
+        self.selection = list(selection)
+        self.grid_size = grid_size
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = default_data_collator(items)
+        name = self.selection[int(torch.randint(len(self.selection), ()))]
+        if name != "learned":
+            batch["importance_scores"] = CHOICES[name](batch["pixel_values_videos"], self.grid_size)
+        return batch
+
+
 __all__ = [
     "ImageClips",
     "MaskedVideoClips",
+    "SelectionCollator",
     "VideoClips",
     "load_image_dataset",
     "load_video_dataset",

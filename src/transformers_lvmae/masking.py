@@ -98,10 +98,32 @@ def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def topk_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """bool, True at the k highest scores along the last axis: exactly k in every row, ties included."""
+def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
+    """bool, True at the k highest scores along the last axis: exactly k in every row, ties included.
+
+    A tensor `k`, int64 of the shape of `scores` with a last axis of 1, is a budget for each row.
+    """
     kept = torch.zeros_like(scores, dtype=torch.bool)
-    return kept.scatter_(-1, scores.topk(k, dim=-1, sorted=False).indices, True)
+    if isinstance(k, int):
+        return kept.scatter_(-1, scores.topk(k, dim=-1, sorted=False).indices, True)
+    within = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores) < k
+    return kept.scatter_(-1, scores.argsort(dim=-1, descending=True), within)
+
+
+def first_slot_and_topk_mask(scores: torch.Tensor, first_slot: int, keep_ratio: float) -> torch.Tensor:
+    """What a window keeps in the tokenizer's training: its first slot, and the best of the others.
+
+    Args:
+        scores: (B, N), higher = keep first.
+        first_slot: tokens of a slot.
+        keep_ratio: the share of N that is chosen besides the first slot; all others where there are no more.
+
+    Returns:
+        bool (B, N), True = kept.
+    """
+    keep_count = min(max(1, round(keep_ratio * scores.shape[1])), scores.shape[1] - first_slot)
+    chosen = topk_mask(scores[:, first_slot:], keep_count)
+    return torch.cat([chosen.new_ones(chosen.shape[0], first_slot), chosen], dim=1)
 
 
 class _PerturbedTopK(torch.autograd.Function):
@@ -113,8 +135,10 @@ class _PerturbedTopK(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, scores: torch.Tensor, k: int, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        kept = topk_mask(scores.unsqueeze(1) + sigma * noise, k)
+    def forward(
+        ctx: FunctionCtx, scores: torch.Tensor, k: int | torch.Tensor, noise: torch.Tensor, sigma: float | torch.Tensor
+    ) -> torch.Tensor:
+        kept = topk_mask(scores.unsqueeze(1) + sigma * noise, k if isinstance(k, int) else k.unsqueeze(1))
         ctx.save_for_backward(kept, noise)
         ctx.sigma = sigma  # type: ignore[attr-defined]
         return kept.to(scores.dtype).mean(dim=1)
@@ -130,12 +154,18 @@ class _PerturbedTopK(torch.autograd.Function):
 
 
 def perturbed_topk_mask(
-    scores: torch.Tensor, k: int, sigma: float, num_samples: int, generator: torch.Generator | None = None
+    scores: torch.Tensor,
+    k: int | torch.Tensor,
+    sigma: float | torch.Tensor,
+    num_samples: int,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Differentiable top-k by Gaussian perturbation (Cordonnier et al. 2021).
 
     Args:
         scores: (B, N), in [0, 1] for `sigma` to have its usual meaning.
+        k: tokens kept, or int64 (B, 1), a budget for each row.
+        sigma: the noise's deviation, positive.
         num_samples: at least 2. Kept for the backward pass: 5 bytes x num_samples x N a row.
 
     Returns:
@@ -147,7 +177,7 @@ def perturbed_topk_mask(
     return _PerturbedTopK.apply(scores, k, noise, sigma)
 
 
-def sparse_topk_mask(scores: torch.Tensor, k: int, regularization: float) -> torch.Tensor:
+def sparse_topk_mask(scores: torch.Tensor, k: int | torch.Tensor, regularization: float) -> torch.Tensor:
     """Differentiable sparse top-k (Sander et al. 2023, p = 4/3): deterministic, most entries exactly 0 or 1.
 
     The regularised problem max <s, m> - l |m|_p^p / p over 0 <= m <= 1, sum m = k has the solution
@@ -156,6 +186,7 @@ def sparse_topk_mask(scores: torch.Tensor, k: int, regularization: float) -> tor
 
     Args:
         scores: (B, N), in [0, 1] for `regularization` (l) to have its usual meaning.
+        k: tokens kept, or int64 (B, 1), a budget for each row.
 
     Returns:
         (B, N) in [0, 1], each row sums to k.

@@ -48,7 +48,8 @@ class FSQMagViTOutput(ModelOutput):
         loss (`torch.Tensor` of shape `(1,)`): mean squared error between clip and reconstruction.
         reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): about [0, 1], not
             clamped.
-        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): higher = matters more.
+        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): the scores that the mask was made from, higher
+            = matters more: the scorer's, or those that were passed.
         bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): True = the token reached the decoder.
         code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): codes after masking.
     """
@@ -382,29 +383,42 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         return frames[:, :, : grid_size[0] * self.config.tubelet_size].transpose(1, 2)
 
     @can_return_tuple
-    def forward(self, pixel_values_videos: torch.Tensor, keep_ratio: float | None = None, **kwargs) -> FSQMagViTOutput:
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        keep_ratio: float | None = None,
+        importance_scores: torch.Tensor | None = None,
+        bool_kept_pos: torch.Tensor | None = None,
+        topk_sigma: float | torch.Tensor | None = None,
+        **kwargs,
+    ) -> FSQMagViTOutput:
         r"""
         Reconstruct clips from their most important tokens. Each window is masked and coded on its own, as in training on
         16-frame clips.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): in [0, 1].
-            keep_ratio (`float`, *optional*): share of a window's tokens kept, in (0, 1]; by default `config.keep_ratio`. In
-                training the first slot is kept besides.
+            keep_ratio (`float`, *optional*): share of a window's tokens kept, in (0, 1]; by default `config.keep_ratio`, and in
+                training a draw from `config.min_keep_ratio` to it. In training the first slot is kept besides.
+            importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores to choose by instead of
+                the scorer's, which then learns nothing.
+            bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): the mask itself, True = kept;
+                nothing is chosen, and nothing kept besides.
+            topk_sigma (`float`, *optional*): noise of the perturbed top-k instead of `config.topk_sigma`.
 
         Raises:
-            ValueError: as [`FSQMagViTModel.encode`], and on a `keep_ratio` outside (0, 1].
+            ValueError: as [`FSQMagViTModel.encode`], on a `keep_ratio` outside (0, 1], and on scores or a mask that are not
+                (batch_size, seq_length).
         """
         slots = self._check_pixels(pixel_values_videos)
-        keep_ratio = self.config.keep_ratio if keep_ratio is None else keep_ratio
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"Got keep_ratio={keep_ratio}, expected a share in (0, 1]: give a fraction, not a percentage."
-            )
         batch_size, num_frames = pixel_values_videos.shape[:2]
         windows = self._windows(pixel_values_videos).flatten(0, 1)
-        scores = self.scorer.distances(self.scorer(windows))
-        mask = self.token_mask(scores, keep_ratio)
+        scores = self._per_window(importance_scores, "importance_scores", pixel_values_videos)
+        if scores is None:
+            scores = self.scorer.distances(self.scorer(windows))
+        mask = self._per_window(bool_kept_pos, "bool_kept_pos", pixel_values_videos)
+        if mask is None:
+            mask = self.token_mask(scores, self._keep_ratio(keep_ratio, scores), topk_sigma)
         codes = self.quantizer(self.encoder(windows).movedim(1, -1) * mask.unsqueeze(-1))
         frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype)).transpose(1, 2)
         reconstruction = frames.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :num_frames]
@@ -420,27 +434,56 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             code_indices=per_clip(self.quantizer.codes_to_indices(codes)),
         )
 
-    def token_mask(self, scores: torch.Tensor, keep_ratio: float) -> torch.Tensor:
-        """What the latents are multiplied with: scores (B, t, h, w) -> (B, t, h, w) in [0, 1], differentiable in training."""
-        keep_count = max(1, round(keep_ratio * scores[0].numel()))
+    def token_mask(
+        self, scores: torch.Tensor, keep_ratio: torch.Tensor, topk_sigma: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the latents are multiplied with: scores (B, t, h, w) and shares (B, 1) -> (B, t, h, w) in [0, 1],
+        differentiable in training."""
         flat = scores.flatten(1)
+        keep_count = (keep_ratio * flat.shape[1]).round().long().clamp(min=1)
         if not self.training:
             return topk_mask(flat, keep_count).to(scores.dtype).unflatten(1, scores.shape[1:])
         # The first slot is kept besides, so the top-k chooses among the others.
         rest = scores[:, 1:].flatten(1)
-        kept = self._differentiable_topk(rest, min(keep_count, rest.shape[1]))
+        kept = self._differentiable_topk(rest, keep_count.clamp(max=rest.shape[1]), topk_sigma)
         kept = torch.cat([kept.new_ones(flat.shape[0], flat.shape[1] - rest.shape[1]), kept], dim=1)
         # torch.where, not a branch: under DDP the scorer needs its (zero) gradient in every step.
         unmasked = torch.rand(kept.shape[0], 1, device=kept.device) < self.config.unmasked_clip_ratio
         return torch.where(unmasked, 1.0, kept).unflatten(1, scores.shape[1:])
 
-    def _differentiable_topk(self, scores: torch.Tensor, k: int) -> torch.Tensor:
-        if k == scores.shape[1]:
-            return torch.ones_like(scores) + 0 * scores
+    def _keep_ratio(self, keep_ratio: float | None, scores: torch.Tensor) -> torch.Tensor:
+        """The share of each window's tokens that is kept: (windows, 1)."""
+        low = high = self.config.keep_ratio if keep_ratio is None else keep_ratio
+        if not 0 < high <= 1:
+            raise ValueError(f"Got keep_ratio={high}, expected a share in (0, 1]: give a fraction, not a percentage.")
+        if keep_ratio is None and self.training and self.config.min_keep_ratio is not None:
+            low = self.config.min_keep_ratio
+        if low == high:
+            return torch.full((scores.shape[0], 1), high, device=scores.device)
+        return low + (high - low) * torch.rand(scores.shape[0], 1, device=scores.device)
+
+    def _per_window(self, tokens: torch.Tensor | None, name: str, clips: torch.Tensor) -> torch.Tensor | None:
+        """A clip's values (B, seq_length) by window, (windows, t, h, w); the slots of padding take the last slot's."""
+        if tokens is None:
+            return None
+        patch_size = self.config.patch_size
+        grid_size = (self._check_pixels(clips), clips.shape[3] // patch_size, clips.shape[4] // patch_size)
+        if tuple(tokens.shape) != (clips.shape[0], math.prod(grid_size)):
+            raise ValueError(
+                f"Got {name} of shape {tuple(tokens.shape)}, expected {(clips.shape[0], math.prod(grid_size))} for a grid of "
+                f"{grid_size} tokens: make them from the same clips."
+            )
+        slots = self.config.window_size // self.config.tubelet_size
+        return pad_last(tokens.unflatten(1, grid_size), slots, dim=1).unflatten(1, (-1, slots)).flatten(0, 1)
+
+    def _differentiable_topk(
+        self, scores: torch.Tensor, k: torch.Tensor, sigma: float | torch.Tensor | None
+    ) -> torch.Tensor:
+        sigma = self.config.topk_sigma if sigma is None else sigma
         low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
         scores = (scores - low) / (high - low + 1e-6)
         if self.config.topk_kind == "perturbed":
-            soft = perturbed_topk_mask(scores, k, self.config.topk_sigma, self.config.topk_num_samples)
+            soft = perturbed_topk_mask(scores, k, sigma, self.config.topk_num_samples)
         else:
             soft = sparse_topk_mask(scores, k, self.config.topk_regularization)
         if not self.config.topk_straight_through:

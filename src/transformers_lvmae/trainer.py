@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .masking import adaptive_decoder_mask
+from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
 from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
@@ -70,6 +71,15 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
     return -10 * error.clamp(min=1e-10).log10()
 
 
+def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """SSIM per clip, the mean over its frames, for values in [0, 1] (the prediction is clamped): (B, T, C, H, W) twice -> (B,)."""
+    frames = (prediction.clamp(0, 1).float().flatten(0, 1), clips.float().flatten(0, 1))
+    return structural_similarity_index_measure(*frames, data_range=1.0, reduction="none").view(clips.shape[:2]).mean(1)
+
+
+KEPT_SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
+
+
 class _OnOptimizerStep(TrainerCallback):
     """Calls something right after each step of the model's optimizer."""
 
@@ -84,8 +94,16 @@ class FSQMagViTTrainer(_VideoTrainer):
     """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`): squared error, and as the arguments
     ask a perceptual and an adversarial term (MAGVIT's recipe).
 
-    `evaluate()` reports, besides the squared error at `config.keep_ratio`, three PSNRs in dB: of all tokens (`psnr`), of the
-    kept ones (`psnr_kept`), and of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat.
+    A batch may bring `importance_scores` (B, N), by which tokens are then chosen instead of by the scorer's.
+
+    `evaluate()` reports, besides the loss at `config.keep_ratio`:
+    - PSNRs in dB, means over clips: of all tokens (`psnr`); of the first slot and, among the others, the most important 5, 10,
+      15, 25 and 50 % of the window's number of tokens (`psnr_kept_5`, ...) and `config.keep_ratio` (`psnr_kept`), as in training;
+      of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat;
+    - `ssim` of all tokens, and of copying (`ssim_first_frame`);
+    - for each FSQ channel, the share of its levels that occur (`level_usage_0`, ...) and the entropy of its levels in bits
+      (`level_entropy_0`, ..., at most log2 of the levels), of all tokens of all clips.
+    Of a clip only these figures and a histogram of its codes are kept, never its pixels.
 
     With `ema_decay` above 0 the averaged weights are the ones that are evaluated and saved, in checkpoints too; `model` holds
     those of the last step. Discriminator, both optimizers and schedules, averaged and plain weights are resumed together,
@@ -174,6 +192,8 @@ class FSQMagViTTrainer(_VideoTrainer):
         clips = inputs["pixel_values_videos"]
         if not self._checked_range:
             self._check_range(clips)
+        if self.args.topk_sigma_end is not None:
+            inputs = {**inputs, "topk_sigma": self.topk_sigma()}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             loss = self._add_terms(loss, outputs["reconstruction"], clips)
@@ -269,6 +289,13 @@ class FSQMagViTTrainer(_VideoTrainer):
         if self.averaged_model is not None:
             self.averaged_model.module.load_state_dict(self.model.state_dict())
 
+    def topk_sigma(self) -> torch.Tensor:
+        """The noise of the perturbed top-k at this step: a geometric fall from `config.topk_sigma` to `topk_sigma_end`."""
+        start = self.accelerator.unwrap_model(self.model).config.topk_sigma
+        done = self.state.global_step / max(1, self.state.max_steps)
+        # A tensor, because torch.compile would build a graph for each float.
+        return torch.tensor(start * (self.args.topk_sigma_end / start) ** done)
+
     def _check_range(self, clips: torch.Tensor) -> None:
         low, high = clips.min().item(), clips.max().item()
         if low < -1e-3 or high > 1 + 1e-3:
@@ -280,22 +307,60 @@ class FSQMagViTTrainer(_VideoTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        clips = self._prepare_inputs(inputs)["pixel_values_videos"]
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            kept = model(pixel_values_videos=clips)
+            kept = model(**inputs)
             if prediction_loss_only:
                 return kept.loss.detach(), None, None
-            everything = model(pixel_values_videos=clips, keep_ratio=1.0)
-        window = self.accelerator.unwrap_model(model).config.window_size
-        copied = clips[:, ::window].repeat_interleave(window, dim=1)[:, : clips.shape[1]]
-        frames = (everything.reconstruction, kept.reconstruction, copied)
-        metrics = torch.stack([peak_signal_to_noise_ratio(prediction, clips) for prediction in frames], dim=1)
-        return kept.loss.detach(), metrics, metrics
+            metrics, histograms = self._judge(model, inputs["pixel_values_videos"], kept.importance_scores)
+        return kept.loss.detach(), (*metrics.values(), histograms), histograms
 
-    @staticmethod
-    def _mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        names = ("psnr", "psnr_kept", "psnr_first_frame")
-        return dict(zip(names, np.mean(prediction.predictions, axis=0).tolist()))
+    def _judge(
+        self, model: nn.Module, clips: torch.Tensor, scores: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Figures of each clip (B,), and how often each channel takes each level (B, channels, levels)."""
+        config = self.accelerator.unwrap_model(model).config
+        first_slot = scores.shape[1] * config.tubelet_size // clips.shape[1]
+        copied = clips[:, :: config.window_size].repeat_interleave(config.window_size, dim=1)[:, : clips.shape[1]]
+        everything = model(pixel_values_videos=clips, keep_ratio=1.0)
+        metrics = {}
+        for name, frames in {"": everything.reconstruction, "_first_frame": copied}.items():
+            metrics[f"psnr{name}"] = peak_signal_to_noise_ratio(frames, clips)
+            metrics[f"ssim{name}"] = structural_similarity(frames, clips)
+        for name, share in {"": config.keep_ratio, **{f"_{share:.0%}"[:-1]: share for share in KEPT_SHARES}}.items():
+            mask = first_slot_and_topk_mask(scores, first_slot, share)
+            frames = model(pixel_values_videos=clips, bool_kept_pos=mask).reconstruction
+            metrics[f"psnr_kept{name}"] = peak_signal_to_noise_ratio(frames, clips)
+        self._metric_names = tuple(metrics)
+        return metrics, level_histograms(everything.code_indices, config.levels)
+
+    def _mean_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        *metrics, histograms = prediction.predictions
+        levels = self.accelerator.unwrap_model(self.model).config.levels
+        return {
+            **{name: float(np.mean(values)) for name, values in zip(self._metric_names, metrics)},
+            **level_statistics(histograms.sum(axis=0), levels),
+        }
+
+
+def level_histograms(code_indices: torch.Tensor, levels: list[int] | tuple[int, ...]) -> torch.Tensor:
+    """How often each FSQ channel takes each of its levels: int64 (B, N) -> int64 (B, len(levels), max(levels))."""
+    histograms = []
+    for level in levels:
+        digits = code_indices % level
+        histograms.append(torch.stack([(digits == digit).sum(dim=1) for digit in range(max(levels))], dim=1))
+        code_indices = code_indices // level
+    return torch.stack(histograms, dim=1)
+
+
+def level_statistics(histogram: np.ndarray, levels: list[int] | tuple[int, ...]) -> dict[str, float]:
+    """Share of the levels that occur, and their entropy in bits, for each channel of a histogram (channels, levels)."""
+    statistics = {}
+    for channel, (counts, level) in enumerate(zip(histogram, levels)):
+        shares = counts[counts > 0] / counts.sum()
+        statistics[f"level_usage_{channel}"] = len(shares) / level
+        statistics[f"level_entropy_{channel}"] = float(-(shares * np.log2(shares)).sum())
+    return statistics
 
 
 def collate_masked_clips(items: list[dict[str, Any]]) -> dict[str, Any]:

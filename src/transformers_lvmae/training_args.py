@@ -119,6 +119,10 @@ class FSQMagViTTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Decay of the averaged weights that are evaluated and saved (MAGVIT: 0.999); 0 keeps none."},
     )
+    topk_sigma_end: float | None = field(
+        default=None,
+        metadata={"help": "The top-k's noise falls to this from config.topk_sigma over the run; without it, it stays."},
+    )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -145,6 +149,23 @@ class FSQMagViTTrainingArguments(TrainingArguments):
                 f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's one "
                 "loss scale does not serve two optimizers, so use --bf16."
             )
+
+        if self.topk_sigma_end is not None and self.topk_sigma_end <= 0:
+            raise ValueError(
+                f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: leave it out for steady noise."
+            )
+
+
+@dataclass
+class SelectionArguments:
+    """What chooses the tokens that the tokenizer keeps in training."""
+
+    selection: list[str] = field(
+        default_factory=lambda: ["learned"],
+        metadata={
+            "help": "learned (the scorer), random, uniform, motion, everest or flow; of several, each batch draws one."
+        },
+    )
 
 
 @dataclass
@@ -198,5 +219,6 @@ __all__ = [
     "LVMAEClassificationArguments",
     "LVMAEPreTrainingArguments",
     "ModelArguments",
+    "SelectionArguments",
     "VideoDataArguments",
 ]

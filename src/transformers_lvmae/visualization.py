@@ -1,4 +1,4 @@
-"""Pictures of what the models see and do: a row of frames for each thing, a column for each moment."""
+"""Pictures of what the models see and do: a row of frames for each thing and a column for each moment, or films side by side."""
 
 import os
 from collections import Counter
@@ -7,6 +7,9 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from .video_io import write_video
 
 
 Frames = np.ndarray  # (T, H, W, 3), float in [0, 1]
@@ -54,7 +57,7 @@ def save_rows(path: str | os.PathLike, rows: dict[str, Frames], moments: list[in
     for axis, moment in zip(axes[0], moments):
         axis.set_title(f"frame {moment}", fontsize=7)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.1 / figure.get_figheight()))
     figure.savefig(path)
 
 
@@ -80,4 +83,24 @@ def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) ->
     figure.savefig(path)
 
 
-__all__ = ["save_curves", "save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]
+def save_film(
+    path: str | os.PathLike, panels: dict[str, Frames], columns: int, fps: int = 12, width: int = 224
+) -> None:
+    """Write a film of labelled panels, `columns` side by side: clips of the same length, each enlarged to `width` pixels."""
+    tiles = [_labelled(frames, label, width) for label, frames in panels.items()]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[start : start + columns], axis=2) for start in range(0, len(tiles), columns)]
+    write_video(path, np.concatenate(rows, axis=1), fps)
+
+
+def _labelled(frames: Frames, label: str, width: int) -> np.ndarray:
+    """uint8 frames (T, H, width, 3), H even, under a line that says what they are."""
+    height = round(width * frames.shape[1] / frames.shape[2] / 2) * 2
+    banner = Image.new("RGB", (width, 24), "white")
+    ImageDraw.Draw(banner).text((6, 5), label.replace("\n", " "), fill="black", font=ImageFont.load_default(12))
+    pixels = (frames.clip(0, 1) * 255).round().astype(np.uint8)
+    enlarged = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in pixels]
+    return np.stack([np.concatenate([np.asarray(banner), np.asarray(frame)]) for frame in enlarged])
+
+
+__all__ = ["save_curves", "save_film", "save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]
