@@ -596,15 +596,16 @@ def test_the_best_checkpoint_s_averaged_weights_are_the_ones_loaded_at_the_end(s
     assert all(torch.equal(saved[name], value) for name, value in best.items())
 
 
-def test_a_checkpoint_without_the_discriminator_is_refused(splits, tmp_path):
+def test_a_checkpoint_of_another_recipe_is_refused(splits, tmp_path):
+    """Either way: with averaged weights, a checkpoint's own are not those that its optimizer was at."""
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    make_trainer("tokenizer", splits, tmp_path, **options).train()
-    with pytest.raises(
-        ValueError, match=r"without the state of \['adversary', 'averaged_model'\], expected .* or start"
-    ):
-        make_adversarial_trainer(splits, tmp_path, **options).train(
-            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
-        )
+    plain, whole = str(tmp_path / "plain"), str(tmp_path / "whole")
+    make_trainer("tokenizer", splits, plain, **options).train()
+    make_adversarial_trainer(splits, whole, optim="adamw_torch", **options).train()
+    with pytest.raises(ValueError, match=r"the state of \[\], expected \['adversary', 'averaged_model'\]: resume"):
+        make_adversarial_trainer(splits, whole, **options).train(resume_from_checkpoint=f"{plain}/checkpoint-1")
+    with pytest.raises(ValueError, match=r"the state of \['adversary', 'averaged_model'\], expected \[\]: resume"):
+        make_trainer("tokenizer", splits, plain, **options).train(resume_from_checkpoint=f"{whole}/checkpoint-1")
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
