@@ -37,9 +37,11 @@ def test_every_group_has_cases_that_can_be_built(benchmark):
     for group in benchmark.GROUPS:
         cases = list(getattr(benchmark, f"{group}_cases")(args))
         assert cases
-        assert all(callable(getattr(benchmark, case["build"])) for case in cases)
+        assert all(callable(getattr(benchmark, case["build"])) for case in cases if "build" in case)
         assert json.loads(json.dumps(cases))
-    assert next(benchmark.step_cases(args))["skip"]  # VideoMAE's eager step at 128 frames does not fit into 23 GB
+    videomae = next(benchmark.step_cases(args))
+    assert "build" not in videomae  # its eager step at 128 frames needs 24 GB
+    assert videomae["saved"] == pytest.approx(17300 * 2**20, rel=0.01)
 
 
 def test_tables_hold_medians_and_ratios_to_the_first_row(benchmark, tmp_path):

@@ -180,7 +180,8 @@ def pretraining_cost(
 
     keeps = (itemsize, attention, checkpointing, config.rebuild_activations)
     saved = encoder.saved_bytes(*keeps) + decoder.saved_bytes(*keeps)
-    saved += itemsize * (visible * (_tubelet(config) + 2 * width) + (visible + decoded) * narrow + decoded * narrow)
+    saved += itemsize * (visible * (_tubelet(config) + width) + (visible + decoded) * narrow)
+    saved += 0 if config.rebuild_activations else itemsize * (visible * width + decoded * narrow)
     saved += 4 * decoded * outputs  # differences, in float32
     rounded = encoder.rounded_bytes(checkpointing) + decoder.rounded_bytes(checkpointing)
     rounded += 2 * (width * narrow + narrow * outputs)

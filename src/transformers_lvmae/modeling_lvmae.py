@@ -324,19 +324,21 @@ class LVMAEDecoder(nn.Module):
         )
         self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
+        self.rebuild = config.rebuild_activations
         self.gradient_checkpointing = False
 
     def forward(
         self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """Encoded tokens (B, V, D), their positions (B, V), the decoded positions (B, K) -> (B, K, target_size)."""
-        hidden_states = self.embed(encoded)
+        (hidden_states,) = project(encoded, self.embed)
         positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
         hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.head(self.layernorm(hidden_states[:, visible.shape[1] :]))
+        (logits,) = project(rebuilt(self.layernorm, hidden_states[:, visible.shape[1] :], self.rebuild), self.head)
+        return logits
 
 
 class LVMAEPreTrainedModel(PreTrainedModel):
@@ -435,7 +437,8 @@ class LVMAEModel(LVMAEPreTrainedModel):
             num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
         hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible)
         hidden_states = self.encoder(hidden_states, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
+        rebuild = self.config.rebuild_activations and self.config.final_layer_norm
+        return BaseModelOutput(last_hidden_state=rebuilt(self.layernorm, hidden_states, rebuild))
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 
 # What stands between a tensor and the reshaped or cast copy of it that a Linear keeps.
@@ -35,11 +36,12 @@ class _Rebuilt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tensor, output = _rebuild(ctx)
-        ctx.rebuilt = None
+        edge, ctx.rebuilt = get_gradient_edge(output), None
+        del output  # the Linears are done with it
         needed = ctx.needs_input_grad[1:]
         wanted = [item for item, need in zip([tensor, *ctx.function.parameters()], needed) if need]
         # Gradients are enabled where second derivatives are wanted.
-        gradients = iter(torch.autograd.grad(output, wanted, grad_outputs, create_graph=torch.is_grad_enabled()))
+        gradients = iter(torch.autograd.grad(edge, wanted, grad_outputs, create_graph=torch.is_grad_enabled()))
         return None, *(next(gradients) if need else None for need in needed)
 
 

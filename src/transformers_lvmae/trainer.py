@@ -266,17 +266,16 @@ class FSQMagViTTrainer(_VideoTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or (self.adversary is None and self.averaged_model is None):
+        if checkpoint is None:
             return
         path = os.path.join(checkpoint, TOKENIZER_TRAINING_NAME)
         state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
-        wanted = {"adversary": self.adversary, "averaged_model": self.averaged_model}
-        missing = [name for name, part in wanted.items() if part is not None and name not in state]
-        if missing:
+        parts = {"adversary": self.adversary, "averaged_model": self.averaged_model}
+        got, expected = sorted(state.keys() & parts.keys()), sorted(name for name in parts if parts[name] is not None)
+        if got != expected:
             raise ValueError(
-                f"Got {checkpoint} without the state of {missing}, expected a checkpoint of a run with adversarial_weight and "
-                "ema_decay as they are now: go back to that run's arguments, or start anew from its weights with "
-                "model_name_or_path and another output_dir."
+                f"Got {checkpoint} with the state of {got}, expected {expected}: resume with the adversarial_weight and "
+                "ema_decay of that run, or start anew from its weights with model_name_or_path and another output_dir."
             )
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
