@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -222,12 +223,20 @@ def lvmae_step_case(**fields: Any) -> Case:
 def videomae_closed_form(attention: str) -> dict[str, int]:
     """FLOPs and saved bytes of VideoMAE-B at 128 frames: LVMAE's layers, all hidden tokens, and every tubelet embedded."""
     from transformers_lvmae import LVMAEConfig
-    from transformers_lvmae.cost import pretraining_cost, visible_tokens
+    from transformers_lvmae.cost import TransformerLayers, pretraining_cost, visible_tokens
 
     config = LVMAEConfig(target_type="pixels", rebuild_activations=False)
-    hidden = config.seq_length - visible_tokens(config, config.mask_ratio)
+    tokens, visible = config.seq_length, visible_tokens(config, config.mask_ratio)
+    hidden = tokens - visible
     cost = pretraining_cost(config, attention=attention, decoded_tokens=hidden)  # type: ignore[arg-type]
-    return {"flops": cost.flops + 4 * hidden * config.target_size * config.hidden_size, "saved": cost.saved_bytes}
+    # VideoMAE's last layer computes what comes out at visible positions, too.
+    whole = TransformerLayers(
+        1, tokens, config.decoder_hidden_size, config.decoder_intermediate_size, 6, outputs=tokens
+    )
+    ours = replace(whole, outputs=hidden)
+    kept = [layers.saved_bytes(4, attention, "none", rebuild=False) for layers in (whole, ours)]  # type: ignore[arg-type]
+    flops = cost.flops + whole.flops("none") - ours.flops("none") + 4 * hidden * config.target_size * config.hidden_size
+    return {"flops": flops, "saved": cost.saved_bytes + kept[0] - kept[1] + 4 * visible * config.decoder_hidden_size}
 
 
 def step_cases(args: argparse.Namespace) -> Iterator[Case]:

@@ -514,6 +514,18 @@ def test_default_masks_hide_tubes_and_decode_all_that_is_hidden():
     assert torch.equal(outputs.logits, again.logits)
 
 
+def test_the_last_decoder_layer_computes_only_what_is_predicted():
+    model = build("codes")
+    outputs = []
+    model.decoder.layers[-1].register_forward_hook(lambda layer, args, output: outputs.append((args[0], output)))
+    model(**inputs_for(model))
+    ((hidden_states, output),) = outputs
+    with torch.no_grad():
+        whole = model.decoder.layers[-1](hidden_states)
+    assert hidden_states.shape[1] == 32 + 16
+    torch.testing.assert_close(output, whole[:, 32:])
+
+
 def test_decoder_sees_every_visible_token_and_no_undecoded_position():
     """What is decoded besides changes a prediction (mask tokens attend to each other); order does not."""
     model = build("codes")

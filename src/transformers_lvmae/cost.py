@@ -4,7 +4,7 @@ Counted are matrix products and convolutions (a multiply-add is 2 FLOPs, attenti
 keeps. Not counted: norms, activations, softmax, copies; what the allocator and the kernels add.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -47,14 +47,15 @@ class StepCost:
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """`depth` transformer layers on `tokens` tokens."""
+class TransformerLayers:
+    """`depth` transformer layers on `tokens` tokens, of which `outputs` come out."""
 
     depth: int
     tokens: int
     width: int
     inner: int
     heads: int
+    outputs: int
 
     @property
     def parameters(self) -> int:
@@ -64,15 +65,15 @@ class _Layers:
 
     @property
     def projection_flops(self) -> int:
-        return self.depth * 8 * self.tokens * self.width**2
+        return self.depth * (6 * self.tokens + 2 * self.outputs) * self.width**2
 
     @property
     def mlp_flops(self) -> int:
-        return self.depth * 4 * self.tokens * self.width * self.inner
+        return self.depth * 4 * self.outputs * self.width * self.inner
 
     @property
     def attention_flops(self) -> int:
-        return self.depth * 4 * self.tokens**2 * self.width
+        return self.depth * 4 * self.outputs * self.tokens * self.width
 
     def flops(self, checkpointing: Checkpointing, frozen: bool = False) -> int:
         """Forward and backward; backward needs no gradients of frozen weights. The last product of a branch is not repeated."""
@@ -89,18 +90,20 @@ class _Layers:
     ) -> int:
         if checkpointing == "layer":
             return self.depth * self.tokens * self.width * itemsize
-        matrix = self.tokens * self.heads * 4
+        matrix = self.outputs * self.heads * 4
         if attention == "eager":
             matrix *= self.tokens
             matrix += matrix // 2 if itemsize == 2 else 0  # float32 from the softmax, and rounded for the product
-        # Inputs of both norms, query, key, value and what attention returns, which eager attention itself does not need.
-        kept = (5 if frozen and attention == "eager" else 6) * self.width
+        # The norms' inputs, query, key, value and what attention returns, which eager attention itself does not need.
+        before = 3 * self.width + (self.width if attention == "sdpa" else 0)
+        after = self.width + (0 if frozen and attention == "eager" else self.width)
+        after += 0 if attention == "sdpa" else self.width
         if checkpointing == "none":
-            kept += self.inner
+            after += self.inner
         if not rebuild:
-            kept += self.width  # CUDA's autocast: three times, rounded anew for query, key and value
-            kept += self.width + self.inner if checkpointing == "none" and not frozen else 0
-        return self.depth * (self.tokens * kept * itemsize + matrix)
+            before += self.width  # CUDA's autocast: three times, rounded anew for query, key and value
+            after += self.width + self.inner if checkpointing == "none" and not frozen else 0
+        return self.depth * ((self.tokens * before + self.outputs * after) * itemsize + matrix)
 
     def rounded_bytes(self, checkpointing: Checkpointing) -> int:
         """Autocast's bfloat16 copies of the weight matrices, kept with the activations."""
@@ -109,25 +112,28 @@ class _Layers:
 
     def working_bytes(self, itemsize: int, attention: Attention, checkpointing: Checkpointing) -> int:
         """Backward through one layer's MLP or attention, whichever holds more, and what checkpointing makes again."""
-        mlp = self.tokens * (3 * self.inner + 2 * self.width) * itemsize
-        matrices = 2 * self.heads * self.tokens**2 * 4 if attention == "eager" else 0
+        mlp = self.outputs * (3 * self.inner + 2 * self.width) * itemsize
+        matrices = 2 * self.heads * self.outputs * self.tokens * 4 if attention == "eager" else 0
         again = 0
         if checkpointing == "mlp":
-            again = self.tokens * (self.inner + self.width) * itemsize
+            again = self.outputs * (self.inner + self.width) * itemsize
         if checkpointing == "layer":
-            layer = _Layers(1, self.tokens, self.width, self.inner, self.heads)
+            layer = replace(self, depth=1)
             again = layer.saved_bytes(itemsize, attention, "none", rebuild=True)
         return max(mlp, self.tokens * 8 * self.width * itemsize + matrices) + again
 
 
-def _encoder(config: LVMAEConfig, tokens: int) -> _Layers:
+def _encoder(config: LVMAEConfig, tokens: int) -> TransformerLayers:
     sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    return _Layers(config.num_hidden_layers, tokens, *sizes)
+    return TransformerLayers(config.num_hidden_layers, tokens, *sizes, outputs=tokens)
 
 
-def _decoder(config: LVMAEConfig, tokens: int) -> _Layers:
+def _decoder(config: LVMAEConfig, visible: int, decoded: int) -> tuple[TransformerLayers, TransformerLayers]:
+    """All layers but the last, and the last, out of which only the decoded tokens come."""
+    tokens = visible + decoded
     sizes = config.decoder_hidden_size, config.decoder_intermediate_size, config.decoder_num_attention_heads
-    return _Layers(config.decoder_num_hidden_layers, tokens, *sizes)
+    body = TransformerLayers(config.decoder_num_hidden_layers - 1, tokens, *sizes, outputs=tokens)
+    return body, replace(body, depth=1, outputs=decoded)
 
 
 def _tubelet(config: LVMAEConfig) -> int:
@@ -169,23 +175,24 @@ def pretraining_cost(
     visible = visible_tokens(config, config.mask_ratio)
     decoded = config.token_budget if decoded_tokens is None else decoded_tokens
     width, narrow, outputs = config.hidden_size, config.decoder_hidden_size, config.target_size
-    encoder, decoder = _encoder(config, visible), _decoder(config, visible + decoded)
+    encoder, decoder = _encoder(config, visible), _decoder(config, visible, decoded)
+    stacks = (encoder, *decoder)
     decoder_biases = 0 if config.qv_bias else 2 * narrow * config.decoder_num_hidden_layers
     ends = width * narrow + narrow + 2 * narrow + (narrow + 1) * outputs  # embed, mask token, norm, head
-    parameters = _encoder_parameters(config) + decoder.parameters - decoder_biases + ends
+    parameters = _encoder_parameters(config) + sum(layers.parameters for layers in decoder) - decoder_biases + ends
 
-    flops = encoder.flops(checkpointing) + decoder.flops(checkpointing)
+    flops = sum(layers.flops(checkpointing) for layers in stacks)
     flops += 2 * 2 * visible * _tubelet(config) * width  # pixels need no gradient
     flops += 3 * 2 * (visible * width * narrow + decoded * narrow * outputs)
 
     keeps = (itemsize, attention, checkpointing, config.rebuild_activations)
-    saved = encoder.saved_bytes(*keeps) + decoder.saved_bytes(*keeps)
-    saved += itemsize * (visible * (_tubelet(config) + width) + (visible + decoded) * narrow)
+    saved = sum(layers.saved_bytes(*keeps) for layers in stacks)
+    saved += itemsize * (visible * (_tubelet(config) + width) + decoded * narrow)
     saved += 0 if config.rebuild_activations else itemsize * (visible * width + decoded * narrow)
     saved += 4 * decoded * outputs  # differences, in float32
-    rounded = encoder.rounded_bytes(checkpointing) + decoder.rounded_bytes(checkpointing)
+    rounded = sum(layers.rounded_bytes(checkpointing) for layers in stacks)
     rounded += 2 * (width * narrow + narrow * outputs)
-    working = max(layers.working_bytes(itemsize, attention, checkpointing) for layers in (encoder, decoder))
+    working = max(layers.working_bytes(itemsize, attention, checkpointing) for layers in stacks)
     return StepCost(
         parameters=parameters,
         trainable_parameters=parameters,

@@ -199,14 +199,16 @@ class LVMAEAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
+        first_query: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (B, N, D) attend to each other, or `query_states` (B, M, D) to them. Returns output and weights."""
+        """Tokens (B, N, D), from `first_query` on, or `query_states` (B, M, D) attend to all tokens. Returns output and weights."""
         if query_states is None:
             states = project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
             states = self.q_proj(query_states), *project(hidden_states, self.k_proj, self.v_proj)
         query, key, value = map(self._split_heads, states)
+        query = query[:, :, first_query:]
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -275,9 +277,13 @@ class LVMAELayer(GradientCheckpointingLayer):
         self.drop_path = LVMAEDropPath(drop_path_rate)
         self.rebuild = config.rebuild_activations
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attended, _ = self.attention(rebuilt(self.layer_norm1, hidden_states, self.rebuild), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+    def forward(
+        self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """(B, N, D) -> the tokens from `first_query` on; those before are only attended to."""
+        normed = rebuilt(self.layer_norm1, hidden_states, self.rebuild)
+        attended, _ = self.attention(normed, first_query=first_query, **kwargs)
+        hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attended))
         if self.mlp_checkpointing and self.training:
             transformed = self._gradient_checkpointing_func(self._mlp_branch, hidden_states)
         else:
@@ -335,9 +341,11 @@ class LVMAEDecoder(nn.Module):
         positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
         hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        (logits,) = project(rebuilt(self.layernorm, hidden_states[:, visible.shape[1] :], self.rebuild), self.head)
+        # Nothing is predicted at visible positions: after the last attention they have done their part.
+        hidden_states = self.layers[-1](hidden_states, first_query=visible.shape[1], **kwargs)
+        (logits,) = project(rebuilt(self.layernorm, hidden_states, self.rebuild), self.head)
         return logits
 
 
