@@ -425,9 +425,10 @@ def panning_clips(rows: int, num_frames: int, size: int = 16) -> torch.Tensor:
         ..., size:-size, size:-size
     ]
     steps = [((1, 0), (0, 1), (-1, 0), (0, -1))[row % 4] for row in range(rows)]
+    # The clips start at all phases of the grain, 4 pixels wide: else every second slot would look alike in all of them.
     frames = [
-        [picture.roll((frame * y, frame * x), dims=(-2, -1)) for frame in range(num_frames)]
-        for picture, (y, x) in zip(texture, steps)
+        [picture.roll((frame * y, frame * x), dims=(-2, -1)) for frame in range(row // 4, row // 4 + num_frames)]
+        for row, (picture, (y, x)) in enumerate(zip(texture, steps))
     ]
     return torch.stack([torch.stack(clip) for clip in frames]).clamp(0, 1)
 

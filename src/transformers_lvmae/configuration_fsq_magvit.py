@@ -21,6 +21,9 @@ class FSQMagViTConfig(PreTrainedConfig):
         num_frames (`int`, defaults to 128): frames of the clips that it is meant for; any other number works too.
         window_size (`int`, defaults to 16): frames encoded at once; longer clips go window by window (stride = window).
         num_channels (`int`, defaults to 3): channels of a frame.
+        pixel_mean, pixel_std (`float`, defaults to 0.45 and 0.225): of the videos' pixels in [0, 1]; the defaults are those of
+            natural pictures. Clips are centred and scaled with them before the first convolution, and back after the last.
+            Far from the truth, training starts slowly.
         base_channels (`int`, defaults to 64): feature channels at the finest level (MAGVIT-B 64, L 128).
         channel_multipliers (`tuple[int]`, defaults to (1, 2, 2, 4)): channels per level, finest first, as multiples of
             `base_channels`. Height and width halve between levels.
@@ -55,6 +58,8 @@ class FSQMagViTConfig(PreTrainedConfig):
     num_frames: int = 128
     window_size: int = 16
     num_channels: int = 3
+    pixel_mean: float | int = 0.45
+    pixel_std: float | int = 0.225
     base_channels: int = 64
     channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 4)
     temporal_downsample: list[bool] | tuple[bool, ...] = (True, False, False)
@@ -162,6 +167,8 @@ class FSQMagViTConfig(PreTrainedConfig):
                 f"Got min_keep_ratio={self.min_keep_ratio} and keep_ratio={self.keep_ratio}, expected a share in (0, "
                 "keep_ratio]: lower min_keep_ratio or leave it out."
             )
+        if self.pixel_std <= 0:
+            raise ValueError(f"Got pixel_std={self.pixel_std}, expected a positive number: give that of pixels in [0, 1].")
         if self.topk_num_samples < 2 or self.topk_sigma <= 0 or self.topk_regularization <= 0:
             raise ValueError(
                 f"Got topk_num_samples={self.topk_num_samples}, topk_sigma={self.topk_sigma} and topk_regularization="

@@ -159,6 +159,7 @@ class FSQMagViTEncoder(nn.Module):
     def __init__(self, config: FSQMagViTConfig):
         super().__init__()
         self.stem = tuple(config.stem_patch_size)
+        self.pixel_mean, self.pixel_std = config.pixel_mean, config.pixel_std
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         blocks: list[nn.Module] = [conv3x3x3(config.num_channels * math.prod(self.stem), widths[0], bias=False)]
         for level, width in enumerate(widths):
@@ -170,7 +171,7 @@ class FSQMagViTEncoder(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.blocks(space_to_depth(pixel_values, self.stem))
+        return self.blocks(space_to_depth((pixel_values - self.pixel_mean) / self.pixel_std, self.stem))
 
 
 class FSQMagViTDecoder(nn.Module):
@@ -179,6 +180,7 @@ class FSQMagViTDecoder(nn.Module):
     def __init__(self, config: FSQMagViTConfig):
         super().__init__()
         self.stem = tuple(config.stem_patch_size)
+        self.pixel_mean, self.pixel_std = config.pixel_mean, config.pixel_std
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers][::-1]
         blocks: list[nn.Module] = [conv3x3x3(len(config.levels), widths[0])]
         blocks += res_blocks(config, widths[0], widths[0])
@@ -190,7 +192,7 @@ class FSQMagViTDecoder(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        return depth_to_space(self.blocks(codes), self.stem)
+        return depth_to_space(self.blocks(codes), self.stem) * self.pixel_std + self.pixel_mean
 
 
 def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
@@ -265,6 +267,9 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv3d):
             # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if isinstance(module, FSQMagViTResBlock):
+            # Each block starts as the identity: what the pixels say reaches the codes from the first step on.
+            init.zeros_(module.conv2.weight)
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):
@@ -479,6 +484,8 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
     def _differentiable_topk(
         self, scores: torch.Tensor, k: torch.Tensor, sigma: float | torch.Tensor | None
     ) -> torch.Tensor:
+        if scores.shape[1] == 0:  # a single slot, kept as the first
+            return scores
         sigma = self.config.topk_sigma if sigma is None else sigma
         low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
         scores = (scores - low) / (high - low + 1e-6)
