@@ -17,6 +17,7 @@ A fork that is judged is not trained again, and one that was interrupted goes on
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def judge(model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: 
     figures: dict[str, dict[str, list[float]]] = {"all": {}, "moving": {}}
     for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
         pixels = batch["pixel_values_videos"].to(model.device)
-        tokens = model.encode(pixels)
+        tokens: Any = model.encode(pixels)
         scores = batch.get("importance_scores", tokens.importance_scores).to(model.device)
         moving = ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
         predictions = {"copy": pixels[:, :1].expand_as(pixels)}

@@ -9,6 +9,7 @@ window besides, as the tokenizer is trained.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def make_panels(model: FSQMagViTModel, pixels: torch.Tensor, keep_ratio: float) -> dict[str, Frames]:
     """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length."""
     config = model.config
-    tokens = model.encode(pixels[None])
+    tokens: Any = model.encode(pixels[None])
     grid = tuple(tokens.latents.shape[1:4])
     frames = to_frames(pixels)
     scores = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two CPU cores, about 12 minutes: every stage on generated digits clips of 128 frames, from nothing to a classified .mp4.
+# Two CPU cores, about QUICKSTART_MINUTES minutes: every stage on generated digits clips of 128 frames, from nothing to a classified .mp4.
 # A stage that is done is not done again; delete runs/quickstart to start anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -8,25 +8,28 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 python scripts/make_digits.py $data --task motion --train 640 --validation 80 --test 160
 
+# Clips are resized to 32 pixels; all three models cut them into 32 x 8 x 8 tokens of 4 x 4 x 4 pixels.
 [ -f $run/tokenizer/eval_results.json ] || python scripts/train_tokenizer.py \
     --dataset_name $data --output_dir $run/tokenizer \
-    --config_overrides '{"image_size": 64, "base_channels": 32, "num_res_blocks": 1, "channel_multipliers": [1, 2],
-        "temporal_downsample": [true], "stem_patch_size": [2, 4, 4], "unmasked_clip_ratio": 0.25}' \
-    --max_steps 800 --per_device_train_batch_size 4 --learning_rate 2e-3 --scorer_learning_rate 1e-3 --adam_beta1 0.9 \
-    --logging_steps 50 --save_steps 200 --save_total_limit 1 --report_to none
+    --config_overrides '{"image_size": 32, "base_channels": 32, "num_res_blocks": 1, "channel_multipliers": [1, 2],
+        "temporal_downsample": [true], "stem_patch_size": [2, 2, 2], "norm_num_groups": 8, "pixel_mean": 0.16, "pixel_std": 0.1,
+        "unmasked_clip_ratio": 0.25}' \
+    --max_steps 600 --per_device_train_batch_size 4 --learning_rate 3e-3 --scorer_learning_rate 1e-3 --adam_beta1 0.9 \
+    --perceptual_weight 0 --logging_steps 50 --save_steps 200 --save_total_limit 1 --report_to none
 
 [ -f $run/pretrain/eval_results.json ] || python scripts/pretrain.py \
     --dataset_name $data --tokenizer $run/tokenizer --output_dir $run/pretrain \
-    --config_overrides '{"image_size": 64, "patch_size": 8, "tubelet_size": 4, "hidden_size": 128, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "intermediate_size": 512, "decoder_hidden_size": 96, "decoder_num_hidden_layers": 2,
-        "decoder_num_attention_heads": 4, "decoder_intermediate_size": 384}' \
-    --num_train_epochs 5 --per_device_train_batch_size 8 --base_learning_rate 3.2e-2 --warmup_steps 0.1 \
+    --config_overrides '{"image_size": 32, "patch_size": 4, "tubelet_size": 4, "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 256, "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4, "decoder_intermediate_size": 256}' \
+    --num_train_epochs 4 --per_device_train_batch_size 8 --base_learning_rate 6.4e-2 --warmup_steps 0.1 \
     --logging_steps 20 --logging_first_step true --save_steps 100 --save_total_limit 1 --report_to none
 
-[ -f $run/finetune/test_results.json ] || python scripts/finetune.py \
+[ -f $run/finetune/test_results.json ] || OMP_NUM_THREADS=1 python scripts/finetune.py \
     --dataset_name $data --model_name_or_path $run/pretrain --output_dir $run/finetune --test_split test \
-    --config_overrides '{"tube_drop_ratio": 0.5}' \
-    --num_train_epochs 4 --per_device_train_batch_size 8 --learning_rate 1e-3 --layer_decay 0.9 --warmup_steps 0.1 \
-    --logging_steps 20 --save_steps 100 --save_total_limit 1 --report_to none
+    --config_overrides '{"tube_drop_ratio": 0.75}' \
+    --num_train_epochs 12 --per_device_train_batch_size 8 --learning_rate 2e-3 --layer_decay 1.0 --adam_beta2 0.95 \
+    --warmup_steps 0.1 --dataloader_num_workers 1 --eval_strategy epoch --save_strategy epoch --save_total_limit 1 \
+    --logging_steps 40 --report_to none
 
 python scripts/report.py $run $data

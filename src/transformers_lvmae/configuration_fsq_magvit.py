@@ -168,7 +168,9 @@ class FSQMagViTConfig(PreTrainedConfig):
                 "keep_ratio]: lower min_keep_ratio or leave it out."
             )
         if self.pixel_std <= 0:
-            raise ValueError(f"Got pixel_std={self.pixel_std}, expected a positive number: give that of pixels in [0, 1].")
+            raise ValueError(
+                f"Got pixel_std={self.pixel_std}, expected a positive number: give that of pixels in [0, 1]."
+            )
         if self.topk_num_samples < 2 or self.topk_sigma <= 0 or self.topk_regularization <= 0:
             raise ValueError(
                 f"Got topk_num_samples={self.topk_num_samples}, topk_sigma={self.topk_sigma} and topk_regularization="

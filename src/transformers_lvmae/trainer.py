@@ -74,7 +74,8 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
 def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
     """SSIM per clip, the mean over its frames, for values in [0, 1] (the prediction is clamped): (B, T, C, H, W) twice -> (B,)."""
     frames = (prediction.clamp(0, 1).float().flatten(0, 1), clips.float().flatten(0, 1))
-    return structural_similarity_index_measure(*frames, data_range=1.0, reduction="none").view(clips.shape[:2]).mean(1)
+    similarity: Any = structural_similarity_index_measure(*frames, data_range=1.0, reduction="none")
+    return similarity.view(clips.shape[:2]).mean(dim=1)
 
 
 KEPT_SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
@@ -305,7 +306,7 @@ class FSQMagViTTrainer(_VideoTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             kept = model(**inputs)
