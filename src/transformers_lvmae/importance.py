@@ -11,6 +11,7 @@ score of the second.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -165,7 +166,7 @@ def _dis() -> FlowEstimator:
             "Got neither RAFT's weights in the torch hub cache nor OpenCV, expected one of them for optical flow: pip install "
             "'transformers-lvmae[flow]' or pass raft_weights."
         ) from error
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     logger.warning("Optical flow is OpenCV's DIS (RAFT's weights are not in the torch hub cache).")
 
     def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
