@@ -28,7 +28,7 @@ python scripts/make_digits.py $data --task motion --train 640 --validation 80 --
 [ -f $run/finetune/test_results.json ] || OMP_NUM_THREADS=1 python scripts/finetune.py \
     --dataset_name $data --model_name_or_path $run/pretrain --output_dir $run/finetune --test_split test \
     --config_overrides '{"tube_drop_ratio": 0.75}' \
-    --num_train_epochs 12 --per_device_train_batch_size 8 --learning_rate 2e-3 --layer_decay 1.0 --adam_beta2 0.95 \
+    --num_train_epochs 18 --per_device_train_batch_size 8 --learning_rate 2e-3 --layer_decay 1.0 --adam_beta2 0.95 \
     --warmup_steps 0.1 --dataloader_num_workers 1 --eval_strategy epoch --save_strategy epoch --save_total_limit 1 \
     --logging_steps 40 --report_to none
 
