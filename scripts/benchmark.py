@@ -369,6 +369,9 @@ def run_in_fresh_process(case: Case) -> dict[str, Any]:
 
 def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
     """Append one line a run to `path`."""
+    for case in cases:
+        if "picture" in case:
+            video_file(case)  # made here, so that its frames are not in the memory of a process that is measured
     for repeat in range(repeats):
         for number, case in enumerate(cases):
             if "build" not in case:  # closed form alone
