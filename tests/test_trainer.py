@@ -321,19 +321,32 @@ def test_the_tokenizer_s_trainer_refuses_normalised_pixels(splits, tmp_path):
         trainer.train()
 
 
-def test_psnr_and_its_baseline_are_what_they_say(splits, tmp_path):
+def test_figures_of_the_tokenizer_are_what_they_say(splits, tmp_path):
+    """Against one clip at a time; 64 tokens, 16 a slot, the first slot kept besides a budget's share of 64."""
     trainer = make_trainer("tokenizer", splits, tmp_path)
     metrics = trainer.evaluate()
-    naive = {"eval_psnr": [], "eval_psnr_kept": [], "eval_psnr_first_frame": []}
+    budgets = {"": 0.375, "_5": 0.05, "_10": 0.1, "_15": 0.15, "_25": 0.25, "_50": 0.5}
+    naive = {key: [] for key in ("psnr", "psnr_first_frame", *(f"psnr_kept{name}" for name in budgets))}
+    used = [set() for _ in TOKENIZER.levels]
     for number in range(6):
-        clip = trainer.eval_dataset[number]["pixel_values_videos"].numpy()
+        clip = trainer.eval_dataset[number]["pixel_values_videos"]
         with torch.no_grad():
-            outputs = [trainer.model(torch.tensor(clip)[None], keep_ratio=ratio) for ratio in (1.0, None)]
-        frames = [output.reconstruction[0].clamp(0, 1).numpy() for output in outputs] + [clip[:1]]
-        for key, frame in zip(naive, frames):
-            naive[key].append(-10 * np.log10(((frame - clip) ** 2).mean()))
+            tokens = trainer.model.encode(clip[None])
+            frames = {"psnr": trainer.model.decode(tokens.codes)[0], "psnr_first_frame": clip[:1]}
+            ranked = sorted(range(16, 64), key=lambda token: -tokens.importance_scores[0, token].item())
+            for name, share in budgets.items():
+                kept = torch.zeros(1, 64, 1)
+                kept[:, [*range(16), *ranked[: round(64 * share)]]] = 1
+                frames[f"psnr_kept{name}"] = trainer.model.decode(tokens.codes * kept)[0]
+        for key, prediction in frames.items():
+            error = ((prediction.clamp(0, 1) - clip) ** 2).mean().item()
+            naive[key].append(-10 * math.log10(error))
+        for channel, values in enumerate(tokens.codes[0].T.tolist()):
+            used[channel] |= set(values)
     for key, values in naive.items():
-        assert metrics[key] == pytest.approx(np.mean(values), abs=1e-3)
+        assert metrics[f"eval_{key}"] == pytest.approx(np.mean(values), abs=1e-3), key
+    for channel, (values, level) in enumerate(zip(used, TOKENIZER.levels)):
+        assert metrics[f"eval_level_usage_{channel}"] == pytest.approx(len(values) / level)
     assert peak_signal_to_noise_ratio(torch.ones(1, 4), torch.zeros(1, 4)).item() == 0.0
 
 
