@@ -49,7 +49,8 @@ class LVMAEConfig(PreTrainedConfig):
         tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see while
             training (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). Never in evaluation.
         rebuild_activations (`bool`, defaults to `True`): make the outputs of norms and activations again in backward rather
-            than keep them: a third less memory, bit-equal gradients, no measurable time. Switch it off for `torch.func`.
+            than keep them: a third less memory, bit-equal gradients, 3 % more CPU time (scripts/benchmark.py --cases step).
+            Switch it off for `torch.func`.
     """
 
     model_type = "lvmae"
