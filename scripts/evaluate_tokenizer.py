@@ -44,14 +44,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("tokenizer", help="folder or Hub id of the tokenizer to fork")
     parser.add_argument("dataset_name", help="a folder of videos, or a dataset id on the Hub")
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--fork_steps", type=int, default=500, help="training steps of each fork (default: %(default)s)")
+    parser.add_argument(
+        "--fork_steps", type=int, default=500, help="training steps of each fork (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="forks of each choice (default: %(default)s)")
     parser.add_argument("--selections", nargs="+", choices=SELECTIONS, default=SELECTIONS)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="windows a step (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to judge on (default: %(default)s)")
     parser.add_argument("--max_samples", type=int, default=None, help="judge on the first so many videos")
-    parser.add_argument("--min_crop_scale", type=float, default=1.0, help="in training, crop down to this share of the area")
+    parser.add_argument(
+        "--min_crop_scale", type=float, default=1.0, help="in training, crop down to this share of the area"
+    )
     return parser.parse_args(argv)
 
 
@@ -96,13 +100,13 @@ def judge(model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: 
     figures: dict[str, dict[str, list[float]]] = {"all": {}, "moving": {}}
     for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
         pixels = batch["pixel_values_videos"].to(model.device)
-        tokens = model.encode(pixels)
-        scores = batch.get("importance_scores", tokens.importance_scores).to(model.device)
+        _, codes, _, importance = model.encode(pixels).to_tuple()
+        scores = batch.get("importance_scores", importance).to(model.device)
         moving = ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
         predictions = {"copy": pixels[:, :1].expand_as(pixels)}
         for budget in BUDGETS:
             kept = first_slot_and_topk_mask(scores, grid_size[1] * grid_size[2], budget)
-            predictions[f"{budget:.0%}"] = model.decode(tokens.codes * kept.unsqueeze(-1), grid_size)
+            predictions[f"{budget:.0%}"] = model.decode(codes * kept.unsqueeze(-1), grid_size)
         for name, prediction in predictions.items():
             figures["all"].setdefault(name, []).extend(peak_signal_to_noise_ratio(prediction, pixels).tolist())
             still_right = torch.where(moving, prediction, pixels)
@@ -110,7 +114,9 @@ def judge(model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: 
             psnr = (peak_signal_to_noise_ratio(still_right, pixels) - share).tolist()
             figures["moving"].setdefault(name, []).extend(psnr)
     return {
-        region: {name: float(np.mean([value for value in values if np.isfinite(value)])) for name, values in rows.items()}
+        region: {
+            name: float(np.mean([value for value in values if np.isfinite(value)])) for name, values in rows.items()
+        }
         for region, rows in figures.items()
     }
 
@@ -184,7 +190,9 @@ def plot(results: dict[str, Results], path: Path) -> None:
             axis.errorbar([100 * budget for budget in BUDGETS], means, errors, label=selection, capsize=2, **style)
         copy = np.mean(next(iter(results.values()))[region]["copy"])
         axis.axhline(copy, color="grey", linestyle=":", label="first frame copied")
-        axis.set(xlabel="tokens kept besides the first slot, % of the window", ylabel="PSNR, dB", title=f"{region} pixels")
+        axis.set(
+            xlabel="tokens kept besides the first slot, % of the window", ylabel="PSNR, dB", title=f"{region} pixels"
+        )
         axis.set(xscale="log", xticks=[100 * budget for budget in BUDGETS])
         axis.set_xticklabels([f"{100 * budget:.0f}" for budget in BUDGETS])
         axis.minorticks_off()

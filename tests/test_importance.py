@@ -35,9 +35,7 @@ def tube(pixels: torch.Tensor, slot: int, row: int, column: int) -> torch.Tensor
 def each_token(score) -> torch.Tensor:
     """(2, N) from a function of (clip, slot, row, column)."""
     t, h, w = GRID
-    return torch.tensor(
-        [[score(b, i, j, k) for i in range(t) for j in range(h) for k in range(w)] for b in range(2)]
-    )
+    return torch.tensor([[score(b, i, j, k) for i in range(t) for j in range(h) for k in range(w)] for b in range(2)])
 
 
 def test_tubes_are_the_tokens_pixels():
@@ -179,7 +177,9 @@ def test_lone_frames_and_still_clips_have_finite_scores(name):
         assert still.max() < 1e-6 or name == "flow"
 
 
-@pytest.mark.parametrize(("slots", "num_kept", "expected"), [(16, 3 * 4, {2, 8, 13}), (7, 5, {1, 5}), (4, 16, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ("slots", "num_kept", "expected"), [(16, 3 * 4, {2, 8, 13}), (7, 5, {1, 5}), (4, 16, {0, 1, 2, 3})]
+)
 def test_uniform_frames_are_whole_slots_evenly_apart(slots, num_kept, expected):
     scores = uniform_frames(torch.zeros(3, 1, 1, 1, 1), (slots, 2, 2), num_kept)
     for row in scores:

@@ -226,7 +226,10 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
 
 
 def test_rows_may_have_budgets_of_their_own():
-    scores, budgets = torch.rand(5, 20, generator=generator(0)).round(decimals=1), torch.tensor([[1], [3], [20], [7], [19]])
+    scores, budgets = (
+        torch.rand(5, 20, generator=generator(0)).round(decimals=1),
+        torch.tensor([[1], [3], [20], [7], [19]]),
+    )
     kept = topk_mask(scores, budgets)
     for row, budget, mask in zip(scores, budgets.flatten().tolist(), kept):
         assert mask.sum() == budget

@@ -1,6 +1,9 @@
 """The adaptive tokenizer: quantiser, windows, scores, masks."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -340,7 +343,9 @@ def test_unmasked_training_clips_keep_everything_and_still_touch_the_scorer():
 
 
 def test_budgets_of_training_windows_are_drawn_from_the_range():
-    model = build(keep_ratio=0.5, min_keep_ratio=0.1).train()  # of 32 tokens a window; the first slot's 16 are kept besides
+    model = build(
+        keep_ratio=0.5, min_keep_ratio=0.1
+    ).train()  # of 32 tokens a window; the first slot's 16 are kept besides
     counts = model(random_clip(8, rows=200)).bool_kept_pos.view(400, 32)[:, 16:].sum(dim=1)
     expected = torch.linspace(0.1, 0.5, 100_001).mul(32).round().long().bincount(minlength=17) / 100_001
     assert ((counts.bincount(minlength=17) / 400 - expected).abs() < 4 * (0.1 / 400) ** 0.5).all()
@@ -400,7 +405,9 @@ def test_a_given_mask_is_the_mask(training, length):
 
 @pytest.mark.parametrize("name", ["importance_scores", "bool_kept_pos"])
 def test_scores_and_masks_of_other_clips_are_refused(name):
-    with pytest.raises(ValueError, match=rf"Got {name} of shape \(2, 63\), expected \(2, 64\) for a grid of .*: make them"):
+    with pytest.raises(
+        ValueError, match=rf"Got {name} of shape \(2, 63\), expected \(2, 64\) for a grid of .*: make them"
+    ):
         build()(random_clip(8), **{name: torch.ones(2, 63)})
 
 
@@ -417,7 +424,9 @@ def test_more_noise_makes_a_softer_mask():
 def panning_clips(rows: int, num_frames: int, size: int = 16) -> torch.Tensor:
     """Smooth random textures that pan by one pixel a frame, each in its own direction, and wrap around."""
     grain = torch.rand(rows, 3, size // 4, size // 4).repeat(1, 1, 3, 3)
-    texture = torch.nn.functional.interpolate(grain, size=(3 * size, 3 * size), mode="bicubic")[..., size:-size, size:-size]
+    texture = torch.nn.functional.interpolate(grain, size=(3 * size, 3 * size), mode="bicubic")[
+        ..., size:-size, size:-size
+    ]
     steps = [((1, 0), (0, 1), (-1, 0), (0, -1))[row % 4] for row in range(rows)]
     frames = [
         [picture.roll((frame * y, frame * x), dims=(-2, -1)) for frame in range(num_frames)]
@@ -597,3 +606,39 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
 def test_configs_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_tokenizer_config(**fields)
+
+
+ENCODE_COST = """
+import sys, time, torch
+from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+torch.set_num_threads(1)
+config = FSQMagViTConfig()
+model, clip = FSQMagViTModel(config).eval(), torch.rand(1, int(sys.argv[1]), 3, 112, 112)
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+with torch.no_grad():
+    model.encode(clip[:, :16])  # libraries load and allocate with the first call
+    open("/proc/self/clear_refs", "w").write("5")
+    before, start = peak(), time.process_time()
+    tokens = model.encode(clip)
+print(peak() - before, time.process_time() - start, sum(value.nbytes for value in tokens.values()))
+"""
+
+
+@pytest.mark.slow
+def test_128_frames_of_the_b_model_cost_one_windows_memory_and_eight_windows_time():
+    """In fresh processes: peak resident memory above the loaded model and clip, CPU seconds, bytes of the result."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", ENCODE_COST, frames], env=environment, capture_output=True, text=True, check=True
+        )
+        for frames in ("16", "128")
+    ]
+    (window_memory, window_time, _), (memory, time, output) = [map(float, run.stdout.split()) for run in runs]
+    print(
+        f"one window: {window_memory / 2**20:.0f} MB, {window_time:.2f} CPU s; 128 frames: {memory / 2**20:.0f} MB, "
+        f"{time:.2f} CPU s, of which {output / 2**20:.1f} MB are the result"
+    )
+    assert memory <= 1.02 * window_memory + 3 * output  # latents and scores are joined once, and quantised in float32
+    assert time <= 1.15 * 8 * window_time

@@ -38,7 +38,7 @@ def test_any_video_becomes_a_strip_and_a_film(tmp_path):
     script.main([str(tokenizer), str(VIDEO), str(tmp_path / "out"), "--num_frames", "16", "--moments", "3"])
     with Image.open(tmp_path / "out" / "carphone.png") as strip:
         assert strip.height > strip.width / 2  # nine rows of three moments
-    film, metadata = decode_video(tmp_path / "out" / "carphone.mp4", lambda metadata: range(metadata.total_num_frames))
+    film, _ = decode_video(tmp_path / "out" / "carphone.mp4", lambda metadata: range(metadata.total_num_frames))
     assert film.shape == (16, 3, 3 * (224 + 24), 3 * 224)
     assert film[:, :, :20, 100:].float().mean() > 200  # the labels' white ground
 

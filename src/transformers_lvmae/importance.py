@@ -11,6 +11,7 @@ score of the second.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -165,7 +166,7 @@ def _dis() -> FlowEstimator:
             "Got neither RAFT's weights in the torch hub cache nor OpenCV, expected one of them for optical flow: pip install "
             "'transformers-lvmae[flow]' or pass raft_weights."
         ) from error
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     logger.warning("Optical flow is OpenCV's DIS (RAFT's weights are not in the torch hub cache).")
 
     def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -173,7 +174,7 @@ def _dis() -> FlowEstimator:
             (_at_least(images, MIN_FLOW_SIZE).mean(dim=1).clamp(0, 1) * 255).round().byte().cpu().numpy()
             for images in (frames, others)
         ]
-        flow = torch.stack([torch.from_numpy(dis.calc(frame, other, None)) for frame, other in zip(*grey)])
+        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*grey)])
         return _flow_at(flow.permute(0, 3, 1, 2).to(frames.device), frames)
 
     return "DIS", estimate
@@ -183,7 +184,9 @@ def _at_least(images: torch.Tensor, size: int, multiple: int = 1) -> torch.Tenso
     """Enlarge (P, C, H, W) until both sides have `size` pixels."""
     scale = max(1.0, size / min(images.shape[-2:]))
     sides = [-(-round(side * scale) // multiple) * multiple for side in images.shape[-2:]]
-    return nn.functional.interpolate(images, size=sides, mode="bilinear") if sides != list(images.shape[-2:]) else images
+    return (
+        nn.functional.interpolate(images, size=sides, mode="bilinear") if sides != list(images.shape[-2:]) else images
+    )
 
 
 def _flow_at(flow: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:

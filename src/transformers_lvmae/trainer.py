@@ -5,7 +5,7 @@ Each adds only what its stage needs; loops, devices, checkpoints, resuming and l
 
 import os
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
 def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
     """SSIM per clip, the mean over its frames, for values in [0, 1] (the prediction is clamped): (B, T, C, H, W) twice -> (B,)."""
     frames = (prediction.clamp(0, 1).float().flatten(0, 1), clips.float().flatten(0, 1))
-    return structural_similarity_index_measure(*frames, data_range=1.0, reduction="none").view(clips.shape[:2]).mean(1)
+    similarity = cast(torch.Tensor, structural_similarity_index_measure(*frames, data_range=1.0, reduction="none"))
+    return similarity.view(clips.shape[:2]).mean(dim=1)
 
 
 KEPT_SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
@@ -122,7 +123,7 @@ class FSQMagViTTrainer(_VideoTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             kept = model(**inputs)

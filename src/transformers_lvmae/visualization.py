@@ -60,7 +60,9 @@ def save_rows(path: str | os.PathLike, rows: dict[str, Frames], moments: list[in
     figure.savefig(path)
 
 
-def save_film(path: str | os.PathLike, panels: dict[str, Frames], columns: int, fps: int = 12, width: int = 224) -> None:
+def save_film(
+    path: str | os.PathLike, panels: dict[str, Frames], columns: int, fps: int = 12, width: int = 224
+) -> None:
     """Write a film of labelled panels, `columns` side by side: clips of the same length, each enlarged to `width` pixels."""
     tiles = [_labelled(frames, label, width) for label, frames in panels.items()]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
