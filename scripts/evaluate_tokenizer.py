@@ -17,7 +17,6 @@ A fork that is judged is not trained again, and one that was interrupted goes on
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,13 +100,13 @@ def judge(model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: 
     figures: dict[str, dict[str, list[float]]] = {"all": {}, "moving": {}}
     for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
         pixels = batch["pixel_values_videos"].to(model.device)
-        tokens: Any = model.encode(pixels)
-        scores = batch.get("importance_scores", tokens.importance_scores).to(model.device)
+        _, codes, _, importance = model.encode(pixels).to_tuple()
+        scores = batch.get("importance_scores", importance).to(model.device)
         moving = ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
         predictions = {"copy": pixels[:, :1].expand_as(pixels)}
         for budget in BUDGETS:
             kept = first_slot_and_topk_mask(scores, grid_size[1] * grid_size[2], budget)
-            predictions[f"{budget:.0%}"] = model.decode(tokens.codes * kept.unsqueeze(-1), grid_size)
+            predictions[f"{budget:.0%}"] = model.decode(codes * kept.unsqueeze(-1), grid_size)
         for name, prediction in predictions.items():
             figures["all"].setdefault(name, []).extend(peak_signal_to_noise_ratio(prediction, pixels).tolist())
             still_right = torch.where(moving, prediction, pixels)

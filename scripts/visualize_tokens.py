@@ -9,7 +9,6 @@ window besides, as the tokenizer is trained.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,23 +37,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def make_panels(model: FSQMagViTModel, pixels: torch.Tensor, keep_ratio: float) -> dict[str, Frames]:
     """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length."""
     config = model.config
-    tokens: Any = model.encode(pixels[None])
-    grid = tuple(tokens.latents.shape[1:4])
+    latents, token_codes, _, importance = model.encode(pixels[None]).to_tuple()
+    grid = tuple(latents.shape[1:4])
     frames = to_frames(pixels)
     scores = {
-        "learned": tokens.importance_scores,
+        "learned": importance,
         f"flow ({flow_estimator()[0]})": CHOICES["flow"](pixels[None], grid),
         "random": CHOICES["random"](pixels[None], grid),
     }
-    panels = {"video": frames, "importance": show_scores(frames, tokens.importance_scores[0], grid)}
-    panels["all tokens,\ndecoded"] = to_frames(model.decode(tokens.codes, grid)[0])
+    panels = {"video": frames, "importance": show_scores(frames, importance[0], grid)}
+    panels["all tokens,\ndecoded"] = to_frames(model.decode(token_codes, grid)[0])
     first_slots = torch.zeros(1, *grid, dtype=torch.bool)
     first_slots[:, :: config.window_size // config.tubelet_size] = True
     kept = {name: topk_mask(values, round(keep_ratio * values.shape[1])) for name, values in scores.items()}
     for name, mask in kept.items():
         panels[f"{name},\n{keep_ratio:.0%} kept"] = show_kept(frames, mask[0], grid)
     for name, mask in kept.items():
-        codes = tokens.codes * (mask | first_slots.flatten(1)).unsqueeze(-1)
+        codes = token_codes * (mask | first_slots.flatten(1)).unsqueeze(-1)
         panels[f"{name},\ndecoded"] = to_frames(model.decode(codes, grid)[0])
     return panels
 

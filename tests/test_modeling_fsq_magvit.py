@@ -1,6 +1,9 @@
 """The adaptive tokenizer: quantiser, windows, scores, masks."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -686,3 +689,39 @@ def test_an_image_tokenizer_of_another_architecture_is_refused(tmp_path):
         FSQMagViTModel.from_image_tokenizer(tmp_path / "video", tiny_tokenizer_config())
     other_size = FSQMagViTModel.from_image_tokenizer(tmp_path / "image", tiny_tokenizer_config(image_size=32))
     assert other_size.config.image_size == 32
+
+
+ENCODE_COST = """
+import sys, time, torch
+from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+torch.set_num_threads(1)
+config = FSQMagViTConfig()
+model, clip = FSQMagViTModel(config).eval(), torch.rand(1, int(sys.argv[1]), 3, 112, 112)
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+with torch.no_grad():
+    model.encode(clip[:, :16])  # libraries load and allocate with the first call
+    open("/proc/self/clear_refs", "w").write("5")
+    before, start = peak(), time.process_time()
+    tokens = model.encode(clip)
+print(peak() - before, time.process_time() - start, sum(value.nbytes for value in tokens.values()))
+"""
+
+
+@pytest.mark.slow
+def test_128_frames_of_the_b_model_cost_one_windows_memory_and_eight_windows_time():
+    """In fresh processes: peak resident memory above the loaded model and clip, CPU seconds, bytes of the result."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", ENCODE_COST, frames], env=environment, capture_output=True, text=True, check=True
+        )
+        for frames in ("16", "128")
+    ]
+    (window_memory, window_time, _), (memory, time, output) = [map(float, run.stdout.split()) for run in runs]
+    print(
+        f"one window: {window_memory / 2**20:.0f} MB, {window_time:.2f} CPU s; 128 frames: {memory / 2**20:.0f} MB, "
+        f"{time:.2f} CPU s, of which {output / 2**20:.1f} MB are the result"
+    )
+    assert memory <= 1.02 * window_memory + 3 * output  # latents and scores are joined once, and quantised in float32
+    assert time <= 1.15 * 8 * window_time

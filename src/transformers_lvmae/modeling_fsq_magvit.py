@@ -267,9 +267,6 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv3d):
             # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        if isinstance(module, FSQMagViTResBlock):
-            # Each block starts as the identity: what the pixels say reaches the codes from the first step on.
-            init.zeros_(module.conv2.weight)
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):
