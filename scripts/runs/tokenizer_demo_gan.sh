@@ -10,7 +10,7 @@ python scripts/make_digits.py $data --task motion --train 640 --validation 80 --
 
 python scripts/train_tokenizer.py \
     --dataset_name $data --output_dir $run/tokenizer --model_size tiny --perceptual_weight 0 \
-    --config_overrides '{"image_size": 64, "stem_patch_size": [2, 4, 4], "unmasked_clip_ratio": 0.25}' \
+    --config_overrides '{"image_size": 64, "stem_patch_size": [2, 4, 4], "pixel_mean": 0.0, "pixel_std": 1.0, "unmasked_clip_ratio": 0.25}' \
     --adversarial_weight 0.02 --adversarial_start_step 300 --discriminator_channels 8 --discriminator_multipliers 2 4 4 \
     --discriminator_learning_rate 1e-3 --lecam_weight 0.001 --ema_decay 0.98 \
     --max_steps 600 --per_device_train_batch_size 4 --learning_rate 2e-3 --scorer_learning_rate 1e-3 --adam_beta1 0.9 \
