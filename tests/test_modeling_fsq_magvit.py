@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import initialise_again, tiny_tokenizer_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 from vector_quantize_pytorch import FSQ
 
@@ -614,13 +615,31 @@ def test_configs_that_do_not_fit_are_refused(fields, message):
 
 def test_the_sizes_are_magvit_s():
     """B is 64 wide and L 128, with otherwise one layout; all have tokens of the same 2 x 8 x 8 pixels."""
-    sizes = {size: FSQMagViTConfig.from_size(size, image_size=64) for size in ("tiny", "base", "large")}
-    assert {name: config.base_channels for name, config in sizes.items()} == {"tiny": 32, "base": 64, "large": 128}
+    sizes = {size: FSQMagViTConfig.from_size(size, image_size=64) for size in ("tiny", "base", "patched", "large")}
+    widths = {"tiny": 32, "base": 64, "patched": 64, "large": 128}
+    assert {name: config.base_channels for name, config in sizes.items()} == widths
     assert sizes["base"].to_dict() == FSQMagViTConfig(image_size=64).to_dict()
     assert {**sizes["large"].to_dict(), "base_channels": 64} == sizes["base"].to_dict()
     assert {(config.tubelet_size, config.patch_size) for config in sizes.values()} == {(2, 8)}
-    with pytest.raises(ValueError, match=r"Got size='huge', expected one of \['base', 'large', 'tiny'\]: choose"):
+    with pytest.raises(
+        ValueError, match=r"Got size='huge', expected one of \['base', 'large', 'patched', 'tiny'\]: choose"
+    ):
         FSQMagViTConfig.from_size("huge")
+
+
+def test_the_patched_size_costs_less_than_a_quarter_of_b():
+    """FLOPs of one window of 112 pixels, both ways; the scorer is the same."""
+    flops = {}
+    for size in ("base", "patched"):
+        with torch.device("meta"):
+            model = FSQMagViTModel(FSQMagViTConfig.from_size(size))
+            clip, codes = torch.empty(1, 3, 16, 112, 112), torch.empty(1, 6, 8, 14, 14)
+        for name, module, values in (("encoder", model.encoder, clip), ("decoder", model.decoder, codes)):
+            with FlopCounterMode(display=False) as counter:
+                assert module(values).numel() == (clip if name == "decoder" else codes).numel()
+            flops[size, name] = counter.get_total_flops()
+    assert flops["patched", "encoder"] < flops["base", "encoder"] / 4.5
+    assert flops["patched", "decoder"] < flops["base", "decoder"] / 6
 
 
 STEMS = {

@@ -79,8 +79,11 @@ class FSQMagViTConfig(PreTrainedConfig):
     topk_regularization: float | int = 0.1
 
     @classmethod
-    def from_size(cls, size: Literal["tiny", "base", "large"], **overrides) -> "FSQMagViTConfig":
-        """MAGVIT's B or L, or a tiny one for a CPU with tokens of the same size; `overrides` are fields of the config."""
+    def from_size(cls, size: Literal["tiny", "base", "patched", "large"], **overrides) -> "FSQMagViTConfig":
+        """MAGVIT's B or L; "patched", B with its finest levels folded into channels, which costs a fifth; or a tiny one for a CPU.
+
+        Tokens have the same size in all of them; `overrides` are fields of the config.
+        """
         if size not in FSQ_MAGVIT_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
         return cls(**{**FSQ_MAGVIT_SIZES[size], **overrides})
@@ -182,6 +185,7 @@ FSQ_MAGVIT_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"base_channels": 32, "channel_multipliers": (1, 2), "temporal_downsample": (True,), "num_res_blocks": 1,
              "stem_patch_size": (1, 4, 4)},
     "base": {},
+    "patched": {"channel_multipliers": (2, 4), "temporal_downsample": (False,), "stem_patch_size": (2, 4, 4)},
     "large": {"base_channels": 128},
 }  # fmt: skip
 
