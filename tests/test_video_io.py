@@ -147,3 +147,19 @@ def test_write_video_refuses_other_arrays(frames, tmp_path):
     with pytest.raises(ValueError, match=r"expected uint8 \(T, H, W, 3\) with even H and W"):
         write_video(tmp_path / "x.mp4", frames)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["clip.webm", "clip.mkv", "carphone.mp4"])
+def test_a_segment_is_those_frames_of_the_whole_video(name):
+    whole, metadata = decode_video(ODD / name, all_frames, backend="pyav")
+    rate = metadata.fps
+    part, segment = decode_video(ODD / name, all_frames, start=5 / rate, end=12 / rate)
+    assert segment.total_num_frames == 7
+    assert torch.equal(part, whole[5:12])
+    rest, _ = decode_video(ODD / name, all_frames, start=3 / rate)
+    assert torch.equal(rest, whole[3:])
+
+
+def test_a_segment_without_frames_is_refused():
+    with pytest.raises(VideoReadError, match=r"got a segment from 100 to None s, expected frames in it"):
+        decode_video(ODD / "carphone.mp4", all_frames, start=100)

@@ -41,7 +41,10 @@ def load_video_dataset(
     video_column: str = "video",
     label_column: str | None = None,
 ) -> datasets.DatasetDict:
-    """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names) or a Hub id.
+    """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names), a
+    `DatasetDict` saved to disk, or a Hub id.
+
+    Columns `start` and `end`, where a dataset has them, cut segments out of longer videos ([`VideoClips`]).
 
     Args:
         label_column: made a `ClassLabel`, with one list of names for all splits; None leaves labels alone.
@@ -66,7 +69,9 @@ def load_image_dataset(
 def _load_splits(
     folder_kind: str, name: str | os.PathLike, config_name: str | None, columns: list[str]
 ) -> datasets.DatasetDict:
-    if os.path.isdir(name):
+    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        splits = datasets.DatasetDict.load_from_disk(os.fspath(name))
+    elif os.path.isdir(name):
         splits = datasets.load_dataset(folder_kind, data_dir=os.fspath(name))
     else:
         splits = datasets.load_dataset(os.fspath(name), config_name)
@@ -109,7 +114,8 @@ def seeded(*numbers: int) -> Iterator[None]:
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    A row is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id).
+    A row is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id). Where the rows have
+    `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
 
     Args:
         rows: a split of [`load_video_dataset`].
@@ -183,7 +189,8 @@ class VideoClips(Dataset):
 
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
         """Frames (T, C, H, W) of a row, uint8, as they are stored."""
-        return decode_video(row[self.video_column], self.sample_frames)[0]
+        segment = {"start": row.get("start"), "end": row.get("end")}
+        return decode_video(row[self.video_column], self.sample_frames, **segment)[0]
 
     def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:
         """Frame numbers of a clip."""

@@ -37,7 +37,11 @@ def video_name(source: Any) -> str:
 
 
 def decode_video(
-    source: Any, sample_indices: SampleIndices, backend: str | None = None
+    source: Any,
+    sample_indices: SampleIndices,
+    backend: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Decode the frames that `sample_indices` asks for, and no others are kept in memory.
 
@@ -46,7 +50,9 @@ def decode_video(
             `path` and `bytes`), or a torchcodec `VideoDecoder` (a row of `Video()`).
         sample_indices: called with the video's `VideoMetadata`; returns frame numbers in [0, total_num_frames), in any
             order, repeats allowed.
-        backend: "torchcodec", "pyav" or None for torchcodec where it loads and PyAV otherwise.
+        backend: "torchcodec", "pyav" or None for torchcodec where it loads and PyAV otherwise, as for segments.
+        start, end: seconds; only the frames whose time stamp lies in [start, end), counted from the video's first frame, are
+            there to sample: metadata and frame numbers are those of this segment.
 
     Returns:
         uint8 frames (T, 3, H, W) in the order asked for, and the metadata with `frames_indices` set.
@@ -55,13 +61,14 @@ def decode_video(
         VideoReadError: the file is missing, empty, damaged, has no video stream or fewer frames than it claims.
     """
     if backend is None:
-        backend = "torchcodec" if is_torchcodec_usable(decode="video") else "pyav"
+        whole = start is None and end is None
+        backend = "torchcodec" if whole and is_torchcodec_usable(decode="video") else "pyav"
     read = {"torchcodec": _decode_torchcodec, "pyav": _decode_pyav}.get(backend)
     if read is None:
         raise ValueError(f"Got backend={backend!r}, expected 'torchcodec', 'pyav' or None: choose one of them.")
     name = video_name(source)
     try:
-        return read(_openable(source), sample_indices)
+        return read(_openable(source), sample_indices, start, end)
     except VideoReadError as error:
         raise VideoReadError(f"Cannot read video {name}: {error}") from None
     except (av.FFmpegError, OSError, RuntimeError) as error:
@@ -111,7 +118,20 @@ def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np
     return indices
 
 
-def _decode_pyav(file: Any, sample_indices: SampleIndices) -> tuple[torch.Tensor, VideoMetadata]:
+def _segment(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
+    """First frame of a segment and the one after its last, of frames with ascending time stamps in seconds."""
+    first = 0 if start is None else int(np.searchsorted(times, start - 1e-6))
+    last = len(times) if end is None else int(np.searchsorted(times, end - 1e-6))
+    if first >= last:
+        raise VideoReadError(
+            f"got a segment from {start} to {end} s, expected frames in it (the video lasts {times[-1]:.3f} s): correct the times."
+        )
+    return first, last
+
+
+def _decode_pyav(
+    file: Any, sample_indices: SampleIndices, start: float | None, end: float | None
+) -> tuple[torch.Tensor, VideoMetadata]:
     if not isinstance(file, str) and not hasattr(file, "read"):
         raise VideoReadError(
             f"got a {type(file).__name__}, expected a path, bytes or a file object for PyAV: pass the path."
@@ -120,18 +140,22 @@ def _decode_pyav(file: Any, sample_indices: SampleIndices) -> tuple[torch.Tensor
         if not container.streams.video:
             raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
         stream = container.streams.video[0]
-        packets = [packet.is_discard for packet in container.demux(stream) if packet.size]
-        total = packets.count(False)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        shown = [packet for packet in packets if not packet.is_discard]
         # A file cut between two frames plays without a complaint. Only MP4 and MOV have an index that promises exactly.
         if "mp4" in container.format.name and len(packets) < stream.frames:
             raise VideoReadError(
                 f"got {len(packets)} frames, expected {stream.frames} by its index: it is truncated, download it again or remove it."
             )
         rate = stream.average_rate
+        first, last = 0, len(shown)
+        if start is not None or end is not None:
+            stamps = np.sort([float((packet.pts or 0) * packet.time_base) for packet in shown])
+            first, last = _segment(stamps - stamps[0], start, end)
         metadata = VideoMetadata(
-            total_num_frames=total,
+            total_num_frames=last - first,
             fps=float(rate) if rate else None,
-            duration=total / float(rate) if rate else None,
+            duration=(last - first) / float(rate) if rate else None,
             width=stream.width,
             height=stream.height,
             video_backend="pyav",
@@ -149,20 +173,26 @@ def _decode_pyav(file: Any, sample_indices: SampleIndices) -> tuple[torch.Tensor
             VideoReformatter()
         )  # one for the clip: building the converter costs more than using it on a small frame
         number = 0
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(container.decode(stream), start=-first):
             if number in wanted:
                 frames[number] = reformatter.reformat(frame, format="rgb24").to_ndarray()
                 if len(frames) == len(wanted):
                     break
     if len(frames) < len(wanted):
         raise VideoReadError(
-            f"got {number + 1} readable frames, expected {total} by its packets: it is damaged, re-encode or remove it."
+            f"got {first + number + 1} readable frames, expected {len(shown)} by its packets: it is damaged, re-encode or remove it."
         )
     clip = np.stack([frames[number] for number in indices.tolist()])
     return torch.from_numpy(clip).permute(0, 3, 1, 2), metadata
 
 
-def _decode_torchcodec(file: Any, sample_indices: SampleIndices) -> tuple[torch.Tensor, VideoMetadata]:
+def _decode_torchcodec(
+    file: Any, sample_indices: SampleIndices, start: float | None, end: float | None
+) -> tuple[torch.Tensor, VideoMetadata]:
+    if start is not None or end is not None:
+        raise ValueError(
+            f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
+        )
     if is_torchcodec_available():  # asked for by name where it is missing, it fails on the next line
         from torchcodec.decoders import VideoDecoder
 
