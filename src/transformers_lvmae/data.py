@@ -7,7 +7,7 @@ same whatever the number of workers and processes, and a resumed run sees what t
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -132,6 +132,8 @@ class VideoClips(Dataset):
         VideoReadError: (on access) the video cannot be read; the message names it.
     """
 
+    processing: ClassVar[dict[str, Any]] = {}  # of the processor's settings, those that differ here
+
     def __init__(
         self,
         rows: datasets.Dataset,
@@ -181,7 +183,7 @@ class VideoClips(Dataset):
         clip = self.read_clip(row)
         if self.augment is not None:
             clip = self.augment(clip)
-        pixels = self.processor(clip, return_tensors="pt")["pixel_values_videos"][0]
+        pixels = self.processor(clip, return_tensors="pt", **self.processing)["pixel_values_videos"][0]
         item = {"pixel_values_videos": pixels}
         if self.label_column is not None:
             item["labels"] = row[self.label_column]
@@ -221,8 +223,8 @@ class ImageClips(VideoClips):
 
 
 class MaskedVideoClips(VideoClips):
-    """Clips for pre-training: with `bool_masked_pos` (N,), a tube mask, and `noise` (N,), which settles the decoder's random
-    tokens.
+    """Clips for pre-training: uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), a tube
+    mask; and `noise` (N,), which settles the decoder's random tokens.
 
     Args:
         grid_size: tokens (t, h, w) of a clip, `config.grid_size`.
@@ -230,16 +232,20 @@ class MaskedVideoClips(VideoClips):
         kwargs: as [`VideoClips`].
     """
 
+    processing = {"do_rescale": False, "do_normalize": False}
+
     def __init__(self, *args, grid_size: tuple[int, int, int], mask_ratio: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.grid_size = grid_size
         self.mask_ratio = mask_ratio
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
-        item = super().make_item(row)
-        item["bool_masked_pos"] = random_tube_mask(1, self.grid_size, self.mask_ratio)[0]
-        item["noise"] = torch.rand(item["bool_masked_pos"].shape)
-        return item
+        return {**super().make_item(row), **self.draw_masks()}
+
+    def draw_masks(self) -> dict[str, torch.Tensor]:
+        """What an epoch draws anew for a clip, with torch's current random numbers."""
+        masked = random_tube_mask(1, self.grid_size, self.mask_ratio)[0]
+        return {"bool_masked_pos": masked, "noise": torch.rand(masked.shape)}
 
 
 class SelectionCollator:

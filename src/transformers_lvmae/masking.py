@@ -98,6 +98,22 @@ def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def split_tubelets(pixel_values_videos: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """A view of a clip by tubelets: (B, T, C, H, W) -> (B, t, h, w, tubelet_size, C, patch_size, patch_size)."""
+    tubelets = pixel_values_videos.unflatten(1, (-1, tubelet_size))
+    tubelets = tubelets.unflatten(-2, (-1, patch_size)).unflatten(-1, (-1, patch_size))
+    return tubelets.permute(0, 1, 4, 6, 2, 3, 5, 7)
+
+
+def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """The tubelets at `indices` (B, K), or all: (B, t, h, w, ...) -> (B, K, ...). Only these are copied."""
+    if indices is None:
+        return tubelets.flatten(1, 3)
+    _, height, width = tubelets.shape[1:4]
+    rows = torch.arange(tubelets.shape[0], device=indices.device).unsqueeze(1)
+    return tubelets[rows, indices // (height * width), indices // width % height, indices % width]
+
+
 def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
     """bool, True at the k highest scores along the last axis: exactly k in every row, ties included.
 

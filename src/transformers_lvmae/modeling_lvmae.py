@@ -1,12 +1,14 @@
 """LVMAE: a VideoMAE-style masked autoencoder whose decoder reconstructs only the tokens that matter.
 
 "Extending Video Masked Autoencoders to 128 frames" (NeurIPS 2024). Notable choices:
-- tubelets are gathered first and projected after, so hidden ones cost nothing; the projection is a Linear;
+- tubelets are gathered first and projected after, so hidden ones cost nothing; the projection is a Linear; where the targets are
+  cached, the visible tubelets are all that a model needs of a clip;
 - positions are sines and cosines computed for the tokens at hand, never stored: any clip length and picture size works;
 - outputs of norms and activations are made again in backward (recompute.py): a third less memory, the same gradients;
 - the model takes plain tensors (masks, target codes) and never holds the tokenizer that makes them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lvmae import LVMAEConfig
-from .masking import gather_tokens, mask_to_indices, random_tube_mask, tube_visible_count
+from .masking import (
+    gather_tokens,
+    gather_tubelets,
+    mask_to_indices,
+    random_tube_mask,
+    split_tubelets,
+    tube_visible_count,
+)
 from .recompute import project, rebuilt
 
 
@@ -59,22 +68,6 @@ def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float().to(positions.device)
 
 
-def split_tubelets(pixel_values_videos: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
-    """A view of a clip by tubelets: (B, T, C, H, W) -> (B, t, h, w, tubelet_size, C, patch_size, patch_size)."""
-    tubelets = pixel_values_videos.unflatten(1, (-1, tubelet_size))
-    tubelets = tubelets.unflatten(-2, (-1, patch_size)).unflatten(-1, (-1, patch_size))
-    return tubelets.permute(0, 1, 4, 6, 2, 3, 5, 7)
-
-
-def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-    """The tubelets at `indices` (B, K), or all: (B, t, h, w, ...) -> (B, K, ...). Only these are copied."""
-    if indices is None:
-        return tubelets.flatten(1, 3)
-    _, height, width = tubelets.shape[1:4]
-    rows = torch.arange(tubelets.shape[0], device=indices.device).unsqueeze(1)
-    return tubelets[rows, indices // (height * width), indices // width % height, indices % width]
-
-
 class LVMAEPatchEmbeddings(nn.Module):
     """Tubelets to vectors: one Linear over (channel, frame, row, column), the layout of VideoMAE's 3D convolution."""
 
@@ -95,6 +88,11 @@ class LVMAEPatchEmbeddings(nn.Module):
                 f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): add or "
                 "remove an axis."
             )
+        if not pixel_values_videos.is_floating_point():
+            raise ValueError(
+                f"Got pixels of {pixel_values_videos.dtype}, expected floating point as LVMAEVideoProcessor gives it: normalise "
+                "them (transformers_lvmae.tokens.PixelScale; LVMAEPreTrainer does)."
+            )
         _, frames, channels, height, width = shape
         if channels != self.num_channels:
             raise ValueError(
@@ -113,10 +111,34 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def forward(self, pixel_values_videos: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C, H, W) and positions (B, K) -> (B, K, hidden_size); every tubelet without positions."""
-        tubelets = split_tubelets(pixel_values_videos, self.tubelet_size, self.patch_size)
-        tubelets = gather_tubelets(tubelets, indices).transpose(2, 3).flatten(2)
+    def tokens_of(self, visible_tubelets: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> tuple[int]:
+        """Tokens (N,) of a clip of which only visible tubelets came, by its mask; raises ValueError where they do not fit."""
+        shape = (self.tubelet_size, self.num_channels, self.patch_size, self.patch_size)
+        if visible_tubelets.ndim != 6 or tuple(visible_tubelets.shape[2:]) != shape:
+            raise ValueError(
+                f"Got visible_tubelets of shape {tuple(visible_tubelets.shape)}, expected (batch, visible tokens, {shape[0]} "
+                f"frames, {shape[1]} channels, {shape[2]}, {shape[3]}): cut clips with split_tubelets and gather_tubelets."
+            )
+        if not visible_tubelets.is_floating_point() or bool_masked_pos is None:
+            mask = "no bool_masked_pos" if bool_masked_pos is None else "a mask"
+            raise ValueError(
+                f"Got visible_tubelets of {visible_tubelets.dtype} and {mask}, expected floating point as LVMAEVideoProcessor "
+                "gives it and the mask that says where they lie: normalise them (tokens.PixelScale) and pass the mask."
+            )
+        return (bool_masked_pos.shape[-1],)
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        indices: torch.Tensor | None = None,
+        visible_tubelets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Tubelets (B, K, ...), or a clip (B, T, C, H, W) and positions (B, K) -> (B, K, hidden_size); every tubelet of a clip
+        without positions."""
+        if visible_tubelets is None:
+            tubelets = split_tubelets(pixel_values_videos, self.tubelet_size, self.patch_size)
+            visible_tubelets = gather_tubelets(tubelets, indices)
+        tubelets = visible_tubelets.transpose(2, 3).flatten(2)
         return self.projection(tubelets.to(self.projection.weight.dtype))
 
 
@@ -127,19 +149,40 @@ class LVMAEEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
+    def grid_size(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor | None,
+        visible_tubelets: torch.Tensor | None,
+    ) -> tuple[int, ...]:
+        """Tokens (t, h, w) of a clip, or their number (N,) where only its visible tubelets came."""
+        if (pixel_values_videos is None) == (visible_tubelets is None):
+            both = "neither of" if visible_tubelets is None else "both"
+            raise ValueError(
+                f"Got {both} pixel_values_videos and visible_tubelets, expected one of them: pass whole clips, or the tubelets "
+                "that bool_masked_pos leaves visible."
+            )
+        if visible_tubelets is not None:
+            return self.patch_embeddings.tokens_of(visible_tubelets, bool_masked_pos)
+        assert pixel_values_videos is not None
+        return self.patch_embeddings.grid_size(pixel_values_videos)
+
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None,
         bool_masked_pos: torch.Tensor | None = None,
         num_visible: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        slots, height, width = self.patch_embeddings.grid_size(pixel_values_videos)
+        grid_size = self.grid_size(pixel_values_videos, bool_masked_pos, visible_tubelets)
+        seen = visible_tubelets if pixel_values_videos is None else pixel_values_videos
         indices = None
-        positions = torch.arange(slots * height * width, device=pixel_values_videos.device)
+        positions = torch.arange(math.prod(grid_size), device=seen.device)
         if bool_masked_pos is not None:
-            check_mask(bool_masked_pos, "bool_masked_pos", pixel_values_videos.shape[0], (slots, height, width))
+            check_mask(bool_masked_pos, "bool_masked_pos", seen.shape[0], grid_size)
+            num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
             indices = positions = visible_positions(bool_masked_pos, num_visible)
-        embeddings = self.patch_embeddings(pixel_values_videos, indices)
+        embeddings = self.patch_embeddings(pixel_values_videos, indices, visible_tubelets)
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
 
 
@@ -148,9 +191,9 @@ def visible_positions(bool_masked_pos: torch.Tensor, num_visible: int | None) ->
     return mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)", num_visible)
 
 
-def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, int, int]) -> None:
+def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, ...]) -> None:
     """Raise ValueError unless `mask` is bool (B, N) for this grid."""
-    expected = (batch_size, grid_size[0] * grid_size[1] * grid_size[2])
+    expected = (batch_size, math.prod(grid_size))
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(
             f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {expected} and torch.bool for a clip of "
@@ -418,9 +461,10 @@ class LVMAEModel(LVMAEPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         num_visible: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
@@ -432,18 +476,22 @@ class LVMAEModel(LVMAEPreTrainedModel):
             num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. Given, the mask is not
                 read, so that an accelerator never waits for it. torch.compile needs it: there it is `config.mask_ratio`'s by
                 default.
+            visible_tubelets (`torch.Tensor` of shape `(batch_size, visible tokens, tubelet_size, num_channels, patch_size, patch_size)`, *optional*):
+                in place of the clips, the tubelets that `bool_masked_pos` leaves visible, in ascending order of position
+                (`masking.gather_tubelets`), normalised alike: all that the encoder reads of a clip.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position.
 
         Raises:
-            ValueError: a clip with another rank or channel count, a length or size that is no multiple of the tubelet, or
-                a mask of another shape or with different counts per row.
+            ValueError: a clip with another rank or channel count, a length or size that is no multiple of the tubelet, integer
+                pixels, a mask of another shape or with different counts per row, tubelets without a mask or of another number
+                than it leaves visible, or both clips and tubelets.
         """
-        if num_visible is None and torch.compiler.is_compiling():
-            grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+        if num_visible is None and visible_tubelets is None and torch.compiler.is_compiling():
+            grid_size = self.embeddings.grid_size(pixel_values_videos, None, None)
             num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
-        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible)
+        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         hidden_states = self.encoder(hidden_states, **kwargs)
         rebuild = self.config.rebuild_activations and self.config.final_layer_norm
         return BaseModelOutput(last_hidden_state=rebuilt(self.layernorm, hidden_states, rebuild))
@@ -464,12 +512,13 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         bool_decoded_pos: torch.Tensor | None = None,
         target_codes: torch.Tensor | None = None,
         num_visible: int | None = None,
         num_decoded: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
@@ -484,12 +533,16 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             num_visible, num_decoded (`int`, *optional*): how many tokens of a row `bool_masked_pos` leaves visible and
                 `bool_decoded_pos` decodes. Given, the masks are not read, so that an accelerator never waits for them.
                 torch.compile needs them: there they are the config's shares by default.
+            visible_tubelets (*optional*): as [`LVMAEModel`], in place of the clips; `bool_masked_pos` must come with them. The
+                loss is the clips', without the pixels that nobody reads: targets must be codes.
 
         Raises:
-            ValueError: as [`LVMAEModel`], and on masks or targets of another shape, or codes given to a model of pixels.
+            ValueError: as [`LVMAEModel`], and on masks or targets of another shape, codes given to a model of pixels, or
+                tubelets given to one, whose targets are the pixels that were left out.
         """
-        grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
-        batch_size, device = pixel_values_videos.shape[0], pixel_values_videos.device
+        grid_size = self.lvmae.embeddings.grid_size(pixel_values_videos, bool_masked_pos, visible_tubelets)
+        seen = pixel_values_videos if visible_tubelets is None else visible_tubelets
+        batch_size, device = seen.shape[0], seen.device
         if bool_masked_pos is None:
             bool_masked_pos = random_tube_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
             num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
@@ -498,6 +551,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         check_mask(bool_masked_pos, "bool_masked_pos", batch_size, grid_size)
         check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
         self._check_targets(target_codes, bool_decoded_pos)
+        num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
         if torch.compiler.is_compiling():
             num_visible = num_visible or tube_visible_count(grid_size, self.config.mask_ratio)
             num_decoded = num_decoded or sum(self.config.decoder_token_counts(bool_decoded_pos.shape[1]))
@@ -506,7 +560,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         if bool_decoded_pos is bool_masked_pos:
             num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
         decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
-        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], **kwargs)
+        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], visible_tubelets, **kwargs)
         logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
         loss = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
@@ -535,11 +589,16 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             )
 
     def gather_targets(
-        self, pixel_values_videos: torch.Tensor, target_codes: torch.Tensor | None, decoded: torch.Tensor
+        self, pixel_values_videos: torch.Tensor | None, target_codes: torch.Tensor | None, decoded: torch.Tensor
     ) -> torch.Tensor | None:
         """What is to be predicted at the decoded positions (B, K): (B, K, target_size), or None without codes."""
         if self.config.target_type == "codes":
             return None if target_codes is None else gather_tokens(target_codes, decoded)
+        if pixel_values_videos is None:
+            raise ValueError(
+                "Got visible_tubelets and config.target_type='pixels', expected whole clips, whose hidden pixels are the targets: "
+                "pass pixel_values_videos or predict codes."
+            )
         tubelets = split_tubelets(pixel_values_videos, self.config.tubelet_size, self.config.patch_size)
         # (B, K, pixels, C): VideoMAE predicts a tubelet's pixels with the channel last.
         pixels = gather_tubelets(tubelets, decoded).movedim(3, -1).flatten(2, 4).float()

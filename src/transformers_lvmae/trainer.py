@@ -3,6 +3,7 @@
 Each adds only what its stage needs; loops, devices, checkpoints, resuming and logging are Trainer's own.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
+from .tokens import PixelScale, compact_scores, indices_to_codes, tokenizer_view
 from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
 
 
@@ -375,7 +377,10 @@ class LVMAEPreTrainer(_VideoTrainer):
     """Pre-trains [`LVMAEForPreTraining`] with a masked decoder (`LVMAEPreTrainingArguments`).
 
     The frozen tokenizer belongs to the trainer, not to the model: it is in no checkpoint, no optimizer and no DDP wrapper. A
-    batch that brings its own `target_codes` and `importance_scores` (a cache) skips it.
+    batch that brings its own `target_codes`, or `code_indices`, and `importance_scores` (a cache) skips it, and needs no more of
+    its clips than `visible_tubelets`.
+
+    Pixels may come as uint8: they are normalised on the device, so that a worker sends a quarter of the bytes.
 
     Args:
         video_tokenizer ([`FSQMagViTModel`], *optional*): makes target codes and importance scores from each batch. Without
@@ -394,6 +399,7 @@ class LVMAEPreTrainer(_VideoTrainer):
         super().__init__(*args, **kwargs)
         if self.data_collator is default_data_collator:
             self.data_collator = collate_masked_clips
+        self.can_return_loss = True  # whatever a batch holds, the loss needs no labels
         self.video_tokenizer = video_tokenizer
         if video_tokenizer is not None:
             self._check_tokenizer(self.accelerator.unwrap_model(self.model).config, video_tokenizer.config)
@@ -427,10 +433,11 @@ class LVMAEPreTrainer(_VideoTrainer):
         """A batch with what `LVMAEForPreTraining.forward` needs: target codes and the decoder mask.
 
         `noise` (B, N) settles the random part of the decoder mask where a batch brings it, so that a clip's mask depends on
-        the clip alone; `importance_scores` (B, N) and `target_codes` (B, N, channels) are taken as they are.
+        the clip alone. `importance_scores` (B, N) and `target_codes` (B, N, channels), or integer `code_indices` (B, N), are taken
+        as they are. Scores of either source choose tokens in float16 (`tokens.compact_scores`), as a cache keeps them.
         """
         config = self.accelerator.unwrap_model(self.model).config
-        inputs = dict(inputs)
+        inputs = self._unpack(inputs)
         noise, scores = inputs.pop("noise", None), inputs.pop("importance_scores", None)
         if self.video_tokenizer is not None and (scores is None or "target_codes" not in inputs):
             tokens = self.video_tokenizer.encode(self.tokenizer_view(inputs["pixel_values_videos"]))
@@ -444,26 +451,32 @@ class LVMAEPreTrainer(_VideoTrainer):
                 "video_tokenizer=FSQMagViTModel.from_pretrained(...) or train on cached targets."
             )
         if scores is not None and "bool_decoded_pos" not in inputs:
+            scores = compact_scores(scores)
             num_important, num_random = config.decoder_token_counts(scores.shape[1])
             inputs["bool_decoded_pos"] = adaptive_decoder_mask(scores, num_important, num_random, noise)
             inputs["num_decoded"] = num_important + num_random
         return inputs
 
+    @functools.cached_property
+    def pixel_scale(self) -> PixelScale:
+        """Between bytes, normalised pixels and [0, 1], on this process's device."""
+        return PixelScale(self.processing_class, self.args.device)
+
+    def _unpack(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What workers send in few bytes as the model takes it: bytes as normalised pixels, indices as codes."""
+        inputs = dict(inputs)
+        for name in inputs.keys() & {"pixel_values_videos", "visible_tubelets"}:
+            if not inputs[name].is_floating_point():
+                inputs[name] = self.pixel_scale.normalize(inputs[name])
+        if "code_indices" in inputs:
+            levels = self.accelerator.unwrap_model(self.model).config.levels
+            inputs["target_codes"] = indices_to_codes(inputs.pop("code_indices"), levels)
+        return inputs
+
     def tokenizer_view(self, clips: torch.Tensor) -> torch.Tensor:
         """The same clip as the tokenizer knows it: in [0, 1], with its own pixels per token."""
-        processor = self.processing_class
-        if processor.do_normalize:
-            shape = (1, 1, -1, 1, 1)
-            mean = torch.tensor(processor.image_mean, device=clips.device, dtype=clips.dtype).view(shape)
-            std = torch.tensor(processor.image_std, device=clips.device, dtype=clips.dtype).view(shape)
-            clips = clips * std + mean
         patch_size = self.accelerator.unwrap_model(self.model).config.patch_size
-        scale = self.video_tokenizer.config.patch_size / patch_size
-        if scale == 1:
-            return clips.clamp(0, 1)
-        size = [round(side * scale) for side in clips.shape[-2:]]
-        frames = nn.functional.interpolate(clips.flatten(0, 1), size=size, mode="bilinear", antialias=True)
-        return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
+        return tokenizer_view(self.pixel_scale.restore(clips), self.video_tokenizer.config.patch_size / patch_size)
 
 
 class LVMAEClassificationTrainer(_VideoTrainer):

@@ -184,7 +184,7 @@ class LVMAEPreTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
-        default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
+        default_factory=list, metadata={"help": "None: the clip, or a cache, holds its own target."}
     )
 
     def __post_init__(self):
