@@ -3,12 +3,16 @@
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/pretrain \\
         --model_size base --num_train_epochs 1600 --warmup_steps 0.025
 
-The tokenizer runs on the fly, on the very clip that the model sees. With `--config_overrides '{"target_type": "pixels"}'` the model
+The tokenizer runs on the fly, on the very clip that the model sees; with `--target_cache` (scripts/cache_targets.py, with the same
+options for clips) its answers are read instead, and only a clip's visible tubelets leave their worker. With `--config_overrides '{"target_type": "pixels"}'` the model
 predicts pixels, and does not need a tokenizer (it then decodes every hidden token). Interrupted runs go on where they were.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from transformers import set_seed
 
 from transformers_lvmae import (
@@ -19,6 +23,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.target_cache import CachedVideoClips, TargetCache
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
@@ -27,6 +32,21 @@ from transformers_lvmae.training_args import ModelArguments, VideoDataArguments,
 class PreTrainingModelArguments(ModelArguments):
     model_size: str = field(default="base", metadata={"help": "small, base, large or huge, for a new model."})
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
+    target_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of scripts/cache_targets.py; a tokenizer given besides is only compared with the cache's."
+        },
+    )
+
+
+def open_caches(folder: str, tokenizer: FSQMagViTModel | None, *splits: str) -> dict[str, TargetCache]:
+    """The cache of each split, made by `tokenizer` where one is given."""
+    caches = {split: TargetCache(Path(folder) / split) for split in splits}
+    for cache in caches.values():
+        if tokenizer is not None and cache.levels is not None:
+            cache.check_tokenizer(tokenizer)
+    return caches
 
 
 def main() -> None:
@@ -37,8 +57,12 @@ def main() -> None:
 
     overrides = model_args.overrides(LVMAEConfig)
     tokenizer = FSQMagViTModel.from_pretrained(model_args.tokenizer) if model_args.tokenizer else None
-    if tokenizer is not None:
-        overrides.setdefault("levels", tuple(tokenizer.config.levels))
+    caches: dict[str, TargetCache] = {}
+    if model_args.target_cache:
+        caches = open_caches(model_args.target_cache, tokenizer, data_args.train_split, data_args.eval_split)
+    levels = next((cache.levels for cache in caches.values()), None) or (tokenizer and tokenizer.config.levels)
+    if levels is not None:
+        overrides.setdefault("levels", tuple(levels))
     if model_args.model_name_or_path:
         model = LVMAEForPreTraining.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
@@ -53,23 +77,30 @@ def main() -> None:
         "video_column": data_args.video_column,
         "seed": training_args.seed,
     }
-    train_clips = MaskedVideoClips(
+
+    def make_clips(split: str, rows: Dataset, **options: Any) -> MaskedVideoClips:
+        if split not in caches:
+            return MaskedVideoClips(rows, processor, model.config.num_frames, **sampling, **options)
+        caches[split].check_model(model.config)
+        whole_clips = model.config.target_type == "pixels" or caches[split].levels is None
+        options |= {"cache": caches[split], "whole_clips": whole_clips}
+        return CachedVideoClips(rows, processor, model.config.num_frames, **sampling, **options)
+
+    train_clips = make_clips(
+        data_args.train_split,
         select_split(splits, data_args.train_split, data_args.max_train_samples),
-        processor,
-        model.config.num_frames,
         training=True,
         min_crop_scale=data_args.min_crop_scale,
         horizontal_flip=data_args.horizontal_flip,
-        **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     trainer = LVMAEPreTrainer(
         model,
         training_args,
         train_dataset=train_clips,
-        eval_dataset=MaskedVideoClips(eval_rows, processor, model.config.num_frames, **sampling),
+        eval_dataset=make_clips(data_args.eval_split, eval_rows),
         processing_class=processor,
-        video_tokenizer=tokenizer,
+        video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
     train_and_save(trainer)
 

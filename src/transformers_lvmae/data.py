@@ -167,6 +167,11 @@ class VideoClips(Dataset):
             steps.append(v2.RandomHorizontalFlip())
         return v2.Compose(steps) if steps else None
 
+    @property
+    def draws_clips(self) -> bool:
+        """Whether a row's clip differs from epoch to epoch."""
+        return self.training and (self.frame_stride is not None or self.augment is not None)
+
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""
         self.epoch = epoch

@@ -1,0 +1,124 @@
+"""Run the tokenizer once over a data set, so that pre-training need not.
+
+    accelerate launch scripts/cache_targets.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/targets
+    python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --target_cache runs/targets --output_dir runs/pretrain
+
+Both must be given the same clips: data options, `--config_overrides`, and, where clips are drawn at random, the seed. Random starts,
+crops and flips can be cached because every draw comes from (seed, epoch, row): `--num_epochs 20` holds those of the first 20 epochs,
+and longer training sees them again in turn, under new masks. Without random draws one epoch serves all.
+
+Without `--tokenizer`, `--scores motion`, `everest` or `flow` caches scores alone. Killed, it goes on where it was, file by file,
+on any number of processes.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from transformers_lvmae import FSQMagViTModel, LVMAEConfig
+from transformers_lvmae.data import load_video_dataset, processor_for, select_split
+from transformers_lvmae.target_cache import (
+    ByteClips,
+    TargetCache,
+    TargetMaker,
+    begin_cache,
+    make_manifest,
+    write_targets,
+)
+from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+
+
+@dataclass
+class CacheArguments:
+    output_dir: str = field(metadata={"help": "Folder of the cache; each split gets a folder in it."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
+    scores: str = field(default="learned", metadata={"help": "learned (the tokenizer's), motion, everest or flow."})
+    num_epochs: int = field(default=1, metadata={"help": "Epochs of random starts, crops and flips to hold."})
+    seed: int = field(default=42, metadata={"help": "The pre-training's --seed, where clips are drawn at random."})
+    batch_size: int = field(default=1, metadata={"help": "Clips that a process tokenizes at once."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, for each that tokenizes."})
+    clips_per_shard: int = field(default=256, metadata={"help": "Clips of a file: what a kill costs a process."})
+
+
+def cache_split(
+    accelerator: Accelerator, clips: ByteClips, maker: TargetMaker, folder: Path, num_epochs: int, args: CacheArguments
+) -> None:
+    """Write one split's cache and print what it took."""
+    manifest = make_manifest(
+        clips,
+        maker,
+        num_epochs,
+        args.clips_per_shard,
+        tokenizer=args.tokenizer,
+        revision=getattr(getattr(maker.tokenizer, "config", None), "_commit_hash", None),
+        precision=accelerator.mixed_precision,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
+    with accelerator.main_process_first():
+        begin_cache(folder, manifest)
+    start = time.perf_counter()
+    share = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    with accelerator.autocast():
+        done = write_targets(
+            folder, clips, maker, manifest, **share, batch_size=args.batch_size, num_workers=args.num_workers
+        )
+    total = int(accelerator.reduce(torch.tensor(done, device=accelerator.device)))
+    seconds = time.perf_counter() - start
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        report(folder, total, seconds)
+
+
+def report(folder: Path, clips: int, seconds: float) -> None:
+    cache = TargetCache(folder)
+    size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
+    faults = cache.unreadable()
+    figures = {
+        "folder": str(folder),
+        "clips": clips,
+        "seconds": round(seconds, 1),
+        "clips_per_second": round(clips / seconds, 2),
+        "bytes_per_clip": round(size / (cache.num_epochs * cache.manifest["rows"])),
+        "unreadable": faults,
+    }
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    model_args, data_args, args = parse_arguments(ModelArguments, VideoDataArguments, CacheArguments)
+    overrides = model_args.overrides(LVMAEConfig)
+    if model_args.model_name_or_path:
+        config = LVMAEConfig.from_pretrained(model_args.model_name_or_path, **overrides)
+    else:
+        config = LVMAEConfig(**overrides)
+    accelerator = Accelerator()
+    processor = processor_for(config)
+    tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer) if args.tokenizer else None
+    maker = TargetMaker(processor, config.grid_size, tokenizer, args.scores, accelerator.device)
+    splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
+    sampling = {"frame_stride": data_args.frame_stride, "video_column": data_args.video_column, "seed": args.seed}
+    train_clips = ByteClips(
+        select_split(splits, data_args.train_split, data_args.max_train_samples),
+        processor,
+        config.num_frames,
+        training=True,
+        min_crop_scale=data_args.min_crop_scale,
+        horizontal_flip=data_args.horizontal_flip,
+        **sampling,
+    )
+    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
+    eval_clips = ByteClips(eval_rows, processor, config.num_frames, **sampling)
+    output = Path(args.output_dir)
+    cache_split(accelerator, train_clips, maker, output / data_args.train_split, args.num_epochs, args)
+    cache_split(accelerator, eval_clips, maker, output / data_args.eval_split, 1, args)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,450 @@
+"""Targets made once: what the tokenizer says of a data set's clips, written by `scripts/cache_targets.py` and read in pre-training.
+
+A cache has a folder for each split: `manifest.json`, which says what made it, and Arrow files of a fixed number of rows for each
+epoch of draws. A file gets its name when it is complete; whoever was killed while writing one finds the others done.
+
+Which clips a cache holds: frames, crop and flip come from (seed, epoch, row) alone, so the very clips that training will draw can
+be tokenized before. Where nothing is drawn (no random start, crop or flip), one epoch serves all. Otherwise the first E epochs
+are cached, E being the user's choice; longer training sees their clips again, in turn, under new masks. Nothing is resampled:
+a CNN's codes of a flipped or cropped clip are not its codes of the clip, flipped or cropped. Other draws than the cache's are
+refused; they need the tokenizer on the fly.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.arrow_writer import ArrowWriter
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import PreTrainedConfig, logging
+
+from .data import MaskedVideoClips, VideoClips, seeded
+from .importance import CHOICES
+from .masking import gather_tubelets, mask_to_indices, split_tubelets
+from .tokens import PixelScale, compact_scores, tokenizer_view
+from .video_io import VideoReadError
+
+
+logger = logging.get_logger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+SCORES = ("learned", "motion", "everest", "flow")
+# Of a data set of clips, what does not decide their pixels (or is described apart).
+NOT_PIXELS = ("rows", "processor", "training", "seed", "epoch", "video_column", "label_column")
+PROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+PROCESSING += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
+
+Targets = dict[str, torch.Tensor]
+
+
+# What made it
+
+
+def describe_clips(clips: VideoClips) -> dict[str, Any]:
+    """What decides the pixels of a data set's clips, as JSON: every setting of [`VideoClips`] and of its processor."""
+    settings = {name: value for name, value in vars(clips).items() if name not in NOT_PIXELS}
+    processor = json.loads(clips.processor.to_json_string())
+    settings["processor"] = {name: processor.get(name) for name in PROCESSING}
+    settings["draws_of_seed"] = clips.seed if clips.draws_clips else None
+    return json.loads(json.dumps(settings, default=repr))
+
+
+def fingerprint(tokenizer: Any) -> dict[str, str]:
+    """SHA-256 of a model's own config fields, and of its weights."""
+    common = PreTrainedConfig().to_dict()
+    fields = {name: value for name, value in tokenizer.config.to_dict().items() if name not in common}
+    weights = hashlib.sha256()
+    for name, value in sorted(tokenizer.state_dict().items()):
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    config = json.dumps(fields, sort_keys=True).encode()
+    return {"config": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()}
+
+
+def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
+    """What tells a data set's rows apart wherever it lies: the end of the path, and the segment's times."""
+    name = f"{video_column}.path"
+    paths = rows.select_columns([video_column]).flatten().select_columns([name]).with_format("arrow")[:][name]
+    keys = ["/".join(Path(path or "").parts[-2:]) for path in paths.to_pylist()]
+    for name in ("start", "end"):
+        if name in rows.column_names:
+            keys = [f"{key} {name} {time}" for key, time in zip(keys, rows[name])]
+    return keys
+
+
+def make_manifest(
+    clips: VideoClips, maker: "TargetMaker", num_epochs: int = 1, clips_per_shard: int = 256, **made_by: Any
+) -> dict[str, Any]:
+    """What a cache's folder says of it, as JSON.
+
+    Args:
+        num_epochs: how many epochs of draws it holds.
+        clips_per_shard: rows of a file: what is lost at most, for each process, to a kill.
+        made_by: what else is worth knowing (names, versions); compared when a cache is gone on with, not when it is read.
+
+    Raises:
+        ValueError: several epochs of clips that are the same in each.
+    """
+    if num_epochs > 1 and not clips.draws_clips:
+        raise ValueError(
+            f"Got num_epochs={num_epochs} and clips without random starts, crops or flips, expected 1: every epoch is the same."
+        )
+    keys = "\n".join(row_keys(clips.rows, clips.video_column)).encode()
+    return {
+        "clips": describe_clips(clips),
+        "grid_size": list(maker.grid_size),
+        "levels": None if maker.tokenizer is None else list(maker.tokenizer.config.levels),
+        "scores": maker.scores,
+        "tokenizer": None if maker.tokenizer is None else fingerprint(maker.tokenizer),
+        "rows": len(clips.rows),
+        "keys": hashlib.sha256(keys).hexdigest(),
+        "num_epochs": num_epochs,
+        "clips_per_shard": clips_per_shard,
+        "made_by": made_by,
+    }
+
+
+class ByteClips(VideoClips):
+    """Clips (T, C, H, W) as bytes: just what [`MaskedVideoClips`] sends, without masks."""
+
+    processing = MaskedVideoClips.processing
+
+
+class TargetMaker:
+    """Code indices and scores of clips, as pre-training on the fly makes them.
+
+    Args:
+        processor: the one that made the clips.
+        grid_size: tokens (t, h, w) of a clip.
+        tokenizer ([`FSQMagViTModel`], *optional*): makes codes; without it the cache holds scores alone.
+        scores: `"learned"` are the tokenizer's; `"motion"`, `"everest"` (distances between the tubelets' own pixels, which no
+            training changes) and `"flow"` are `importance`'s, of the model's pixels.
+
+    Raises:
+        ValueError: another kind of scores, learned ones without a tokenizer, or one with another token grid.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        grid_size: tuple[int, int, int],
+        tokenizer: Any = None,
+        scores: str = "learned",
+        device: torch.device | str = "cpu",
+    ):
+        if scores not in SCORES or (scores == "learned" and tokenizer is None):
+            raise ValueError(
+                f"Got scores={scores!r} and tokenizer={getattr(tokenizer, 'name_or_path', None)!r}, expected one of {SCORES}, and a "
+                "tokenizer for learned ones: correct the spelling or pass the tokenizer."
+            )
+        if tokenizer is not None and tokenizer.config.grid_size[1:] != grid_size[1:]:
+            raise ValueError(
+                f"Got a tokenizer with {tokenizer.config.grid_size[1:]} tokens a slot and clips with {grid_size[1:]}, expected the "
+                "same: load the tokenizer with another image_size or change the clips' image_size or patch_size."
+            )
+        self.scale = PixelScale(processor, device)
+        self.grid_size, self.scores, self.device = tuple(grid_size), scores, device
+        self.patch_size = processor.crop_size["height"] // grid_size[1]
+        self.tokenizer = None if tokenizer is None else tokenizer.requires_grad_(False).eval().to(device)
+
+    @property
+    def features(self) -> datasets.Features:
+        """Columns of a cache: codes in the smallest integers that hold them, scores in float16."""
+        tokens = math.prod(self.grid_size)
+        columns = {"key": datasets.Value("string"), "error": datasets.Value("string")}
+        columns["importance_scores"] = datasets.List(datasets.Value("float16"), length=tokens)
+        if self.tokenizer is not None:
+            kind = np.min_scalar_type(self.tokenizer.config.codebook_size - 1).name
+            columns["code_indices"] = datasets.List(datasets.Value(kind), length=tokens)
+        return datasets.Features(columns)
+
+    @torch.no_grad()
+    def __call__(self, clips: torch.Tensor) -> Targets:
+        """Clips (B, T, C, H, W), uint8 -> `importance_scores` (B, N), float16, and `code_indices` (B, N)."""
+        pixels, targets = self.scale.restore(clips.to(self.device)), {}
+        if self.tokenizer is not None:
+            scale = self.tokenizer.config.patch_size / self.patch_size
+            tokens = self.tokenizer.encode(tokenizer_view(pixels, scale))
+            targets["code_indices"], scores = tokens.code_indices, tokens.importance_scores
+        if self.scores != "learned":
+            scores = CHOICES[self.scores](pixels, self.grid_size)
+        targets["importance_scores"] = compact_scores(scores)
+        for name, values in targets.items():
+            if values.shape[1] != math.prod(self.grid_size):
+                raise ValueError(
+                    f"Got {name} of {values.shape[1]} tokens for clips of {self.grid_size}, expected as many: use a tokenizer "
+                    "with the model's tubelet_size."
+                )
+        return targets
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a cache: the targets of some rows in one epoch."""
+
+    epoch: int
+    rows: range
+
+    @property
+    def name(self) -> str:
+        return f"epoch_{self.epoch:05d}_row_{self.rows.start:09d}.arrow"
+
+
+def list_shards(manifest: dict[str, Any]) -> list[Shard]:
+    """All files of a complete cache, in order."""
+    total, size = manifest["rows"], manifest["clips_per_shard"]
+    starts = range(0, total, size)
+    return [
+        Shard(epoch, range(start, min(start + size, total)))
+        for epoch in range(manifest["num_epochs"])
+        for start in starts
+    ]
+
+
+def begin_cache(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, or check that what lies there was begun with the same one; raises ValueError otherwise."""
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(manifest, indent=2) + "\n")
+        os.replace(part, path)
+    begun = json.loads(path.read_text())
+    differing = sorted(name for name in manifest if json.loads(json.dumps(manifest[name])) != begun.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"Got a cache in {folder} begun with {name}={begun.get(name)}, expected {manifest[name]}: go on with the options that "
+            "began it, or write to another folder."
+        )
+
+
+def write_targets(
+    folder: Path,
+    clips: VideoClips,
+    maker: TargetMaker,
+    manifest: dict[str, Any],
+    process_index: int = 0,
+    num_processes: int = 1,
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> int:
+    """Write this process's share of the files that are not there yet; returns how many clips it read.
+
+    Every file's clips go through the tokenizer in the same batches, whichever process writes it. A video that cannot be read
+    gets a row with its fault in `error` and no targets.
+    """
+    todo = [
+        shard for shard in list_shards(manifest)[process_index::num_processes] if not (folder / shard.name).exists()
+    ]
+    total = sum(len(shard.rows) for shard in todo)
+    keys = row_keys(clips.rows, clips.video_column)
+    with tqdm(total=total, unit="clip", desc=folder.name, disable=process_index > 0) as progress:
+        for shard in todo:
+            clips.set_epoch(shard.epoch)
+            loader = DataLoader(
+                _Pixels(clips, shard.rows), batch_size=batch_size, num_workers=num_workers, collate_fn=list
+            )
+            part = folder / f"{shard.name}.part"
+            with ArrowWriter(features=maker.features, path=str(part)) as writer:
+                numbers = iter(shard.rows)
+                for batch in loader:
+                    for row in _target_rows(batch, maker):
+                        writer.write({"key": keys[next(numbers)], **row})
+                        progress.update()
+                writer.finalize()
+            os.replace(part, folder / shard.name)
+    return total
+
+
+class _Pixels(Dataset):
+    """Clips of some rows: (T, C, H, W), or the fault as text where a video cannot be read."""
+
+    def __init__(self, clips: VideoClips, rows: Sequence[int]):
+        self.clips, self.rows = clips, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor | str:
+        try:
+            return self.clips[self.rows[index]]["pixel_values_videos"]
+        except VideoReadError as error:
+            return str(error)
+
+
+def _target_rows(batch: list[torch.Tensor | str], maker: TargetMaker) -> Iterator[dict[str, Any]]:
+    pixels = [item for item in batch if isinstance(item, torch.Tensor)]
+    targets = maker(torch.stack(pixels)) if pixels else {}
+    values = {name: iter(column.cpu().numpy()) for name, column in targets.items()}
+    names = [name for name in maker.features if name not in ("key", "error")]
+    for item in batch:
+        fault = item if isinstance(item, str) else None
+        yield {"error": fault, **{name: next(values[name]) if fault is None else None for name in names}}
+
+
+# Reading
+
+
+class TargetCache:
+    """A complete cache of one split.
+
+    Args:
+        folder: one split's folder, with its `manifest.json`.
+
+    Raises:
+        ValueError: no cache, or one that is not finished.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"Got no target cache in {self.folder}, expected a {MANIFEST_NAME}: make it with scripts/cache_targets.py."
+            )
+        self.manifest = json.loads(path.read_text())
+        shards = list_shards(self.manifest)
+        missing = sum(not (self.folder / shard.name).exists() for shard in shards)
+        if missing:
+            raise ValueError(
+                f"Got {len(shards) - missing} files in the target cache {self.folder}, expected {len(shards)}: run "
+                "scripts/cache_targets.py again with the same options, it goes on where it was."
+            )
+        files: list[list[datasets.Dataset]] = [[] for _ in range(self.num_epochs)]
+        for shard in shards:
+            files[shard.epoch].append(datasets.Dataset.from_file(str(self.folder / shard.name)))
+        self.epochs = [datasets.concatenate_datasets(parts).with_format("arrow") for parts in files]
+
+    @property
+    def num_epochs(self) -> int:
+        """How many epochs of draws it holds; 1 where nothing is drawn."""
+        return self.manifest["num_epochs"]
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """FSQ levels of the tokenizer whose codes it holds, or None where it holds scores alone."""
+        return None if self.manifest["levels"] is None else tuple(self.manifest["levels"])
+
+    def unreadable(self) -> dict[int, str]:
+        """Rows without targets, and the fault of their video."""
+        faults = {}
+        for rows in self.epochs:
+            faults.update({row: text for row, text in enumerate(rows.with_format(None)["error"]) if text is not None})
+        return faults
+
+    def targets(self, epoch: int, row: int) -> Targets:
+        """`importance_scores` (N,), float16, and, of a tokenizer's cache, `code_indices` (N,), int32."""
+        table = self.epochs[epoch][row]
+        columns = {
+            name: table[name].combine_chunks()
+            for name in ("importance_scores", "code_indices")
+            if name in table.column_names
+        }
+        values = {name: column.flatten().to_numpy() for name, column in columns.items()}
+        return {
+            name: torch.from_numpy(array.astype(np.int32 if name == "code_indices" else array.dtype))
+            for name, array in values.items()
+        }
+
+    def check_clips(self, clips: MaskedVideoClips) -> None:
+        """Raise ValueError unless it holds the targets of just these clips: frames, size, crops, draws, tokens, videos."""
+        described = {**describe_clips(clips), "grid_size": list(clips.grid_size)}
+        for name, got in {**self.manifest["clips"], "grid_size": self.manifest["grid_size"]}.items():
+            self._check(name, got, described.get(name))
+        keys, rows = row_keys(clips.rows, clips.video_column), self.epochs[0].with_format(None)
+        self._check("at least as many videos", min(len(rows), len(keys)), len(keys))
+        for number, (got, expected) in enumerate(zip(rows["key"], keys)):
+            self._check(f"video {number}", got, expected)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise ValueError unless this tokenizer made it."""
+        for name, expected in fingerprint(tokenizer).items():
+            self._check(f"the tokenizer's {name}", (self.manifest["tokenizer"] or {}).get(name), expected)
+
+    def check_model(self, config: Any) -> None:
+        """Raise ValueError unless a model's targets are among those that it holds."""
+        if config.target_type == "latents":
+            raise ValueError(
+                f"Got target_type='latents' and the target cache {self.folder}, expected 'codes': a cache holds codes, which are "
+                "rounded; leave it out to make latents on the fly."
+            )
+        if config.target_type != "pixels" and self.levels is not None:
+            self._check("levels", list(self.levels), list(config.levels))
+
+    def _check(self, name: str, got: Any, expected: Any) -> None:
+        if got != expected:
+            raise ValueError(
+                f"Got a target cache ({self.folder}) with {name}: {got}, expected {expected}: run scripts/cache_targets.py with the "
+                "options of this run, or this run with the cache's, or leave the cache out to tokenize on the fly."
+            )
+
+
+class CachedVideoClips(MaskedVideoClips):
+    """Clips for pre-training with their targets from a cache, and no more of their pixels than the encoder sees.
+
+    An item has `visible_tubelets` (V, tubelet_size, C, patch_size, patch_size), uint8, in place of the clip; `code_indices` and
+    `importance_scores` (N,); masks as [`MaskedVideoClips`]. In every epoch that the cache holds, and in all where nothing is drawn,
+    clips and masks are those that [`MaskedVideoClips`] draws; afterwards, the cache's clips in turn under new masks. Videos that
+    could not be read when the cache was made are left out, and a warning names them.
+
+    Args:
+        cache: of these rows.
+        whole_clips: send `pixel_values_videos`, uint8, instead: for pixel targets, and for caches without codes.
+        kwargs: as [`MaskedVideoClips`], the same as the cache was made with.
+
+    Raises:
+        ValueError: the cache is another data set's or was made from other clips.
+    """
+
+    def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        cache.check_clips(self)
+        self.cache = cache
+        self.whole_clips = whole_clips
+        self.mask_epoch = 0
+        faults = {row: text for row, text in cache.unreadable().items() if row < len(self.rows)}
+        if faults:
+            logger.warning(f"{len(faults)} videos have no targets and are left out: {'; '.join(faults.values())}")
+        self.readable = [row for row in range(len(self.rows)) if row not in faults]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer calls this at the start of every epoch."""
+        self.mask_epoch = epoch
+        super().set_epoch(epoch % self.cache.num_epochs)
+
+    def __len__(self) -> int:
+        return len(self.readable)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.readable[index]
+        item = super().__getitem__(row)
+        if self.training and self.mask_epoch != self.epoch:
+            with seeded(self.seed, self.mask_epoch, row):
+                item.update(self.draw_masks())
+        if not self.whole_clips:
+            clip = item.pop("pixel_values_videos")
+            item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])
+        return {**item, **self.cache.targets(self.epoch if self.training else 0, row)}
+
+    def visible_tubelets(self, clip: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+        """A clip (T, C, H, W) and its mask (N,) -> (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
+        slots, rows, _ = self.grid_size
+        tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
+        visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
+        return gather_tubelets(tubelets, visible)[0]
+
+
+__all__ = ["CachedVideoClips", "TargetCache", "TargetMaker"]
