@@ -328,12 +328,24 @@ def saved_tokenizer(tmp_path_factory, tokenizer):
     return str(path)
 
 
-OVERRIDES = {name: value for name, value in MODEL.to_diff_dict().items() if name in LVMAEConfig.__dataclass_fields__}
 OVERRIDES = json.dumps(
     {
-        name: OVERRIDES[name]
-        for name in OVERRIDES
-        if name not in ("transformers_version", "id2label", "label2id", "_name_or_path")
+        name: getattr(MODEL, name)
+        for name in ("image_size", "patch_size", "num_frames", "hidden_size")
+        + (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+        )
+        + (
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+            "mask_ratio",
+            "decoder_mask_ratio",
+            "decoder_random_ratio",
+        )
     }
 )
 DATA = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--max_train_samples", "8", "--max_eval_samples", "4"]
