@@ -3,13 +3,16 @@
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/pretrain \\
         --model_size base --num_train_epochs 1600 --warmup_steps 0.025
 
-The tokenizer runs on the fly, on the very clip that the model sees. With `--config_overrides '{"target_type": "pixels"}'` the model
-predicts pixels, and does not need a tokenizer (it then decodes every hidden token). Interrupted runs go on where they were.
+The tokenizer runs on the fly, on the very clip that the model sees. One option each chooses what the encoder does not see
+(`--encoder_mask`), which tokens are decoded (`--decoder_mask`) and what of them is predicted (`--target_type`); `--target_type pixels
+--decoder_mask none` is VideoMAE's pre-training and needs no tokenizer. With `--report_to tensorboard` or `trackio`, each evaluation
+(`--eval_strategy`) shows a clip, its masks and what is predicted. Interrupted runs go on where they were.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -19,6 +22,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.pictures import PredictionPictures
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
@@ -27,6 +31,25 @@ from transformers_lvmae.training_args import ModelArguments, VideoDataArguments,
 class PreTrainingModelArguments(ModelArguments):
     model_size: str = field(default="base", metadata={"help": "small, base, large or huge, for a new model."})
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
+    encoder_mask: str | None = field(default=None, metadata={"help": "tube, random or running_cell."})
+    decoder_mask: str | None = field(
+        default=None,
+        metadata={"help": "none, random, uniform, motion, flow, everest, adaptive or adaptive_random."},
+    )
+    target_type: str | None = field(default=None, metadata={"help": "codes, latents, levels or pixels."})
+
+    def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+        """As `ModelArguments`, with the three options; raises ValueError on ratios of a mask that has none."""
+        overrides = super().overrides(config_class)
+        options = {name: getattr(self, name) for name in ("encoder_mask", "decoder_mask", "target_type")}
+        overrides.update({name: value for name, value in options.items() if value is not None})
+        idle = sorted({"decoder_mask_ratio", "decoder_random_ratio"} & set(overrides))
+        if overrides.get("decoder_mask") == "none" and idle:
+            raise ValueError(
+                f"Got {' and '.join(idle)} with decoder_mask='none', expected no ratio, because every hidden token is decoded: "
+                "leave it out or choose another mask."
+            )
+        return overrides
 
 
 def main() -> None:
@@ -49,6 +72,7 @@ def main() -> None:
     sampling = {
         "grid_size": model.config.grid_size,
         "mask_ratio": model.config.mask_ratio,
+        "encoder_mask": model.config.encoder_mask,
         "frame_stride": data_args.frame_stride,
         "video_column": data_args.video_column,
         "seed": training_args.seed,
@@ -63,14 +87,16 @@ def main() -> None:
         **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
+    eval_clips = MaskedVideoClips(eval_rows, processor, model.config.num_frames, **sampling)
     trainer = LVMAEPreTrainer(
         model,
         training_args,
         train_dataset=train_clips,
-        eval_dataset=MaskedVideoClips(eval_rows, processor, model.config.num_frames, **sampling),
+        eval_dataset=eval_clips,
         processing_class=processor,
         video_tokenizer=tokenizer,
     )
+    trainer.add_callback(PredictionPictures(trainer, eval_clips))
     train_and_save(trainer)
 
 

@@ -98,9 +98,9 @@ class LVMAEConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 1536
     mask_ratio: float | int = 0.9
     encoder_mask: Literal["tube", "random", "running_cell"] = "tube"
-    decoder_mask: Literal[
-        "none", "random", "uniform", "motion", "flow", "everest", "adaptive", "adaptive_random"
-    ] = "adaptive_random"
+    decoder_mask: Literal["none", "random", "uniform", "motion", "flow", "everest", "adaptive", "adaptive_random"] = (
+        "adaptive_random"
+    )
     decoder_mask_ratio: float | int = 0.9
     decoder_random_ratio: float | int = 0.05
     target_type: Literal["codes", "latents", "levels", "pixels"] = "codes"

@@ -67,6 +67,9 @@ class FiniteScalarQuantizer(nn.Module):
     A channel of L levels takes the integers -(L // 2) .. (L - 1) // 2, divided by L // 2.
     """
 
+    level_counts: torch.Tensor
+    basis: torch.Tensor
+
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
