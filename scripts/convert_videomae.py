@@ -94,6 +94,7 @@ def convert_config(source: VideoMAEConfig, num_frames: int | None = None) -> LVM
         patch_size=patch if isinstance(patch, int) else patch[0],
         final_layer_norm=not source.use_mean_pooling,
         target_type="pixels",
+        decoder_mask="none",
     )
 
 

@@ -4,16 +4,17 @@
         --model_size base --num_train_epochs 1600 --warmup_steps 0.025
 
 The tokenizer runs on the fly, on the very clip that the model sees; with `--target_cache` (scripts/cache_targets.py, with the same
-options for clips) its answers are read instead, and only a clip's visible tubelets leave their worker. With `--config_overrides '{"target_type": "pixels"}'` the model
-predicts pixels, and does not need a tokenizer (it then decodes every hidden token). Interrupted runs go on where they were.
+options for clips) its answers are read instead, and only a clip's visible tubelets leave their worker. One option each chooses what the
+encoder does not see (`--encoder_mask`), which tokens are decoded (`--decoder_mask`) and what of them is predicted (`--target_type`);
+`--target_type pixels --decoder_mask none` is VideoMAE's pre-training and needs no tokenizer. With `--report_to tensorboard` or `trackio`,
+each evaluation (`--eval_strategy`) shows a clip, its masks and what is predicted. Interrupted runs go on where they were.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -22,8 +23,9 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
-from transformers_lvmae.target_cache import CachedVideoClips, TargetCache
+from transformers_lvmae.data import load_video_dataset, processor_for, select_split
+from transformers_lvmae.pictures import PredictionPictures
+from transformers_lvmae.target_cache import TargetCache, clips_to_train_on
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
 
@@ -38,6 +40,25 @@ class PreTrainingModelArguments(ModelArguments):
             "help": "Folder of scripts/cache_targets.py; a tokenizer given besides is only compared with the cache's."
         },
     )
+    encoder_mask: str | None = field(default=None, metadata={"help": "tube, random or running_cell."})
+    decoder_mask: str | None = field(
+        default=None,
+        metadata={"help": "none, random, uniform, motion, flow, everest, adaptive or adaptive_random."},
+    )
+    target_type: str | None = field(default=None, metadata={"help": "codes, latents, levels or pixels."})
+
+    def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+        """As `ModelArguments`, with the three options; raises ValueError on ratios of a mask that has none."""
+        overrides = super().overrides(config_class)
+        options = {name: getattr(self, name) for name in ("encoder_mask", "decoder_mask", "target_type")}
+        overrides.update({name: value for name, value in options.items() if value is not None})
+        idle = sorted({"decoder_mask_ratio", "decoder_random_ratio"} & set(overrides))
+        if overrides.get("decoder_mask") == "none" and idle:
+            raise ValueError(
+                f"Got {' and '.join(idle)} with decoder_mask='none', expected no ratio, because every hidden token is decoded: "
+                "leave it out or choose another mask."
+            )
+        return overrides
 
 
 def open_caches(folder: str, tokenizer: FSQMagViTModel | None, *splits: str) -> dict[str, TargetCache]:
@@ -71,37 +92,31 @@ def main() -> None:
 
     splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
     sampling = {
-        "grid_size": model.config.grid_size,
-        "mask_ratio": model.config.mask_ratio,
         "frame_stride": data_args.frame_stride,
         "video_column": data_args.video_column,
         "seed": training_args.seed,
     }
-
-    def make_clips(split: str, rows: Dataset, **options: Any) -> MaskedVideoClips:
-        if split not in caches:
-            return MaskedVideoClips(rows, processor, model.config.num_frames, **sampling, **options)
-        caches[split].check_model(model.config)
-        whole_clips = model.config.target_type == "pixels" or caches[split].levels is None
-        options |= {"cache": caches[split], "whole_clips": whole_clips}
-        return CachedVideoClips(rows, processor, model.config.num_frames, **sampling, **options)
-
-    train_clips = make_clips(
-        data_args.train_split,
+    train_clips = clips_to_train_on(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
+        processor,
+        model.config,
+        caches.get(data_args.train_split),
         training=True,
         min_crop_scale=data_args.min_crop_scale,
         horizontal_flip=data_args.horizontal_flip,
+        **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
+    evaluated = (eval_rows, processor, model.config, caches.get(data_args.eval_split))
     trainer = LVMAEPreTrainer(
         model,
         training_args,
         train_dataset=train_clips,
-        eval_dataset=make_clips(data_args.eval_split, eval_rows),
+        eval_dataset=clips_to_train_on(*evaluated, **sampling),
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
+    trainer.add_callback(PredictionPictures(trainer, clips_to_train_on(*evaluated, whole_clips=True, **sampling)))
     train_and_save(trainer)
 
 

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 import torch
-from transformers import default_data_collator, pipeline
+from transformers import pipeline
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -22,7 +22,8 @@ from transformers_lvmae import (
     LVMAEVideoProcessor,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
-from transformers_lvmae.visualization import save_rows, show_kept, show_scores, to_frames
+from transformers_lvmae.pictures import prediction_panels
+from transformers_lvmae.visualization import save_rows
 
 
 def results_table(run: Path) -> str:
@@ -49,31 +50,11 @@ def results_table(run: Path) -> str:
     return "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-@torch.no_grad()
-def draw_clip(
-    model: LVMAEForPreTraining, trainer: LVMAEPreTrainer, item: dict[str, torch.Tensor], path: Path, title: str
-) -> None:
+def draw_clip(trainer: LVMAEPreTrainer, item: dict[str, torch.Tensor], path: Path, title: str) -> None:
     """One picture of a clip: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
-    tokenizer = trainer.video_tokenizer
-    batch = default_data_collator([item])
-    pixels = trainer.tokenizer_view(batch["pixel_values_videos"])
-    tokens = tokenizer.encode(pixels)
-    output = model(**trainer.add_targets(batch))
-    grid = tuple(tokens.latents.shape[1:4])
-    # The decoder predicts codes at its own positions only; 0, the code of a dropped token, stands everywhere else.
-    predicted = torch.zeros_like(tokens.codes)
-    predicted[output.bool_decoded_pos] = output.logits.flatten(0, 1).float()
-    frames = to_frames(pixels[0])
-    rows = {
-        "video": frames,
-        "tokenizer,\nall tokens": to_frames(tokenizer.decode(tokens.codes, grid)[0]),
-        "importance": show_scores(frames, tokens.importance_scores[0], grid),
-        "seen by\nthe encoder": show_kept(frames, ~output.bool_masked_pos[0], grid),
-        "reconstructed by\nthe decoder": show_kept(frames, output.bool_decoded_pos[0], grid),
-        "predicted codes,\ndecoded": to_frames(tokenizer.decode(predicted, grid)[0]),
-    }
-    last = len(frames) - 1
-    save_rows(path, rows, [round(number * last / 9) for number in range(10)], title)
+    panels = prediction_panels(trainer, item)
+    last = len(panels["video"]) - 1
+    save_rows(path, panels, [round(number * last / 9) for number in range(10)], title)
 
 
 def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
@@ -86,14 +67,17 @@ def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
     rows = select_split(load_video_dataset(data), "test", num_clips)
     config = model.config
     clips = MaskedVideoClips(
-        rows, processor, config.num_frames, grid_size=config.grid_size, mask_ratio=config.mask_ratio
+        rows,
+        processor,
+        config.num_frames,
+        grid_size=config.grid_size,
+        mask_ratio=config.mask_ratio,
+        encoder_mask=config.encoder_mask,
     )
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
-        draw_clip(
-            model, trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}"
-        )
+        draw_clip(trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}")
     return folder
 
 

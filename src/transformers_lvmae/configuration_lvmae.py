@@ -34,14 +34,34 @@ class LVMAEConfig(PreTrainedConfig):
             have none: `scripts/convert_videomae.py` sets this from the source.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
             decoder (384, 4, 6, 1536).
-        mask_ratio (`float`, defaults to 0.9): share of the tubes hidden from the encoder.
+        mask_ratio (`float`, defaults to 0.9): share of the tokens hidden from the encoder.
+        encoder_mask (`str`, defaults to `"tube"`): what hides them; every kind hides the same number.
+
+            - `"tube"`: the same random cells in every time slot (VideoMAE, the paper);
+            - `"random"`: random tokens of the whole clip;
+            - `"running_cell"`: VideoMAE V2's running cells.
+        decoder_mask (`str`, defaults to `"adaptive_random"`): what chooses the tokens that [`LVMAEPreTrainer`] has decoded, over
+            the whole clip. All but `"none"` decode `token_budget` tokens, (1 - `decoder_mask_ratio`) + `decoder_random_ratio` of
+            them.
+
+            - `"none"`: nothing; every hidden token is decoded;
+            - `"random"`: all at random;
+            - `"uniform"`: whole time slots evenly apart; the last of them in part, if the budget says so;
+            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance of their
+              patch embedding from the slot before; and `decoder_random_ratio` at random;
+            - `"adaptive"`: all by the tokenizer's importance;
+            - `"adaptive_random"`: by the tokenizer's importance, and `decoder_random_ratio` at random (the paper's).
         decoder_mask_ratio (`float`, defaults to 0.9): the decoder leaves out this share of all tokens by importance, so
             that the most important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
         decoder_random_ratio (`float`, defaults to 0.05): share of all tokens decoded at random besides (rho_r).
-        target_type (`"codes"` or `"pixels"`, defaults to `"codes"`): what the decoder predicts: the tokenizer's codes, or
-            the pixels of the tubelet (the paper's baseline).
+        target_type (`str`, defaults to `"codes"`): what the decoder predicts.
+
+            - `"codes"`: the tokenizer's codes, by squared error;
+            - `"latents"`: what the tokenizer rounds to codes, on the same scale, by squared error;
+            - `"levels"`: which level each channel of the code has, by cross-entropy, channel by channel;
+            - `"pixels"`: the pixels of the tubelet, by squared error (the paper's baseline).
         levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted; one output
-            a channel.
+            a channel, with `target_type="levels"` one a level.
         norm_pix_loss (`bool`, defaults to `True`): standardise each target tubelet by its own mean and deviation, per
             channel. Only for pixels.
         pooling (`"mean"` or `"class_attention"`, defaults to `"mean"`): how the classifier pools tokens: their mean, or
@@ -77,9 +97,13 @@ class LVMAEConfig(PreTrainedConfig):
     decoder_num_attention_heads: int = 6
     decoder_intermediate_size: int = 1536
     mask_ratio: float | int = 0.9
+    encoder_mask: Literal["tube", "random", "running_cell"] = "tube"
+    decoder_mask: Literal["none", "random", "uniform", "motion", "flow", "everest", "adaptive", "adaptive_random"] = (
+        "adaptive_random"
+    )
     decoder_mask_ratio: float | int = 0.9
     decoder_random_ratio: float | int = 0.05
-    target_type: Literal["codes", "pixels"] = "codes"
+    target_type: Literal["codes", "latents", "levels", "pixels"] = "codes"
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
@@ -114,20 +138,29 @@ class LVMAEConfig(PreTrainedConfig):
     @property
     def token_budget(self) -> int:
         """Tokens decoded per clip of `num_frames` frames."""
+        if self.decoder_mask == "none":
+            slots, height, width = self.grid_size
+            return slots * int(self.mask_ratio * height * width)
         return sum(self.decoder_token_counts(self.seq_length))
 
     def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
-        """How many of `seq_length` tokens are decoded by importance and how many at random, rounded down."""
+        """How many of `seq_length` tokens `decoder_mask` chooses by its rule, and how many at random, rounded down.
+
+        With `decoder_mask="none"`, which decodes what is hidden, neither counts.
+        """
         # 1 - 0.9 is a hair under 0.1 in floating point: rounding first keeps 100 of 1,000 tokens from becoming 99.
-        important = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
-        return important, int(round(self.decoder_random_ratio * seq_length, 6))
+        chosen = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
+        drawn = int(round(self.decoder_random_ratio * seq_length, 6))
+        if self.decoder_mask == "random":
+            return 0, chosen + drawn
+        return (chosen + drawn, 0) if self.decoder_mask in ("adaptive", "uniform") else (chosen, drawn)
 
     @property
     def target_size(self) -> int:
         """Numbers that the decoder predicts per token."""
-        if self.target_type == "codes":
-            return len(self.levels)
-        return self.tubelet_size * self.patch_size**2 * self.num_channels
+        if self.target_type == "pixels":
+            return self.tubelet_size * self.patch_size**2 * self.num_channels
+        return sum(self.levels) if self.target_type == "levels" else len(self.levels)
 
     def validate_architecture(self) -> None:
         """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""

@@ -18,7 +18,7 @@ from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
 from .importance import CHOICES
-from .masking import random_tube_mask
+from .masking import ENCODER_MASKS
 from .video_io import decode_video
 from .video_processing_lvmae import LVMAEVideoProcessor
 
@@ -228,28 +228,30 @@ class ImageClips(VideoClips):
 
 
 class MaskedVideoClips(VideoClips):
-    """Clips for pre-training: uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), a tube
-    mask; and `noise` (N,), which settles the decoder's random tokens.
+    """Clips for pre-training: uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), the
+    encoder's mask; and `noise` (N,), which settles the decoder's random tokens.
 
     Args:
         grid_size: tokens (t, h, w) of a clip, `config.grid_size`.
-        mask_ratio: share of the tubes hidden from the encoder.
+        mask_ratio: share of the tokens hidden from the encoder.
+        encoder_mask: what hides them, `config.encoder_mask`.
         kwargs: as [`VideoClips`].
     """
 
     processing = {"do_rescale": False, "do_normalize": False}
 
-    def __init__(self, *args, grid_size: tuple[int, int, int], mask_ratio: float, **kwargs):
+    def __init__(self, *args, grid_size: tuple[int, int, int], mask_ratio: float, encoder_mask: str = "tube", **kwargs):
         super().__init__(*args, **kwargs)
         self.grid_size = grid_size
         self.mask_ratio = mask_ratio
+        self.draw_mask = ENCODER_MASKS[encoder_mask]
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**super().make_item(row), **self.draw_masks()}
 
     def draw_masks(self) -> dict[str, torch.Tensor]:
         """What an epoch draws anew for a clip, with torch's current random numbers."""
-        masked = random_tube_mask(1, self.grid_size, self.mask_ratio)[0]
+        masked = self.draw_mask(1, self.grid_size, self.mask_ratio)[0]
         return {"bool_masked_pos": masked, "noise": torch.rand(masked.shape)}
 
 

@@ -86,22 +86,14 @@ def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstima
     return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def uniform_frames(clips: torch.Tensor, grid_size: GridSize, num_kept: int | None = None) -> torch.Tensor:
-    """Whole time slots, spread evenly; the slot that a budget fills in part gives cells at random.
+def uniform_frames(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
+    """Whole time slots, ranked in bit-reversed order: those of every budget lie about evenly.
 
-    Args:
-        num_kept: the budget in tokens, for slots exactly evenly apart. Without it slots are ranked in bit-reversed order, and
-            those of every budget lie about evenly.
+    The slot that a budget fills in part gives cells at random. Exactly evenly apart for one budget: `uniform_decoder_mask`.
     """
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
-    places = range(slots)
-    if num_kept is None:
-        bits = (slots - 1).bit_length()
-        order = sorted(places, key=lambda slot: int(f"{slot:0{bits}b}"[::-1], 2) if bits else 0)
-    else:
-        needed = min(slots, -(-num_kept // cells))
-        chosen = [(2 * number + 1) * slots // (2 * needed) for number in range(needed)]
-        order = chosen + [slot for slot in places if slot not in chosen]
+    bits = (slots - 1).bit_length()
+    order = sorted(range(slots), key=lambda slot: int(f"{slot:0{bits}b}"[::-1], 2) if bits else 0)
     rank = torch.tensor(order, device=clips.device).argsort()
     cells_apart = torch.rand(clips.shape[0], slots, cells, device=clips.device)
     return (slots - rank.view(-1, 1) + cells_apart).flatten(1)

@@ -29,10 +29,55 @@ def random_tube_mask(
     return topk_mask(noise, int(mask_ratio * cells)).repeat(1, slots)
 
 
+def random_token_mask(
+    batch_size: int,
+    grid_size: tuple[int, int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Hide tokens anywhere in the clip, as many as [`random_tube_mask`] does; arguments and result are its."""
+    tokens = grid_size[0] * grid_size[1] * grid_size[2]
+    noise = torch.rand(batch_size, tokens, generator=generator, device=device)
+    return topk_mask(noise, tokens - tube_visible_count(grid_size, mask_ratio))
+
+
+def running_cell_mask(
+    batch_size: int,
+    grid_size: tuple[int, int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Hide all but a run of places in every cell of the grid; the run moves on by one place each slot (VideoMAE V2).
+
+    VideoMAE V2's cells are 2 x 2 tokens, which can show a quarter or a half of them. Here cells are the smallest ones that divide
+    the grid and show exactly what [`random_tube_mask`] shows of a slot: 2 x 2, and V2's masks, where those can (14 x 14 tokens at
+    0.5 or 0.75), 7 x 7 with 5 visible at 0.9. Clips differ in where the run starts. Arguments and result are
+    [`random_tube_mask`]'s.
+    """
+    slots, height, width = grid_size
+    visible = tube_visible_count((1, height, width), mask_ratio)
+    sides = range(min(height, width), 0, -1)
+    # Into how many cells each side is divided: 1, the whole picture as one cell, always fits.
+    whole = (n for n in sides if height % n == 0 and width % n == 0 and visible % n**2 == 0)
+    parts = next(n for n in whole if n**2 < height * width or n == 1)
+    cell = (height // parts, width // parts)
+    size = cell[0] * cell[1]
+    start = torch.randint(size, (batch_size, 1, 1), generator=generator, device=device)
+    place = torch.arange(size, device=device) + torch.arange(1, slots + 1, device=device).unsqueeze(1)
+    hidden = (place + start) % size < size - visible // parts**2
+    return hidden.unflatten(2, cell).repeat(1, 1, parts, parts).flatten(1)
+
+
 def tube_visible_count(grid_size: tuple[int, int, int], mask_ratio: float) -> int:
-    """How many tokens of a clip [`random_tube_mask`] leaves visible."""
+    """How many tokens of a clip [`random_tube_mask`], and every other encoder mask, leaves visible."""
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
     return slots * (cells - int(mask_ratio * cells))
+
+
+# What hides tokens from the encoder, by `LVMAEConfig.encoder_mask`.
+ENCODER_MASKS = {"tube": random_tube_mask, "random": random_token_mask, "running_cell": running_cell_mask}
 
 
 def adaptive_decoder_mask(
@@ -57,6 +102,25 @@ def adaptive_decoder_mask(
     order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     important = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, order[:, :num_important], True)
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
+
+
+def uniform_decoder_mask(noise: torch.Tensor, grid_size: tuple[int, int, int], budget: int) -> torch.Tensor:
+    """Decode whole time slots evenly apart (paper section 4.2, "Uniform"), exactly `budget` tokens a row.
+
+    As many slots as the budget needs: a budget that is no multiple of a slot's tokens fills the last of them in part, with cells
+    that `noise` draws anew for each clip.
+
+    Args:
+        noise: (B, N), uniform numbers in [0, 1).
+
+    Returns:
+        bool (B, N), True = decoded.
+    """
+    slots, cells = grid_size[0], grid_size[1] * grid_size[2]
+    needed = -(-budget // cells)
+    chosen = (2 * torch.arange(needed, device=noise.device) + 1) * slots // (2 * needed)
+    first = torch.zeros(slots, device=noise.device).scatter_(0, chosen, 2.0).scatter_(0, chosen[-1:], 1.0)
+    return topk_mask(noise + first.repeat_interleave(cells), budget)
 
 
 def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> torch.Tensor:

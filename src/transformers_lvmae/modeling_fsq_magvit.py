@@ -67,36 +67,50 @@ class FiniteScalarQuantizer(nn.Module):
     A channel of L levels takes the integers -(L // 2) .. (L - 1) // 2, divided by L // 2.
     """
 
+    level_counts: torch.Tensor
+    basis: torch.Tensor
+
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
+        # On the model's device once: made from Python numbers in every step, they would have an accelerator wait in every step.
+        self.register_buffer("level_counts", torch.empty(len(self.levels), dtype=torch.int64), persistent=False)
+        self.register_buffer("basis", torch.empty(len(self.levels), dtype=torch.int64), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Set the buffers, which are in no checkpoint: loading leaves them uninitialised."""
+        basis = [math.prod(self.levels[:number]) for number in range(len(self.levels))]
+        init.copy_(self.level_counts, torch.tensor(self.levels))
+        init.copy_(self.basis, torch.tensor(basis))
 
     def bound(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., len(levels)) -> values just inside or on the outermost integers; 0 goes to 0, for even levels too."""
-        levels = torch.tensor(self.levels, device=latents.device, dtype=torch.float32)
+        levels = self.level_counts.float()
         half_range = (levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0)
         return (latents + (offset / half_range).atanh()).tanh() * half_range - offset
+
+    def bounded_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What is rounded to codes, on their scale: (..., len(levels)) -> float32 of the same shape, in [-1, 1] to within 1e-3 and
+        at most half a level from the code."""
+        with maybe_autocast(device_type=latents.device.type, enabled=False):
+            return self.bound(latents.float()) / (self.level_counts // 2)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (..., len(levels)) -> codes of the same shape in [-1, 1], with a straight-through gradient."""
         with maybe_autocast(device_type=latents.device.type, enabled=False):
             bounded = self.bound(latents.float())
-            half_width = torch.tensor([level // 2 for level in self.levels], device=latents.device)
-            return straight_through(bounded.detach().round(), bounded) / half_width
+            return straight_through(bounded.detach().round(), bounded) / (self.level_counts // 2)
 
     def codes_to_indices(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., len(levels)) -> int64 (...), the first channel least significant."""
-        half_width = torch.tensor([level // 2 for level in self.levels], device=codes.device)
-        return (((codes.float() + 1) * half_width).round().long() * self._basis(codes.device)).sum(dim=-1)
+        return (((codes.float() + 1) * (self.level_counts // 2)).round().long() * self.basis).sum(dim=-1)
 
     def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
         """The inverse: int64 (...) -> float32 codes (..., len(levels))."""
-        levels = torch.tensor(self.levels, device=indices.device)
-        return (indices.unsqueeze(-1) // self._basis(indices.device) % levels - levels // 2) / (levels // 2)
-
-    def _basis(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor([math.prod(self.levels[:number]) for number in range(len(self.levels))], device=device)
+        half_width = self.level_counts // 2
+        return (indices.unsqueeze(-1) // self.basis % self.level_counts - half_width) / half_width
 
 
 def conv3x3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv3d:
@@ -267,6 +281,8 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv3d):
             # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if isinstance(module, FiniteScalarQuantizer):
+            module.reset_buffers()
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):

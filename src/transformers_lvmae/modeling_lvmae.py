@@ -28,29 +28,34 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lvmae import LVMAEConfig
 from .masking import (
+    ENCODER_MASKS,
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
-    random_tube_mask,
     split_tubelets,
+    random_tube_mask,
     tube_visible_count,
 )
 from .recompute import project, rebuilt
+from .targets import level_losses, likeliest_codes
 
 
 @dataclass
 class LVMAEForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*): mean squared error over the tokens that are hidden from the encoder
-            and decoded; None without targets.
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): mean squared error, or cross-entropy with `target_type="levels"`,
+            over the tokens that are hidden from the encoder and decoded; None without targets.
         logits (`torch.Tensor` of shape `(batch_size, token_budget, target_size)`): one row per decoded position, in
             ascending order of position.
+        channel_losses (`torch.Tensor` of shape `(channels,)`, *optional*): the parts whose mean is the loss, without a
+            gradient: of each FSQ channel, of each colour for pixels.
         bool_masked_pos, bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): the masks used.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    channel_losses: torch.Tensor | None = None
     bool_masked_pos: torch.Tensor | None = None
     bool_decoded_pos: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -525,11 +530,13 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden from the
-                encoder, the same number in every row. Without it a tube mask of `config.mask_ratio` is drawn.
+                encoder, the same number in every row. Without it `config.encoder_mask` is drawn.
             bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = decoded, the same
                 number in every row. Without it every hidden token is decoded.
-            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the
-                tokenizer's codes of the clip, in [-1, 1]. Without them (and with `target_type="codes"`) there is no loss.
+            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): what the tokenizer
+                makes of the clip. With `target_type="codes"` and `"levels"` its codes, in [-1, 1]; with `"latents"` its
+                latents, bounded and on the codes' scale (`FiniteScalarQuantizer.bounded_latents`). Without them there is no
+                loss, but for `"pixels"`, whose targets are in the clip.
             num_visible, num_decoded (`int`, *optional*): how many tokens of a row `bool_masked_pos` leaves visible and
                 `bool_decoded_pos` decodes. Given, the masks are not read, so that an accelerator never waits for them.
                 torch.compile needs them: there they are the config's shares by default.
@@ -544,7 +551,8 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         seen = pixel_values_videos if visible_tubelets is None else visible_tubelets
         batch_size, device = seen.shape[0], seen.device
         if bool_masked_pos is None:
-            bool_masked_pos = random_tube_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
+            draw_mask = ENCODER_MASKS[self.config.encoder_mask]
+            bool_masked_pos = draw_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
             num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
         if bool_decoded_pos is None:
             bool_decoded_pos = bool_masked_pos
@@ -563,10 +571,11 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], visible_tubelets, **kwargs)
         logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
-        loss = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
+        losses = None if targets is None else self.forward_losses(logits, targets, bool_masked_pos.gather(1, decoded))
         return LVMAEForPreTrainingOutput(
-            loss=loss,
+            loss=None if losses is None else losses.mean(),
             logits=logits,
+            channel_losses=None if losses is None else losses.detach(),
             bool_masked_pos=bool_masked_pos,
             bool_decoded_pos=bool_decoded_pos,
             hidden_states=encoder_outputs.hidden_states,
@@ -576,12 +585,12 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def _check_targets(self, target_codes: torch.Tensor | None, bool_decoded_pos: torch.Tensor) -> None:
         if target_codes is None:
             return
-        if self.config.target_type != "codes":
+        if self.config.target_type == "pixels":
             raise ValueError(
-                f"Got target_codes and config.target_type={self.config.target_type!r}, expected codes only for "
-                "target_type='codes': leave them out or change the config."
+                "Got target_codes and config.target_type='pixels', expected none, because the clip itself is the target: leave "
+                "them out or change the config."
             )
-        expected = (*bool_decoded_pos.shape, self.config.target_size)
+        expected = (*bool_decoded_pos.shape, len(self.config.levels))
         if tuple(target_codes.shape) != expected:
             raise ValueError(
                 f"Got target_codes of shape {tuple(target_codes.shape)}, expected {expected} (clips, tokens, FSQ channels): "
@@ -591,8 +600,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def gather_targets(
         self, pixel_values_videos: torch.Tensor | None, target_codes: torch.Tensor | None, decoded: torch.Tensor
     ) -> torch.Tensor | None:
-        """What is to be predicted at the decoded positions (B, K): (B, K, target_size), or None without codes."""
-        if self.config.target_type == "codes":
+        """What is to be predicted at the decoded positions (B, K): pixels (B, K, target_size), codes or latents
+        (B, K, len(levels)), or None without them."""
+        if self.config.target_type != "pixels":
             return None if target_codes is None else gather_tokens(target_codes, decoded)
         if pixel_values_videos is None:
             raise ValueError(
@@ -607,14 +617,33 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             pixels = (pixels - pixels.mean(dim=2, keepdim=True)) / (deviation + 1e-6)
         return pixels.flatten(2)
 
-    def forward_loss(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """Squared error (paper eq. 1 and 2): mean over channels, over a clip's decoded tokens that are `masked` (B, K), over clips.
+    def forward_losses(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """Loss of each channel (channels,), whose mean is squared error (paper eq. 1 and 2) or cross-entropy: a mean over a clip's
+        decoded tokens that are `masked` (B, K), then over clips.
 
         Every clip counts alike, however many of its decoded tokens are hidden: accumulated small batches and several processes
         then give the gradient of one large batch.
         """
-        error = (logits.float() - targets.float()).square().mean(dim=-1)
-        return ((error * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
+        if self.config.target_type == "levels":
+            losses = level_losses(logits, targets, self.config.levels)
+        else:
+            losses = (logits.float() - targets.float()).square()
+        if self.config.target_type == "pixels":
+            losses = losses.unflatten(-1, (-1, self.config.num_channels)).mean(dim=-2)
+        shares = masked / masked.sum(dim=1, keepdim=True).clamp(min=1)
+        return (losses * shares.unsqueeze(-1)).sum(dim=1).mean(dim=0)
+
+    def predicted_codes(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the tokenizer can decode, of logits (B, K, target_size): (B, K, len(config.levels)), about [-1, 1].
+
+        Raises:
+            ValueError: the model predicts pixels.
+        """
+        if self.config.target_type == "pixels":
+            raise ValueError(
+                "Got config.target_type='pixels', expected a model that predicts codes: its logits are pixels already."
+            )
+        return likeliest_codes(logits, self.config.levels) if self.config.target_type == "levels" else logits.float()
 
 
 class LVMAEClassAttention(nn.Module):

@@ -176,6 +176,12 @@ class LVMAEPreTrainingArguments(TrainingArguments):
         default=1.5e-4,
         metadata={"help": "Learning rate at 256 clips a step; learning_rate is set to it x the real batch / 256."},
     )
+    raft_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of RAFT-small's weights for decoder_mask=flow; by default the torch hub cache's, or else OpenCV's DIS."
+        },
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -44,7 +45,9 @@ def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int,
     return 0.25 * frames.mean(axis=-1, keepdims=True) + 0.75 * heat
 
 
-def save_rows(path: str | os.PathLike, rows: dict[str, Frames], moments: list[int], title: str = "") -> None:
+def save_rows(
+    path: str | os.PathLike | IO[bytes], rows: dict[str, Frames], moments: list[int], title: str = ""
+) -> None:
     """Write a PNG: one labelled row for each clip in `rows` (any sizes), one column for each frame number."""
     height = max(frames.shape[1] / frames.shape[2] for frames in rows.values())
     figure = Figure(figsize=(1.2 * len(moments) + 2.2, 1.25 * height * len(rows) + 0.5), dpi=110)
