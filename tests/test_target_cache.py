@@ -328,26 +328,10 @@ def saved_tokenizer(tmp_path_factory, tokenizer):
     return str(path)
 
 
-OVERRIDES = json.dumps(
-    {
-        name: getattr(MODEL, name)
-        for name in ("image_size", "patch_size", "num_frames", "hidden_size")
-        + (
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "decoder_hidden_size",
-            "decoder_num_hidden_layers",
-        )
-        + (
-            "decoder_num_attention_heads",
-            "decoder_intermediate_size",
-            "mask_ratio",
-            "decoder_mask_ratio",
-            "decoder_random_ratio",
-        )
-    }
-)
+FIELDS = ["image_size", "patch_size", "num_frames", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+FIELDS += ["intermediate_size", "mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "decoder_hidden_size"]
+FIELDS += ["decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size"]
+OVERRIDES = json.dumps({name: getattr(MODEL, name) for name in FIELDS})
 DATA = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--max_train_samples", "8", "--max_eval_samples", "4"]
 DATA += ["--config_overrides", OVERRIDES, "--min_crop_scale", "0.5", "--seed", "3"]
 

@@ -32,8 +32,8 @@ from .masking import (
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
-    split_tubelets,
     random_tube_mask,
+    split_tubelets,
     tube_visible_count,
 )
 from .recompute import project, rebuilt

@@ -8,13 +8,14 @@ be tokenized before. Where nothing is drawn (no random start, crop or flip), one
 are cached, E being the user's choice; longer training sees their clips again, in turn, under new masks. Nothing is resampled:
 a CNN's codes of a flipped or cropped clip are not its codes of the clip, flipped or cropped. Other draws than the cache's are
 refused; they need the tokenizer on the fly.
+
+A video that cannot be read is treated as in training: it ends the run, or another one takes its place, the same one in both.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,27 @@ import datasets
 import numpy as np
 import torch
 from datasets.arrow_writer import ArrowWriter
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import PreTrainedConfig, logging
+from transformers import PreTrainedConfig
 
 from .data import MaskedVideoClips, VideoClips, seeded
 from .importance import CHOICES
 from .masking import gather_tubelets, mask_to_indices, split_tubelets
 from .tokens import PixelScale, compact_scores, tokenizer_view
-from .video_io import VideoReadError
+from .video_io import video_name
 
-
-logger = logging.get_logger(__name__)
 
 MANIFEST_NAME = "manifest.json"
-SCORES = ("learned", "motion", "everest", "flow")
-# Of a data set of clips, what does not decide their pixels (or is described apart).
-NOT_PIXELS = ("rows", "processor", "training", "seed", "epoch", "video_column", "label_column")
+# Of a data set of clips, what does not decide their pixels, or is described apart.
+NOT_PIXELS = ("rows", "processor", "training", "seed", "_epoch", "video_column", "label_column")
+NOT_PIXELS += ("num_clips", "on_error", "broken")
+SCORED_MASKS = {
+    "learned": ("adaptive", "adaptive_random"),
+    "motion": ("motion",),
+    "everest": ("everest",),
+    "flow": ("flow",),
+}
 PROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
 PROCESSING += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
 
@@ -55,6 +60,7 @@ def describe_clips(clips: VideoClips) -> dict[str, Any]:
     processor = json.loads(clips.processor.to_json_string())
     settings["processor"] = {name: processor.get(name) for name in PROCESSING}
     settings["draws_of_seed"] = clips.seed if clips.draws_clips else None
+    settings["num_clips"] = clips.num_clips if clips.draws_clips else 1
     return json.loads(json.dumps(settings, default=repr))
 
 
@@ -70,15 +76,18 @@ def fingerprint(tokenizer: Any) -> dict[str, str]:
     return {"config": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()}
 
 
+def video_key(path: str | None, start: float | None = None, end: float | None = None) -> str:
+    """What tells a data set's rows apart wherever it lies: the end of the path, and the segment's times in seconds."""
+    times = [f" {name} {time}" for name, time in (("start", start), ("end", end)) if time is not None and time == time]
+    return "/".join(Path(path or "").parts[-2:]) + "".join(times)
+
+
 def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
-    """What tells a data set's rows apart wherever it lies: the end of the path, and the segment's times."""
+    """[`video_key`] of every row; the videos themselves are not touched."""
     name = f"{video_column}.path"
     paths = rows.select_columns([video_column]).flatten().select_columns([name]).with_format("arrow")[:][name]
-    keys = ["/".join(Path(path or "").parts[-2:]) for path in paths.to_pylist()]
-    for name in ("start", "end"):
-        if name in rows.column_names:
-            keys = [f"{key} {name} {time}" for key, time in zip(keys, rows[name])]
-    return keys
+    times = [rows[name] if name in rows.column_names else [None] * len(rows) for name in ("start", "end")]
+    return [video_key(*row) for row in zip(paths.to_pylist(), *times)]
 
 
 def make_manifest(
@@ -92,11 +101,15 @@ def make_manifest(
         made_by: what else is worth knowing (names, versions); compared when a cache is gone on with, not when it is read.
 
     Raises:
-        ValueError: several epochs of clips that are the same in each.
+        ValueError: several epochs of clips that are the same in each, or several clips of each video.
     """
     if num_epochs > 1 and not clips.draws_clips:
         raise ValueError(
             f"Got num_epochs={num_epochs} and clips without random starts, crops or flips, expected 1: every epoch is the same."
+        )
+    if clips.num_clips > 1:
+        raise ValueError(
+            f"Got num_clips={clips.num_clips}, expected 1: a cache holds one clip of a video in each epoch; cache more epochs."
         )
     keys = "\n".join(row_keys(clips.rows, clips.video_column)).encode()
     return {
@@ -113,7 +126,15 @@ def make_manifest(
     }
 
 
-class ByteClips(VideoClips):
+class NamedItems(VideoClips):
+    """Clips whose items have `video`, the key of the video that they are of: theirs, or the one in its place."""
+
+    def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        key = video_key(video_name(row[self.video_column]), row.get("start"), row.get("end"))
+        return [{**item, "video": key} for item in super().make_items(row)]
+
+
+class ByteClips(NamedItems):
     """Clips (T, C, H, W) as bytes: just what [`MaskedVideoClips`] sends, without masks."""
 
     processing = MaskedVideoClips.processing
@@ -141,10 +162,10 @@ class TargetMaker:
         scores: str = "learned",
         device: torch.device | str = "cpu",
     ):
-        if scores not in SCORES or (scores == "learned" and tokenizer is None):
+        if scores not in SCORED_MASKS or (scores == "learned" and tokenizer is None):
             raise ValueError(
-                f"Got scores={scores!r} and tokenizer={getattr(tokenizer, 'name_or_path', None)!r}, expected one of {SCORES}, and a "
-                "tokenizer for learned ones: correct the spelling or pass the tokenizer."
+                f"Got scores={scores!r} and tokenizer={getattr(tokenizer, 'name_or_path', None)!r}, expected one of "
+                f"{list(SCORED_MASKS)}, and a tokenizer for learned ones: correct the spelling or pass the tokenizer."
             )
         if tokenizer is not None and tokenizer.config.grid_size[1:] != grid_size[1:]:
             raise ValueError(
@@ -160,7 +181,7 @@ class TargetMaker:
     def features(self) -> datasets.Features:
         """Columns of a cache: codes in the smallest integers that hold them, scores in float16."""
         tokens = math.prod(self.grid_size)
-        columns = {"key": datasets.Value("string"), "error": datasets.Value("string")}
+        columns = {"key": datasets.Value("string"), "video": datasets.Value("string")}
         columns["importance_scores"] = datasets.List(datasets.Value("float16"), length=tokens)
         if self.tokenizer is not None:
             kind = np.min_scalar_type(self.tokenizer.config.codebook_size - 1).name
@@ -243,8 +264,7 @@ def write_targets(
 ) -> int:
     """Write this process's share of the files that are not there yet; returns how many clips it read.
 
-    Every file's clips go through the tokenizer in the same batches, whichever process writes it. A video that cannot be read
-    gets a row with its fault in `error` and no targets.
+    Every file's clips go through the tokenizer in the same batches, whichever process writes it.
     """
     todo = [
         shard for shard in list_shards(manifest)[process_index::num_processes] if not (folder / shard.name).exists()
@@ -254,45 +274,20 @@ def write_targets(
     with tqdm(total=total, unit="clip", desc=folder.name, disable=process_index > 0) as progress:
         for shard in todo:
             clips.set_epoch(shard.epoch)
-            loader = DataLoader(
-                _Pixels(clips, shard.rows), batch_size=batch_size, num_workers=num_workers, collate_fn=list
-            )
-            part = folder / f"{shard.name}.part"
+            subset = Subset(clips, shard.rows)
+            loader = DataLoader(subset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+            part, numbers = folder / f"{shard.name}.part", iter(shard.rows)
             with ArrowWriter(features=maker.features, path=str(part)) as writer:
-                numbers = iter(shard.rows)
-                for batch in loader:
-                    for row in _target_rows(batch, maker):
-                        writer.write({"key": keys[next(numbers)], **row})
-                        progress.update()
+                for items in loader:
+                    targets = maker(torch.stack([item["pixel_values_videos"] for item in items]))
+                    values = {name: column.cpu().numpy() for name, column in targets.items()}
+                    for place, item in enumerate(items):
+                        row = {name: column[place] for name, column in values.items()}
+                        writer.write({"key": keys[next(numbers)], "video": item["video"], **row})
+                    progress.update(len(items))
                 writer.finalize()
             os.replace(part, folder / shard.name)
     return total
-
-
-class _Pixels(Dataset):
-    """Clips of some rows: (T, C, H, W), or the fault as text where a video cannot be read."""
-
-    def __init__(self, clips: VideoClips, rows: Sequence[int]):
-        self.clips, self.rows = clips, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        try:
-            return self.clips[self.rows[index]]["pixel_values_videos"]
-        except VideoReadError as error:
-            return str(error)
-
-
-def _target_rows(batch: list[torch.Tensor | str], maker: TargetMaker) -> Iterator[dict[str, Any]]:
-    pixels = [item for item in batch if isinstance(item, torch.Tensor)]
-    targets = maker(torch.stack(pixels)) if pixels else {}
-    values = {name: iter(column.cpu().numpy()) for name, column in targets.items()}
-    names = [name for name in maker.features if name not in ("key", "error")]
-    for item in batch:
-        fault = item if isinstance(item, str) else None
-        yield {"error": fault, **{name: next(values[name]) if fault is None else None for name in names}}
 
 
 # Reading
@@ -338,16 +333,13 @@ class TargetCache:
         """FSQ levels of the tokenizer whose codes it holds, or None where it holds scores alone."""
         return None if self.manifest["levels"] is None else tuple(self.manifest["levels"])
 
-    def unreadable(self) -> dict[int, str]:
-        """Rows without targets, and the fault of their video."""
-        faults = {}
-        for rows in self.epochs:
-            faults.update({row: text for row, text in enumerate(rows.with_format(None)["error"]) if text is not None})
-        return faults
+    def targets(self, epoch: int, row: int, video: str) -> Targets:
+        """`importance_scores` (N,), float16, and, of a tokenizer's cache, `code_indices` (N,), int32.
 
-    def targets(self, epoch: int, row: int) -> Targets:
-        """`importance_scores` (N,), float16, and, of a tokenizer's cache, `code_indices` (N,), int32."""
+        Raises ValueError unless they are the targets of `video`, a [`video_key`].
+        """
         table = self.epochs[epoch][row]
+        self._check(f"the video shown as number {row}", table["video"][0].as_py(), video)
         columns = {
             name: table[name].combine_chunks()
             for name in ("importance_scores", "code_indices")
@@ -383,6 +375,9 @@ class TargetCache:
             )
         if config.target_type != "pixels" and self.levels is not None:
             self._check("levels", list(self.levels), list(config.levels))
+        scores = next((name for name, masks in SCORED_MASKS.items() if config.decoder_mask in masks), None)
+        if scores is not None:
+            self._check(f"scores (of decoder_mask={config.decoder_mask!r})", self.manifest["scores"], scores)
 
     def _check(self, name: str, got: Any, expected: Any) -> None:
         if got != expected:
@@ -392,13 +387,12 @@ class TargetCache:
             )
 
 
-class CachedVideoClips(MaskedVideoClips):
+class CachedVideoClips(NamedItems, MaskedVideoClips):
     """Clips for pre-training with their targets from a cache, and no more of their pixels than the encoder sees.
 
     An item has `visible_tubelets` (V, tubelet_size, C, patch_size, patch_size), uint8, in place of the clip; `code_indices` and
     `importance_scores` (N,); masks as [`MaskedVideoClips`]. In every epoch that the cache holds, and in all where nothing is drawn,
-    clips and masks are those that [`MaskedVideoClips`] draws; afterwards, the cache's clips in turn under new masks. Videos that
-    could not be read when the cache was made are left out, and a warning names them.
+    clips and masks are those that [`MaskedVideoClips`] draws; afterwards, the cache's clips in turn under new masks.
 
     Args:
         cache: of these rows.
@@ -406,7 +400,8 @@ class CachedVideoClips(MaskedVideoClips):
         kwargs: as [`MaskedVideoClips`], the same as the cache was made with.
 
     Raises:
-        ValueError: the cache is another data set's or was made from other clips.
+        ValueError: the cache is another data set's or was made from other clips; or (on access) a video cannot be read that
+            could when the cache was made, or the other way round, so that the cache has another one in its place.
     """
 
     def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):
@@ -414,30 +409,25 @@ class CachedVideoClips(MaskedVideoClips):
         cache.check_clips(self)
         self.cache = cache
         self.whole_clips = whole_clips
-        self.mask_epoch = 0
-        faults = {row: text for row, text in cache.unreadable().items() if row < len(self.rows)}
-        if faults:
-            logger.warning(f"{len(faults)} videos have no targets and are left out: {'; '.join(faults.values())}")
-        self.readable = [row for row in range(len(self.rows)) if row not in faults]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this at the start of every epoch."""
-        self.mask_epoch = epoch
-        super().set_epoch(epoch % self.cache.num_epochs)
+    @property
+    def epoch(self) -> int:
+        """The epoch whose clips are served; masks are those of the epoch that [`set_epoch`] was told."""
+        return super().epoch % self.cache.num_epochs
 
-    def __len__(self) -> int:
-        return len(self.readable)
+    def items(self, index: int) -> list[dict[str, Any]]:
+        items, epoch = super().items(index), int(self._epoch)
+        if self.training and epoch != self.epoch:
+            with seeded(self.seed, epoch, index):
+                items = [{**item, **self.draw_masks()} for item in items]
+        return [self._serve(item, index) for item in items]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.readable[index]
-        item = super().__getitem__(row)
-        if self.training and self.mask_epoch != self.epoch:
-            with seeded(self.seed, self.mask_epoch, row):
-                item.update(self.draw_masks())
+    def _serve(self, item: dict[str, Any], index: int) -> dict[str, Any]:
+        targets = self.cache.targets(self.epoch if self.training else 0, index, item.pop("video"))
         if not self.whole_clips:
             clip = item.pop("pixel_values_videos")
             item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])
-        return {**item, **self.cache.targets(self.epoch if self.training else 0, row)}
+        return {**item, **targets}
 
     def visible_tubelets(self, clip: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
         """A clip (T, C, H, W) and its mask (N,) -> (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
@@ -447,4 +437,30 @@ class CachedVideoClips(MaskedVideoClips):
         return gather_tubelets(tubelets, visible)[0]
 
 
-__all__ = ["CachedVideoClips", "TargetCache", "TargetMaker"]
+def clips_to_train_on(
+    rows: datasets.Dataset,
+    processor: Any,
+    config: Any,
+    cache: TargetCache | None = None,
+    whole_clips: bool = False,
+    **kwargs: Any,
+) -> MaskedVideoClips:
+    """Clips for a model to be pre-trained on; with a cache, with the targets in it.
+
+    Args:
+        config: `LVMAEConfig`.
+        whole_clips: send whole clips even where the model needs the visible tubelets alone.
+        kwargs: as [`VideoClips`].
+
+    Raises:
+        ValueError: the cache does not fit the clips or the model.
+    """
+    kwargs |= {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
+    if cache is None:
+        return MaskedVideoClips(rows, processor, config.num_frames, **kwargs)
+    cache.check_model(config)
+    whole_clips = whole_clips or config.target_type == "pixels" or cache.levels is None
+    return CachedVideoClips(rows, processor, config.num_frames, cache=cache, whole_clips=whole_clips, **kwargs)
+
+
+__all__ = ["ByteClips", "CachedVideoClips", "TargetCache", "TargetMaker", "clips_to_train_on"]

@@ -97,7 +97,9 @@ def _load_splits(
 def _table_files(name: Any) -> dict[str, list[str]]:
     """Split -> lists and tables, empty where `name` is something else."""
     if isinstance(name, Mapping):
-        return {split: [files] if isinstance(files, (str, os.PathLike)) else list(files) for split, files in name.items()}
+        return {
+            split: [files] if isinstance(files, (str, os.PathLike)) else list(files) for split, files in name.items()
+        }
     name = os.fspath(name)
     if os.path.isfile(name):
         return {"train": [name]}
@@ -120,7 +122,9 @@ def _load_tables(files: dict[str, list[str]], video_column: str, streaming: bool
 def _load_table(path: Path, video_column: str) -> datasets.Dataset:
     kind = TABLES.get(path.suffix.lower())
     if kind is None or not path.is_file():
-        raise ValueError(f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one.")
+        raise ValueError(
+            f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one."
+        )
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     if kind == "text":
