@@ -78,14 +78,12 @@ def cache_split(
 def report(folder: Path, clips: int, seconds: float) -> None:
     cache = TargetCache(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
-    faults = cache.unreadable()
     figures = {
         "folder": str(folder),
         "clips": clips,
         "seconds": round(seconds, 1),
         "clips_per_second": round(clips / seconds, 2),
         "bytes_per_clip": round(size / (cache.num_epochs * cache.manifest["rows"])),
-        "unreadable": faults,
     }
     print(json.dumps(figures))
 
@@ -102,20 +100,21 @@ def main() -> None:
     tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer) if args.tokenizer else None
     maker = TargetMaker(processor, config.grid_size, tokenizer, args.scores, accelerator.device)
     splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
-    sampling = {"frame_stride": data_args.frame_stride, "video_column": data_args.video_column, "seed": args.seed}
+    sampling = {"seed": args.seed, **data_args.sampling()}
     train_clips = ByteClips(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
         config.num_frames,
         training=True,
-        min_crop_scale=data_args.min_crop_scale,
-        horizontal_flip=data_args.horizontal_flip,
+        **data_args.augmentation(),
+        **{**data_args.reading(args.output_dir), "num_clips": 1},
         **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     eval_clips = ByteClips(eval_rows, processor, config.num_frames, **sampling)
     output = Path(args.output_dir)
-    cache_split(accelerator, train_clips, maker, output / data_args.train_split, args.num_epochs, args)
+    with train_clips.broken.reported():
+        cache_split(accelerator, train_clips, maker, output / data_args.train_split, args.num_epochs, args)
     cache_split(accelerator, eval_clips, maker, output / data_args.eval_split, 1, args)
     accelerator.end_training()
 

@@ -20,6 +20,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.video_streams import trainer_dataset
 
 
 @dataclass
@@ -37,9 +38,15 @@ def main() -> None:
         FineTuningModelArguments, LabelledVideoDataArguments, LVMAEClassificationArguments
     )
     set_seed(training_args.seed)
+    if data_args.streaming:
+        training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
     splits = load_video_dataset(
-        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, data_args.label_column
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        data_args.video_column,
+        data_args.label_column,
+        data_args.streaming,
     )
     train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
@@ -56,34 +63,31 @@ def main() -> None:
         model = LVMAEForVideoClassification(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
 
-    sampling = {
-        "frame_stride": data_args.frame_stride,
-        "video_column": data_args.video_column,
-        "label_column": data_args.label_column,
-        "seed": training_args.seed,
-    }
+    sampling = {"label_column": data_args.label_column, "seed": training_args.seed, **data_args.sampling()}
     train_clips = VideoClips(
         train_rows,
         processor,
         model.config.num_frames,
         training=True,
-        min_crop_scale=data_args.min_crop_scale,
-        horizontal_flip=data_args.horizontal_flip,
+        **data_args.augmentation(),
+        **data_args.reading(training_args.output_dir),
         **sampling,
     )
     trainer = LVMAEClassificationTrainer(
         model,
         training_args,
-        train_dataset=train_clips,
-        eval_dataset=VideoClips(eval_rows, processor, model.config.num_frames, **sampling),
+        train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
+        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **sampling)),
         processing_class=processor,
     )
-    train_and_save(trainer)
+    with train_clips.broken.reported():
+        train_and_save(trainer)
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
+        result = trainer.predict(trainer_dataset(test_clips))
         metrics = {
-            **(trainer.predict(test_clips).metrics or {}),
-            "test_samples": len(test_clips),
+            **(result.metrics or {}),
+            "test_samples": len(result.predictions),
             "test_classes": len(names),
         }
         trainer.log_metrics("test", metrics)

@@ -28,6 +28,7 @@ from transformers_lvmae.pictures import PredictionPictures
 from transformers_lvmae.target_cache import TargetCache, clips_to_train_on
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.video_streams import trainer_dataset
 
 
 @dataclass
@@ -75,6 +76,8 @@ def main() -> None:
         PreTrainingModelArguments, VideoDataArguments, LVMAEPreTrainingArguments
     )
     set_seed(training_args.seed)
+    if data_args.streaming:
+        training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
     overrides = model_args.overrides(LVMAEConfig)
     tokenizer = FSQMagViTModel.from_pretrained(model_args.tokenizer) if model_args.tokenizer else None
@@ -90,20 +93,18 @@ def main() -> None:
         model = LVMAEForPreTraining(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
 
-    splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
-    sampling = {
-        "frame_stride": data_args.frame_stride,
-        "video_column": data_args.video_column,
-        "seed": training_args.seed,
-    }
+    splits = load_video_dataset(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, streaming=data_args.streaming
+    )
+    sampling = {"seed": training_args.seed, **data_args.sampling()}
     train_clips = clips_to_train_on(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
         model.config,
         caches.get(data_args.train_split),
         training=True,
-        min_crop_scale=data_args.min_crop_scale,
-        horizontal_flip=data_args.horizontal_flip,
+        **data_args.augmentation(),
+        **data_args.reading(training_args.output_dir),
         **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
@@ -111,13 +112,14 @@ def main() -> None:
     trainer = LVMAEPreTrainer(
         model,
         training_args,
-        train_dataset=train_clips,
-        eval_dataset=clips_to_train_on(*evaluated, **sampling),
+        train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
+        eval_dataset=trainer_dataset(clips_to_train_on(*evaluated, **sampling)),
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
     trainer.add_callback(PredictionPictures(trainer, clips_to_train_on(*evaluated, whole_clips=True, **sampling)))
-    train_and_save(trainer)
+    with train_clips.broken.reported():
+        train_and_save(trainer)
 
 
 if __name__ == "__main__":

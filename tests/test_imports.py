@@ -12,10 +12,20 @@ import transformers_lvmae
 
 SOURCE = Path(transformers_lvmae.__file__).parent
 ALLOWED = {
+    "broken_videos": set(),
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
     "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
-    "data": {"importance", "masking", "video_io", "video_processing_lvmae"},
+    "data": {
+        "broken_videos",
+        "importance",
+        "masking",
+        "sampling",
+        "video_datasets",
+        "video_io",
+        "video_processing_lvmae",
+        "video_seeking",
+    },
     "demo_data": {"video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
@@ -26,6 +36,7 @@ ALLOWED = {
     "modeling_lvmae": {"configuration_lvmae", "masking", "recompute", "targets"},
     "pictures": {"masking", "visualization"},
     "recompute": set(),
+    "sampling": {"video_io"},
     "targets": set(),
     "tokenizer_losses": set(),
     "tokenizer_training": {"tokenizer_losses", "training_args"},
@@ -33,8 +44,11 @@ ALLOWED = {
     "tokens": set(),
     "trainer": {"importance", "masking", "tokenizer_losses", "tokenizer_training", "tokens", "training_args"},
     "training_args": set(),
-    "video_io": set(),
+    "video_datasets": set(),
+    "video_io": {"video_seeking"},
     "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
+    "video_seeking": set(),
+    "video_streams": {"data", "video_io"},
     "visualization": {"video_io"},
 }
 PUBLIC = {

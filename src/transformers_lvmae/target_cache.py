@@ -456,6 +456,11 @@ def clips_to_train_on(
         ValueError: the cache does not fit the clips or the model.
     """
     kwargs |= {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
+    if cache is not None and not isinstance(rows, datasets.Dataset):
+        raise ValueError(
+            f"Got a {type(rows).__name__} with the target cache {cache.folder}, expected a dataset whose rows have numbers: leave out "
+            "--streaming, or the cache."
+        )
     if cache is None:
         return MaskedVideoClips(rows, processor, config.num_frames, **kwargs)
     cache.check_model(config)
