@@ -24,17 +24,17 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for
-from transformers_lvmae.importance import frame_difference
 from transformers_lvmae.target_cache import (
     ByteClips,
     CachedVideoClips,
     TargetCache,
     TargetMaker,
     begin_cache,
+    clips_to_train_on,
     make_manifest,
     write_targets,
 )
-from transformers_lvmae.tokens import PixelScale, compact_scores
+from transformers_lvmae.video_seeking import VideoReadError
 
 
 PROCESSOR = processor_for(MODEL)
@@ -214,48 +214,89 @@ def test_codes_take_the_smallest_integers_that_hold_them(levels, kind):
     assert features["importance_scores"].feature.dtype == "float16"
 
 
-def test_scores_alone_leave_the_clips_whole_and_the_codes_to_the_tokenizer(rows, tokenizer, tmp_path):
-    cache = write_cache(tmp_path / "motion", rows, None, scores="motion")
-    serving = make_trainer(tmp_path, cached(rows, cache, whole_clips=True), tokenizer)
-    clips = MaskedVideoClips(rows, PROCESSOR, MODEL.num_frames, **MASKS)
-    made, served = add_targets(make_trainer(tmp_path, clips, tokenizer), range(3)), add_targets(serving, range(3))
-    for name in ("pixel_values_videos", "target_codes", "bool_masked_pos"):
+@pytest.mark.parametrize("kind", ["motion", "flow"])
+def test_scores_alone_leave_the_clips_whole_and_choose_as_on_the_fly(kind, rows, tokenizer, tmp_path):
+    if kind == "flow":
+        pytest.importorskip("cv2")
+    cache = write_cache(tmp_path / kind, rows, None, scores=kind)
+    model = LVMAEConfig(**{**MODEL.to_dict(), "decoder_mask": kind})
+    serving = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model, cache), tokenizer, model)
+    flying = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model), tokenizer, model)
+    made, served = add_targets(flying, range(3)), add_targets(serving, range(3))
+    assert set(served) == set(made)
+    for name in ("pixel_values_videos", "target_codes", "bool_masked_pos", "bool_decoded_pos"):
         assert torch.equal(served[name], made[name]), name
-    raw = PixelScale(PROCESSOR).restore(made["pixel_values_videos"])
-    scores = compact_scores(frame_difference(raw, MODEL.grid_size))
-    assert torch.equal(torch.stack([serving.train_dataset[number]["importance_scores"] for number in range(3)]), scores)
-    chosen, _ = MODEL.decoder_token_counts(MODEL.seq_length)
-    for row, mask in zip(scores, served["bool_decoded_pos"]):
-        assert (
-            row[mask].sort(descending=True).values[:chosen].tolist()
-            == row.sort(descending=True).values[:chosen].tolist()
-        )
 
 
-def test_a_video_that_cannot_be_read_is_named_and_left_out(rows, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fields", "keys"),
+    [
+        ({"target_type": "levels"}, {"visible_tubelets", "target_codes"}),
+        ({"target_type": "levels", "encoder_mask": "running_cell"}, {"visible_tubelets", "target_codes"}),
+        ({"decoder_mask": "uniform"}, {"visible_tubelets", "target_codes"}),
+        ({"decoder_mask": "random"}, {"visible_tubelets", "target_codes"}),
+        ({"target_type": "pixels"}, {"pixel_values_videos"}),
+    ],
+)
+def test_every_mask_and_target_that_a_cache_serves_trains_as_on_the_fly(fields, keys, rows, cache, tokenizer, tmp_path):
+    model = LVMAEConfig(**{**MODEL.to_dict(), **fields})
+    trainers = [
+        make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model, *source), tokens, model)
+        for source, tokens in (((), tokenizer), ((cache,), None))
+    ]
+    made, served = (add_targets(trainer, range(3)) for trainer in trainers)
+    masks = {"bool_masked_pos", "bool_decoded_pos", "num_visible", "num_decoded"}
+    assert set(served) == keys | masks
+    assert torch.equal(served["bool_decoded_pos"], made["bool_decoded_pos"])
+    losses = [trainer.model.eval()(**batch).loss.item() for trainer, batch in zip(trainers, (made, served))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Videos of which the fourth is empty."""
     shutil.copytree(CLIPS / "test", tmp_path / "videos" / "train")
-    first = sorted((tmp_path / "videos" / "train").glob("*.mp4"))[0]
-    first.write_bytes(b"")
-    damaged = load_video_dataset(tmp_path / "videos")["train"]
-    broken = [number for number, row in enumerate(damaged) if row["video"]["path"].endswith(first.name)]
-    cache = write_cache(tmp_path / "cache", damaged, tokenizer, clips_per_shard=3)
-    assert list(cache.unreadable()) == broken
-    said = []
-    monkeypatch.setattr("transformers_lvmae.target_cache.logger.warning", said.append)
-    clips = cached(damaged, cache, training=True)
-    assert len(said) == 1
-    assert said[0].startswith("1 videos have no targets and are left out: Cannot read video ")
-    assert first.name in said[0]
-    assert len(clips) == len(damaged) - 1
-    for number in range(len(clips)):
-        assert clips[number]["code_indices"].shape == (64,)
+    rows = load_video_dataset(tmp_path / "videos")["train"]
+    Path(rows[3]["video"]["path"]).write_bytes(b"")
+    return rows
+
+
+def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damaged, tokenizer, tmp_path):
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, training=True, on_error="skip")
+    clips = MaskedVideoClips(damaged, PROCESSOR, MODEL.num_frames, training=True, on_error="skip", **MASKS)
+    serving = make_trainer(tmp_path, cached(damaged, cache, training=True, on_error="skip"))
+    flying = make_trainer(tmp_path, clips, tokenizer)
+    assert_served_alike(add_targets(serving, range(6)), add_targets(flying, range(6)))
+    serving.train_dataset.set_epoch(1)
+    assert serving.train_dataset[3]["code_indices"].shape == (64,)
+    with pytest.raises(VideoReadError, match="Cannot read video"):
+        write_cache(tmp_path / "other", damaged, tokenizer)
+
+
+def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokenizer, tmp_path):
+    """The video that could not be read when the cache was made plays again."""
+    options = {"training": True, "on_error": "skip"}
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, **options)
+    shutil.copy(damaged[1]["video"]["path"], damaged[3]["video"]["path"])
+    clips = cached(damaged, cache, **options)
+    assert clips[2]["code_indices"].shape == (64,)
+    with pytest.raises(ValueError, match=r"with the video shown as number 3: .*\.mp4, expected .*\.mp4: run"):
+        clips[3]
+
+
+def test_several_clips_of_a_video_share_its_targets(rows, cache):
+    clips = cached(rows, cache, training=True, num_clips=2)
+    one, two = clips.__getitems__([4])
+    assert torch.equal(one["code_indices"], two["code_indices"])
+    assert not torch.equal(one["bool_masked_pos"], two["bool_masked_pos"])
+    assert not torch.equal(one["visible_tubelets"], two["visible_tubelets"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"frame_stride": 2}, r"frame_stride: None, expected 2: run scripts/cache_targets.py"),
-        ({"training": True, "horizontal_flip": True}, r"augment: None, expected Compose"),
+        ({"training": True, "horizontal_flip": True}, r"horizontal_flip: False, expected True"),
         ({"grid_size": (4, 2, 8)}, r"grid_size: \[4, 4, 4\], expected \[4, 2, 8\]"),
     ],
 )
@@ -269,6 +310,8 @@ def test_another_seed_is_refused_where_clips_are_drawn(rows, cache, tokenizer, t
     drawn = write_cache(tmp_path, rows, tokenizer, **DRAWN)
     with pytest.raises(ValueError, match="with draws_of_seed: 5, expected 9"):
         cached(rows, drawn, **{**DRAWN, "seed": 9})
+    with pytest.raises(ValueError, match="with num_clips: 1, expected 2"):
+        cached(rows, drawn, num_clips=2, **DRAWN)
 
 
 def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache, tokenizer):
@@ -292,6 +335,10 @@ def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache
         cache.check_tokenizer(changed)
     with pytest.raises(ValueError, match=r"with levels: \[8, 8, 8, 8, 8, 8\], expected \[8, 5\]"):
         cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "levels": (8, 5)}))
+    with pytest.raises(ValueError, match=r"Got target_type='latents' and the target cache .*, expected 'codes'"):
+        cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "latents"}))
+    with pytest.raises(ValueError, match=r"with scores \(of decoder_mask='flow'\): learned, expected flow"):
+        cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "decoder_mask": "flow"}))
 
 
 def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
@@ -303,6 +350,8 @@ def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
         TargetMaker(PROCESSOR, (4, 2, 2), tokenizer)
     with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random starts.* expected 1"):
         write_cache(tmp_path, rows, tokenizer, num_epochs=3)
+    with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: a cache holds one clip"):
+        write_cache(tmp_path, rows, tokenizer, training=True, num_clips=2)
     with pytest.raises(ValueError, match=r"Got no target cache in .* make it with scripts/cache_targets.py"):
         TargetCache(tmp_path / "nowhere")
 
@@ -357,7 +406,7 @@ def whole_cache(saved_tokenizer, tmp_path, monkeypatch, capsys):
     run_script(monkeypatch, "cache_targets", cache_command(saved_tokenizer, tmp_path / "whole"))
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [entry["clips"] for entry in printed] == [16, 4]
-    assert all(entry["clips_per_second"] > 0 and entry["unreadable"] == {} for entry in printed)
+    assert all(entry["clips_per_second"] > 0 and entry["bytes_per_clip"] > 0 for entry in printed)
     return tmp_path / "whole"
 
 
