@@ -8,16 +8,20 @@ from scipy.optimize import minimize
 from torch.autograd import gradcheck
 
 from transformers_lvmae.masking import (
+    ENCODER_MASKS,
     adaptive_decoder_mask,
     first_slot_and_topk_mask,
     gather_tokens,
     mask_to_indices,
     perturbed_topk_mask,
+    random_token_mask,
     random_tube_mask,
+    running_cell_mask,
     sparse_topk_mask,
     straight_through,
     topk_mask,
     tube_visible_count,
+    uniform_decoder_mask,
 )
 
 
@@ -62,6 +66,69 @@ def test_tube_masks_differ_between_rows_and_hide_every_cell_equally_often():
     assert len(mask.unique(dim=0)) == 252  # 10 choose 5
     standard_error = (0.25 / 2000) ** 0.5
     assert ((mask.float().mean(dim=0) - 0.5).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("kind", ENCODER_MASKS)
+@quick
+@given(
+    rows=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 14), st.integers(1, 14)),
+    ratio=st.floats(0, 0.99),
+    seed=seeds,
+)
+def test_every_encoder_mask_hides_as_many_tokens_as_the_tubes(kind, rows, grid, ratio, seed):
+    mask = ENCODER_MASKS[kind](rows, grid, ratio, generator(seed))
+    assert mask.dtype == torch.bool
+    assert (~mask).sum(dim=1).tolist() == [tube_visible_count(grid, ratio)] * rows
+    assert torch.equal(mask, ENCODER_MASKS[kind](rows, grid, ratio, generator(seed)))
+
+
+def test_random_masks_hide_every_token_equally_often_and_are_no_tubes():
+    mask = random_token_mask(4000, (3, 2, 2), 0.5, generator(0))
+    assert (mask.sum(dim=0) - 2000).abs().max() < 4 * (4000 * 0.25) ** 0.5
+    slots = mask.view(-1, 3, 4)
+    assert (slots == slots[:, :1]).all(dim=2).all(dim=1).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("hidden", [2, 3])
+def test_running_cells_are_videomae_v2s_where_2_x_2_tokens_can_show_the_share(hidden):
+    """A queue of four places, written out: it turns by one place each slot, and a clip starts at one of four turns."""
+    queue = [True] * hidden + [False] * (4 - hidden)
+    expected = []
+    for start in range(4):
+        turns = [queue[(start + slot) % 4 :] + queue[: (start + slot) % 4] for slot in range(1, 6)]
+        expected.append(torch.stack([torch.tensor(turn).view(2, 2).repeat(7, 7) for turn in turns]).flatten())
+    masks = running_cell_mask(200, (5, 14, 14), hidden / 4, generator(0))
+    starts = [[torch.equal(mask, one) for one in expected].index(True) for mask in masks]
+    assert set(starts) == {0, 1, 2, 3}
+
+
+def test_running_cells_of_90_percent_are_7_x_7_tokens_with_5_visible():
+    mask = running_cell_mask(2, (49, 14, 14), 0.9, generator(0)).view(2, 49, 2, 7, 2, 7)
+    cells = mask.permute(0, 1, 2, 4, 3, 5).reshape(2, 49, 4, 49)
+    assert ((~cells).sum(dim=3) == 5).all()
+    assert (cells == cells[:, :, :1]).all()
+    assert torch.equal(cells[:, 1:], cells[:, :-1].roll(-1, dims=3))
+    assert ((~cells).sum(dim=1) == 5).all()  # in 49 slots each token has been seen five times
+
+
+@pytest.mark.parametrize(
+    ("slots", "budget", "expected"), [(16, 3 * 4, [2, 8, 13]), (7, 5, [1, 5]), (4, 16, [0, 1, 2, 3]), (64, 37, None)]
+)
+def test_uniform_masks_are_whole_slots_evenly_apart_and_the_last_in_part(slots, budget, expected):
+    noise = torch.rand(300, slots * 4, generator=generator(0))
+    mask = uniform_decoder_mask(noise, (slots, 2, 2), budget)
+    assert mask.sum(dim=1).tolist() == [budget] * 300
+    counts = mask.view(300, slots, 4).sum(dim=2)
+    assert (counts == counts[0]).all()
+    places = counts[0].nonzero().flatten()
+    assert expected is None or places.tolist() == expected
+    assert counts[0][places].tolist() == [4] * (len(places) - 1) + [(budget - 1) % 4 + 1]
+    if len(places) > 1:
+        assert places.diff().max() - places.diff().min() <= 1
+    if budget % 4:  # the cells of the slot in part are the clip's own draw
+        last = mask.view(300, slots, 4)[:, places[-1]]
+        assert len({tuple(row.tolist()) for row in last}) > 1
 
 
 @quick

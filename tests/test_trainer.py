@@ -278,7 +278,7 @@ def test_pixels_need_no_tokenizer_and_codes_do(splits, tmp_path):
     trainer.video_tokenizer = None
     with pytest.raises(ValueError, match=r"Got a batch without target_codes .* expected .*: pass video_tokenizer="):
         trainer.add_targets(batch)
-    model = LVMAEForPreTraining(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "pixels"}))
+    model = LVMAEForPreTraining(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "pixels", "decoder_mask": "none"}))
     trainer = make_trainer("pretraining", splits, tmp_path, model=model)
     assert "target_codes" not in trainer.add_targets(batch)
     trainer.video_tokenizer = None
