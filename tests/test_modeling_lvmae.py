@@ -775,6 +775,74 @@ def test_codes_for_a_model_of_pixels_are_refused():
         model(**inputs_for(model), target_codes=torch.zeros(2, 64, 3))
 
 
+def tubelets_for(model, inputs=None, **overrides):
+    """The inputs of a model with its clips' visible tubelets in the clips' place."""
+    inputs = dict(inputs or inputs_for(model))
+    visible = (~inputs["bool_masked_pos"]).nonzero()[:, 1].view(2, -1)
+    inputs["visible_tubelets"] = gather_tubelets(split_tubelets(inputs.pop("pixel_values_videos"), 2, 8), visible)
+    return {**inputs, **overrides}
+
+
+def test_visible_tubelets_are_all_that_the_encoder_reads():
+    """Hidden states, logits, loss and gradients, of both models, to 1e-6: the same products."""
+    model = build("codes")
+    whole = inputs_for(model)
+    gathered = tubelets_for(model, whole)
+    expected = model.lvmae(whole["pixel_values_videos"], whole["bool_masked_pos"]).last_hidden_state
+    seen = {name: gathered[name] for name in ("visible_tubelets", "bool_masked_pos")}
+    torch.testing.assert_close(model.lvmae(**seen).last_hidden_state, expected, rtol=0, atol=1e-6)
+    results = []
+    for inputs in (whole, gathered):
+        model.zero_grad()
+        output = model(**inputs)
+        output.loss.backward()
+        results.append([output.logits, output.loss, *(weight.grad.clone() for weight in model.parameters())])
+    for one, two in zip(*results):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"pixel_values_videos": torch.zeros(2, 8, 3, 32, 32)},
+            r"Got both pixel_values_videos and visible_tubelets, exp",
+        ),
+        ({"visible_tubelets": None}, r"Got neither of pixel_values_videos and visible_tubelets, expected one of them"),
+        (
+            {"bool_masked_pos": None},
+            r"Got visible_tubelets of torch.float32 and no bool_masked_pos, expected .*the mask",
+        ),
+        (
+            {"visible_tubelets": torch.zeros(2, 32, 2, 3, 8, 8).byte()},
+            r"Got visible_tubelets of torch.uint8 and a mask",
+        ),
+        ({"visible_tubelets": torch.zeros(2, 32, 3, 2, 8, 8)}, r"of shape \(2, 32, 3, 2, 8, 8\), expected .* 2 frames"),
+        (
+            {"visible_tubelets": torch.zeros(2, 31, 2, 3, 8, 8)},
+            r"with 32 tokens per row, expected 31: correct the mask",
+        ),
+        (
+            {"visible_tubelets": torch.zeros(1, 32, 2, 3, 8, 8)},
+            r"Got bool_masked_pos of shape \(2, 64\).*expected \(1, 64",
+        ),
+    ],
+)
+def test_tubelets_that_do_not_fit_are_refused(change, message):
+    model = build("codes")
+    with pytest.raises(ValueError, match=message):
+        model(**tubelets_for(model, **change))
+
+
+def test_tubelets_for_a_model_of_pixels_and_bytes_are_refused():
+    model = build("pixels")
+    with pytest.raises(ValueError, match=r"Got visible_tubelets and config.target_type='pixels', expected whole clips"):
+        model(**tubelets_for(model))
+    inputs = inputs_for(model)
+    with pytest.raises(ValueError, match=r"Got pixels of torch.uint8, expected floating point .*: normalise them"):
+        model(**{**inputs, "pixel_values_videos": inputs["pixel_values_videos"].byte()})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -16,6 +16,7 @@ from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dat
 from transformers_lvmae.importance import everest, flow_estimator, frame_difference, optical_flow
 from transformers_lvmae.masking import adaptive_decoder_mask, topk_mask, uniform_decoder_mask
 from transformers_lvmae.modeling_lvmae import split_tubelets
+from transformers_lvmae.tokens import compact_scores
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_cached_scores_decide_and_the_tokenizer_runs_only_where_it_is_needed(spl
         batch = pretraining_batch(trainer)
         important, drawn = trainer.model.config.decoder_token_counts(64)
         made = trainer.add_targets({**batch, "importance_scores": scores})
-        expected = adaptive_decoder_mask(scores, important, drawn, batch["noise"])
+        expected = adaptive_decoder_mask(compact_scores(scores), important, drawn, batch["noise"])
         assert torch.equal(made["bool_decoded_pos"], expected)
     trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
     trainer.video_tokenizer.encode = None

@@ -238,7 +238,7 @@ def test_the_tokenizer_is_frozen_and_in_no_checkpoint(splits, tmp_path):
 
 
 def pretraining_batch(trainer, rows=3):
-    return trainer.data_collator([trainer.train_dataset[number] for number in range(rows)])
+    return trainer.unpack(trainer.data_collator([trainer.train_dataset[number] for number in range(rows)]))
 
 
 def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
