@@ -1,7 +1,7 @@
 """Time, memory and FLOPs of LVMAE beside what transformers has, in one interleaved run.
 
     python scripts/benchmark.py --cases step --sizes base --frames 128 --repeats 3
-    python scripts/benchmark.py --cases budget finetune tokenizer input path
+    python scripts/benchmark.py --cases budget finetune tokenizer input path cache
 
 Every case runs in a fresh process, on one thread, once a repeat, round-robin: what else the machine does meets all cases alike. CPU
 seconds are the figure to compare; wall clock is the machine's mood. One JSON line a run goes to OUTPUT/results.jsonl, medians with
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 
-GROUPS = ("step", "budget", "finetune", "tokenizer", "input", "path")
+GROUPS = ("step", "budget", "finetune", "tokenizer", "input", "path", "cache")
 VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE": {},
     "LVMAE, nothing rebuilt": {"rebuild_activations": False},
@@ -198,6 +198,107 @@ def tokenizer_view(case: Case) -> tuple[None, Work]:
     return None, lambda: torch.nn.functional.interpolate(clip, size=112, mode="bilinear", antialias=True)
 
 
+def demo_data() -> Path:
+    """64 digits clips of 128 frames, in the benchmark's scratch folder."""
+    path = Path(tempfile.gettempdir()) / "lvmae_benchmark_digits"
+    if not (path / "test").exists():
+        sizes = ["--train", "64", "--validation", "8", "--test", "8"]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("make_digits.py")),
+            str(path),
+            "--task",
+            "motion",
+            *sizes,
+        ]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return path
+
+
+def quickstart_models() -> tuple[Any, Any]:
+    """Pre-training model and tokenizer of the sizes of scripts/runs/quickstart.sh."""
+    from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
+
+    decoder = {"decoder_hidden_size": 64, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4}
+    encoder = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    geometry = {"image_size": 32, "patch_size": 4, "tubelet_size": 4, "decoder_intermediate_size": 256}
+    convolutions = {"base_channels": 32, "num_res_blocks": 1, "channel_multipliers": (1, 2), "norm_num_groups": 8}
+    convolutions |= {"temporal_downsample": (True,), "stem_patch_size": (2, 2, 2)}
+    model = LVMAEForPreTraining(LVMAEConfig(**geometry, **encoder, **decoder)).train()
+    return model, FSQMagViTModel(FSQMagViTConfig(image_size=32, **convolutions))
+
+
+def cache_of(rows: Any, config: Any, tokenizer: Any, folder: str) -> Any:
+    """The target cache of fixed clips."""
+    from transformers_lvmae.data import processor_for
+    from transformers_lvmae.target_cache import (
+        ByteClips,
+        TargetCache,
+        TargetMaker,
+        begin_cache,
+        make_manifest,
+        write_targets,
+    )
+
+    processor = processor_for(config)
+    clips, maker = ByteClips(rows, processor, config.num_frames), TargetMaker(processor, config.grid_size, tokenizer)
+    manifest = make_manifest(clips, maker)
+    begin_cache(Path(folder), manifest)
+    write_targets(Path(folder), clips, maker, manifest, batch_size=8)
+    return TargetCache(folder)
+
+
+def demo_epoch(case: Case) -> tuple[None, Work]:
+    """Every demo clip once, in batches of 8: read, targets (`source`), forward and backward; or the making of a cache."""
+    from torch.utils.data import DataLoader
+
+    from transformers_lvmae import LVMAEPreTrainer, LVMAEPreTrainingArguments
+    from transformers_lvmae.data import load_video_dataset, processor_for
+    from transformers_lvmae.target_cache import clips_to_train_on
+
+    model, tokenizer = quickstart_models()
+    rows, folder = load_video_dataset(demo_data())["train"], tempfile.mkdtemp()
+    if case["source"] == "make":
+        return None, lambda: cache_of(rows, model.config, tokenizer, folder)
+    cache = cache_of(rows, model.config, tokenizer, folder) if case["source"] == "cache" else None
+    processor = processor_for(model.config)
+    clips = clips_to_train_on(rows, processor, model.config, cache, training=True)
+    trainer = LVMAEPreTrainer(
+        model,
+        LVMAEPreTrainingArguments(folder, report_to="none", use_cpu=True),
+        processing_class=processor,
+        video_tokenizer=None if cache else tokenizer,
+    )
+
+    def work() -> None:
+        with torch.enable_grad():
+            for batch in DataLoader(clips, batch_size=8, collate_fn=trainer.data_collator):
+                model(**trainer.add_targets(batch)).loss.backward()
+
+    return None, work
+
+
+def worker_item(case: Case) -> tuple[None, Work]:
+    """What a worker makes of a 340 x 256 video for ViT-B at 128 frames, and sends."""
+    from datasets import Dataset, Video
+
+    from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig
+    from transformers_lvmae.data import VideoClips, processor_for
+    from transformers_lvmae.target_cache import clips_to_train_on
+    from transformers_lvmae.trainer import collate_masked_clips
+
+    config = LVMAEConfig()
+    rows = Dataset.from_dict({"video": [video_file(case)]}).cast_column("video", Video(decode=False))
+    cache = None
+    if case["sent"] == "visible":
+        tokenizer = FSQMagViTModel(FSQMagViTConfig.from_size("tiny"))
+        cache = cache_of(rows, config, tokenizer, tempfile.mkdtemp())
+    clips = clips_to_train_on(rows, processor_for(config), config, cache)
+    if case["sent"] == "floats":
+        clips = VideoClips(rows, processor_for(config), config.num_frames)
+    return None, lambda: collate_masked_clips([clips[0]])
+
+
 # Which cases each group holds; the first one is what the others are compared with
 
 
@@ -315,6 +416,19 @@ def path_cases(args: argparse.Namespace) -> Iterator[Case]:
     yield {"group": group, "name": "tokenize (0 with a cache)", "build": "tokenizer_encode", "frames": 128}
 
 
+def cache_cases(args: argparse.Namespace) -> Iterator[Case]:
+    group = "An epoch of 64 demo clips of 128 frames"
+    for name, source in (("on the fly", "fly"), ("cached", "cache"), ("making the cache", "make")):
+        yield {"group": group, "name": name, "build": "demo_epoch", "source": source}
+    group = "A clip from its worker, 128 of 300 frames of 340 x 256, at 224 pixels"
+    for name, sent in (
+        ("normalised float32", "floats"),
+        ("uint8", "bytes"),
+        ("visible uint8 tubelets and cached targets", "visible"),
+    ):
+        yield {"group": group, "name": name, "build": "worker_item", "sent": sent, "picture": (340, 256)}
+
+
 # Running
 
 
@@ -342,15 +456,19 @@ def run_case(case: Case) -> dict[str, Any]:
     rate = gemm_rate()
     backward = case.get("backward", False)
 
+    sent: dict[str, int] = {}
+
     def step() -> None:
         with torch.set_grad_enabled(backward):
             result = work()
             if backward:
                 result.backward()
+            if isinstance(result, dict):
+                sent["sent"] = sum(value.nbytes for value in result.values() if isinstance(value, torch.Tensor))
 
     gc.collect()
     usage = measure(step)
-    result = {"build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "rss": usage.peak_bytes}
+    result = {"build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "rss": usage.peak_bytes, **sent}
     if case["count"] and model is not None:
         model.zero_grad()
         with torch.set_grad_enabled(backward):
@@ -372,6 +490,8 @@ def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
     for case in cases:
         if "picture" in case:
             video_file(case)  # made here, so that its frames are not in the memory of a process that is measured
+        if "source" in case:
+            demo_data()
     for repeat in range(repeats):
         for number, case in enumerate(cases):
             if "build" not in case:  # closed form alone
@@ -393,7 +513,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         grouped.setdefault(run["group"], {}).setdefault(run["name"], []).append(run)
-    figures = ("cpu", "wall", "rss", "saved", "flops", "build_cpu", "gemm_rate")
+    figures = ("cpu", "wall", "rss", "saved", "flops", "build_cpu", "gemm_rate", "sent")
     return {
         group: {
             name: {
@@ -423,7 +543,9 @@ def table(group: str, rows: dict[str, dict[str, float]], repeats: dict[str, int]
         ("saved MiB", "saved", 2**20, 0),
         ("GFLOP", "flops", 1e9, 0),
         ("build CPU s", "build_cpu", 1, 1),
+        ("MB sent", "sent", 1e6, 2),
     ]
+    columns = [column for column in columns if any(column[1] in row for row in rows.values())]
     first = next(iter(rows.values()))
     head = ["", *(column[0] for column in columns), "of GEMM bound", "runs"]
     lines = [f"### {group}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
