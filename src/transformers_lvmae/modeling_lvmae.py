@@ -116,8 +116,10 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def tokens_of(self, visible_tubelets: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> tuple[int]:
-        """Tokens (N,) of a clip of which only visible tubelets came, by its mask; raises ValueError where they do not fit."""
+    def tubelet_grid(
+        self, visible_tubelets: torch.Tensor, bool_masked_pos: torch.Tensor | None
+    ) -> tuple[int, int, int]:
+        """Tokens (N, 1, 1) of a clip of which only visible tubelets came, by its mask; raises ValueError where they do not fit."""
         shape = (self.tubelet_size, self.num_channels, self.patch_size, self.patch_size)
         if visible_tubelets.ndim != 6 or tuple(visible_tubelets.shape[2:]) != shape:
             raise ValueError(
@@ -130,7 +132,7 @@ class LVMAEPatchEmbeddings(nn.Module):
                 f"Got visible_tubelets of {visible_tubelets.dtype} and {mask}, expected floating point as LVMAEVideoProcessor "
                 "gives it and the mask that says where they lie: normalise them (tokens.PixelScale) and pass the mask."
             )
-        return (bool_masked_pos.shape[-1],)
+        return bool_masked_pos.shape[-1], 1, 1
 
     def forward(
         self,
@@ -141,6 +143,7 @@ class LVMAEPatchEmbeddings(nn.Module):
         """Tubelets (B, K, ...), or a clip (B, T, C, H, W) and positions (B, K) -> (B, K, hidden_size); every tubelet of a clip
         without positions."""
         if visible_tubelets is None:
+            assert pixel_values_videos is not None
             tubelets = split_tubelets(pixel_values_videos, self.tubelet_size, self.patch_size)
             visible_tubelets = gather_tubelets(tubelets, indices)
         tubelets = visible_tubelets.transpose(2, 3).flatten(2)
@@ -154,23 +157,22 @@ class LVMAEEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
-    def grid_size(
+    def pixels_and_grid(
         self,
         pixel_values_videos: torch.Tensor | None,
         bool_masked_pos: torch.Tensor | None,
         visible_tubelets: torch.Tensor | None,
-    ) -> tuple[int, ...]:
-        """Tokens (t, h, w) of a clip, or their number (N,) where only its visible tubelets came."""
-        if (pixel_values_videos is None) == (visible_tubelets is None):
-            both = "neither of" if visible_tubelets is None else "both"
-            raise ValueError(
-                f"Got {both} pixel_values_videos and visible_tubelets, expected one of them: pass whole clips, or the tubelets "
-                "that bool_masked_pos leaves visible."
-            )
-        if visible_tubelets is not None:
-            return self.patch_embeddings.tokens_of(visible_tubelets, bool_masked_pos)
-        assert pixel_values_videos is not None
-        return self.patch_embeddings.grid_size(pixel_values_videos)
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """The one of both that is given, and the tokens (t, h, w) of a clip: (N, 1, 1) where only visible tubelets came."""
+        if pixel_values_videos is not None and visible_tubelets is None:
+            return pixel_values_videos, self.patch_embeddings.grid_size(pixel_values_videos)
+        if pixel_values_videos is None and visible_tubelets is not None:
+            return visible_tubelets, self.patch_embeddings.tubelet_grid(visible_tubelets, bool_masked_pos)
+        both = "neither of" if visible_tubelets is None else "both"
+        raise ValueError(
+            f"Got {both} pixel_values_videos and visible_tubelets, expected one of them: pass whole clips, or the tubelets "
+            "that bool_masked_pos leaves visible."
+        )
 
     def forward(
         self,
@@ -179,12 +181,11 @@ class LVMAEEmbeddings(nn.Module):
         num_visible: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        grid_size = self.grid_size(pixel_values_videos, bool_masked_pos, visible_tubelets)
-        seen = visible_tubelets if pixel_values_videos is None else pixel_values_videos
+        pixels, grid_size = self.pixels_and_grid(pixel_values_videos, bool_masked_pos, visible_tubelets)
         indices = None
-        positions = torch.arange(math.prod(grid_size), device=seen.device)
+        positions = torch.arange(math.prod(grid_size), device=pixels.device)
         if bool_masked_pos is not None:
-            check_mask(bool_masked_pos, "bool_masked_pos", seen.shape[0], grid_size)
+            check_mask(bool_masked_pos, "bool_masked_pos", pixels.shape[0], grid_size)
             num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
             indices = positions = visible_positions(bool_masked_pos, num_visible)
         embeddings = self.patch_embeddings(pixel_values_videos, indices, visible_tubelets)
@@ -196,7 +197,7 @@ def visible_positions(bool_masked_pos: torch.Tensor, num_visible: int | None) ->
     return mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)", num_visible)
 
 
-def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, ...]) -> None:
+def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, int, int]) -> None:
     """Raise ValueError unless `mask` is bool (B, N) for this grid."""
     expected = (batch_size, math.prod(grid_size))
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
@@ -494,7 +495,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 than it leaves visible, or both clips and tubelets.
         """
         if num_visible is None and visible_tubelets is None and torch.compiler.is_compiling():
-            grid_size = self.embeddings.grid_size(pixel_values_videos, None, None)
+            _, grid_size = self.embeddings.pixels_and_grid(pixel_values_videos, bool_masked_pos, visible_tubelets)
             num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
         hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         hidden_states = self.encoder(hidden_states, **kwargs)
@@ -547,9 +548,10 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             ValueError: as [`LVMAEModel`], and on masks or targets of another shape, codes given to a model of pixels, or
                 tubelets given to one, whose targets are the pixels that were left out.
         """
-        grid_size = self.lvmae.embeddings.grid_size(pixel_values_videos, bool_masked_pos, visible_tubelets)
-        seen = pixel_values_videos if visible_tubelets is None else visible_tubelets
-        batch_size, device = seen.shape[0], seen.device
+        pixels, grid_size = self.lvmae.embeddings.pixels_and_grid(
+            pixel_values_videos, bool_masked_pos, visible_tubelets
+        )
+        batch_size, device = pixels.shape[0], pixels.device
         if bool_masked_pos is None:
             draw_mask = ENCODER_MASKS[self.config.encoder_mask]
             bool_masked_pos = draw_mask(batch_size, grid_size, self.config.mask_ratio, device=device)

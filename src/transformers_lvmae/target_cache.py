@@ -37,16 +37,16 @@ from .video_io import video_name
 
 MANIFEST_NAME = "manifest.json"
 # Of a data set of clips, what does not decide their pixels, or is described apart.
-NOT_PIXELS = ("rows", "processor", "training", "seed", "_epoch", "video_column", "label_column")
-NOT_PIXELS += ("num_clips", "on_error", "broken")
+NOT_PIXELS = {"rows", "processor", "training", "seed", "_epoch", "video_column", "label_column"}
+NOT_PIXELS |= {"num_clips", "on_error", "broken"}
 SCORED_MASKS = {
     "learned": ("adaptive", "adaptive_random"),
     "motion": ("motion",),
     "everest": ("everest",),
     "flow": ("flow",),
 }
-PROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-PROCESSING += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
+PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
+PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
 
 Targets = dict[str, torch.Tensor]
 
@@ -173,7 +173,7 @@ class TargetMaker:
                 "same: load the tokenizer with another image_size or change the clips' image_size or patch_size."
             )
         self.scale = PixelScale(processor, device)
-        self.grid_size, self.scores, self.device = tuple(grid_size), scores, device
+        self.grid_size, self.scores, self.device = grid_size, scores, device
         self.patch_size = processor.crop_size["height"] // grid_size[1]
         self.tokenizer = None if tokenizer is None else tokenizer.requires_grad_(False).eval().to(device)
 
