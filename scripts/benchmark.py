@@ -532,12 +532,9 @@ def run_case(case: Case) -> dict[str, Any]:
 
     gc.collect()
     usage = measure(step)
-<<<<<<< HEAD
-    result = {"build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "rss": usage.peak_bytes, **sent}
-=======
     clips = case.get("clips", 1)
     result = {"build_cpu": build_seconds, "wall": usage.wall / clips, "cpu": usage.cpu / clips, "rss": usage.peak_bytes}
->>>>>>> data
+    result |= sent
     if case["count"] and model is not None:
         model.zero_grad()
         with torch.set_grad_enabled(backward):
@@ -559,15 +556,11 @@ def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
     for case in cases:
         # Made here, so that their frames are not in the memory of a process that is measured.
         if "picture" in case:
-<<<<<<< HEAD
-            video_file(case)  # made here, so that its frames are not in the memory of a process that is measured
+            video_file(case)
         if "source" in case:
             demo_data()
-=======
-            video_file(case)
         if case.get("build") == "load_segments":
             long_video_file()
->>>>>>> data
     for repeat in range(repeats):
         for number, case in enumerate(cases):
             if "build" not in case:  # closed form alone
