@@ -7,7 +7,8 @@ Both must be given the same clips: data options, `--config_overrides`, and, wher
 crops and flips can be cached because every draw comes from (seed, epoch, row): `--num_epochs 20` holds those of the first 20 epochs,
 and longer training sees them again in turn, under new masks. Without random draws one epoch serves all.
 
-Without `--tokenizer`, `--scores motion`, `everest` or `flow` caches scores alone. Killed, it goes on where it was, file by file,
+Without `--tokenizer`, `--scores motion`, `everest` or `flow` caches scores alone. Cached, EVEREST compares the tubelets' own pixels;
+on the fly, the embeddings of the model as it learns. Flow is RAFT's or DIS's, as the log says. Killed, it goes on where it was, file by file,
 on any number of processes.
 """
 

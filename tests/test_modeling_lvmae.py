@@ -570,13 +570,14 @@ def test_128_frames_of_224_pixels_give_the_papers_token_counts():
     assert logits.shape == (1, 1881, 3)
 
 
-@pytest.mark.parametrize("kind", ["codes", "pixels"])
+@pytest.mark.parametrize("kind", ["codes", "pixels", "tubelets"])
 def test_pretraining_step_compiles_into_one_graph(kind):
     """Forward and backward, masks given, without their counts: those are the config's."""
-    model = build(kind).train()
+    model = build("codes" if kind == "tubelets" else kind).train()
     config, inputs = model.config, inputs_for(model)
     inputs["bool_masked_pos"] = random_tube_mask(2, config.grid_size, config.mask_ratio)
     inputs["bool_decoded_pos"] = topk_mask(torch.rand(2, config.seq_length), config.token_budget)
+    inputs = tubelets_for(model, inputs) if kind == "tubelets" else inputs
     plain = gradients(model, inputs)
     compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs)
     for name, gradient in plain.items():
