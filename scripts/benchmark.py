@@ -272,10 +272,10 @@ def quickstart_models() -> tuple[Any, Any]:
     """Pre-training model and tokenizer of the sizes of scripts/runs/quickstart.sh."""
     from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
 
-    decoder = {"decoder_hidden_size": 64, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4}
-    encoder = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-    geometry = {"image_size": 32, "patch_size": 4, "tubelet_size": 4, "decoder_intermediate_size": 256}
-    convolutions = {"base_channels": 32, "num_res_blocks": 1, "channel_multipliers": (1, 2), "norm_num_groups": 8}
+    decoder: Case = {"decoder_hidden_size": 64, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4}
+    encoder: Case = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    geometry: Case = {"image_size": 32, "patch_size": 4, "tubelet_size": 4, "decoder_intermediate_size": 256}
+    convolutions: Case = {"base_channels": 32, "num_res_blocks": 1, "channel_multipliers": (1, 2), "norm_num_groups": 8}
     convolutions |= {"temporal_downsample": (True,), "stem_patch_size": (2, 2, 2)}
     model = LVMAEForPreTraining(LVMAEConfig(**geometry, **encoder, **decoder)).train()
     return model, FSQMagViTModel(FSQMagViTConfig(image_size=32, **convolutions))
@@ -346,7 +346,7 @@ def worker_item(case: Case) -> tuple[None, Work]:
     if case["sent"] == "visible":
         tokenizer = FSQMagViTModel(FSQMagViTConfig.from_size("tiny"))
         cache = cache_of(rows, config, tokenizer, tempfile.mkdtemp())
-    clips = clips_to_train_on(rows, processor_for(config), config, cache)
+    clips: VideoClips = clips_to_train_on(rows, processor_for(config), config, cache)
     if case["sent"] == "floats":
         clips = VideoClips(rows, processor_for(config), config.num_frames)
     return None, lambda: collate_masked_clips([clips[0]])

@@ -84,9 +84,9 @@ def main() -> None:
     caches: dict[str, TargetCache] = {}
     if model_args.target_cache:
         caches = open_caches(model_args.target_cache, tokenizer, data_args.train_split, data_args.eval_split)
-    levels = next((cache.levels for cache in caches.values()), None) or (tokenizer and tokenizer.config.levels)
-    if levels is not None:
-        overrides.setdefault("levels", tuple(levels))
+    for source in [*caches.values(), *([] if tokenizer is None else [tokenizer.config])]:
+        if source.levels is not None:
+            overrides.setdefault("levels", tuple(source.levels))
     if model_args.model_name_or_path:
         model = LVMAEForPreTraining.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
