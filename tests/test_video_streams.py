@@ -119,7 +119,17 @@ def pretrain(monkeypatch, output_dir):
     fields |= {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
     options = ["--streaming", "--shuffle_buffer", "8", "--max_steps", "6", "--per_device_train_batch_size", "4"]
     options += ["--frame_jitter", "--crop_scales", "1", "0.75", "--horizontal_flip", "--num_clips", "2"]
-    options += ["--save_steps", "3", "--eval_split", "test", "--report_to", "none", "--use_cpu", "--disable_tqdm", "True"]
+    options += [
+        "--save_steps",
+        "3",
+        "--eval_split",
+        "test",
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "--disable_tqdm",
+        "True",
+    ]
     arguments = ["--dataset_name", str(CLIPS), "--output_dir", str(output_dir), *options]
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments, "--config_overrides", json.dumps(fields)])
     load_script("pretrain").main()
