@@ -1,11 +1,16 @@
 """Streams of clips: split, shuffled, resumed, reproducible."""
 
+import json
+import shutil
+import sys
 from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from conftest import load_script
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEConfig
@@ -106,6 +111,40 @@ def test_broken_videos_are_passed_over(tmp_path):
     assert clips.broken.failed >= 2
     with pytest.raises(ValueError, match="Cannot read video"):
         list(VideoStream(VideoClips(rows, processor_for(CONFIG), 4)))
+
+
+def pretrain(monkeypatch, output_dir):
+    fields = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 16, "num_hidden_layers": 1}
+    fields |= {"num_attention_heads": 2, "intermediate_size": 16, "decoder_hidden_size": 16, "target_type": "pixels"}
+    fields |= {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
+    options = ["--streaming", "--shuffle_buffer", "8", "--max_steps", "6", "--per_device_train_batch_size", "4"]
+    options += ["--frame_jitter", "--crop_scales", "1", "0.75", "--horizontal_flip", "--num_clips", "2"]
+    options += [
+        "--save_steps",
+        "3",
+        "--eval_split",
+        "test",
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "--disable_tqdm",
+        "True",
+    ]
+    arguments = ["--dataset_name", str(CLIPS), "--output_dir", str(output_dir), *options]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments, "--config_overrides", json.dumps(fields)])
+    load_script("pretrain").main()
+
+
+def test_a_resumed_run_sees_what_the_uninterrupted_one_sees(tmp_path, monkeypatch):
+    """`pretrain.py --streaming`, killed after half of its steps; 6 steps of 4 clips are more than half an epoch."""
+    pretrain(monkeypatch, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    pretrain(monkeypatch, tmp_path / "resumed")
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    metrics = json.loads((tmp_path / "whole" / "all_results.json").read_text())
+    assert 0 < metrics["eval_loss"] < 10
 
 
 def test_clips_with_random_access_stay_as_they_are():

@@ -117,6 +117,10 @@ class VideoClips(Dataset):
         check_sampling(frame_stride, frame_jitter, short_videos)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Got on_error={on_error!r}, expected 'raise' or 'skip': choose one of them.")
+        if num_clips < 1:
+            raise ValueError(
+                f"Got num_clips={num_clips}, expected at least 1: leave it out for one clip of each video."
+            )
         self.rows = rows
         self.processor = processor
         self.num_frames = num_frames
