@@ -34,11 +34,17 @@ from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, proces
 
 
 # 4 x 4 x 4 tokens of 2 x 8 x 8 pixels, of which 16 are visible and, with a decoder mask, 12 + 6 decoded.
-MODEL = {"image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 32, "num_hidden_layers": 1}
+MODEL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 32, "num_hidden_layers": 1}
 MODEL |= {"num_attention_heads": 4, "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
 MODEL |= {"decoder_num_attention_heads": 4, "decoder_intermediate_size": 64, "levels": (8, 8, 5)}
 MODEL |= {"mask_ratio": 0.75, "decoder_mask_ratio": 0.8, "decoder_random_ratio": 0.1}
-TOKENIZER = {"image_size": 16, "num_frames": 8, "window_size": 8, "base_channels": 8, "channel_multipliers": (1, 2)}
+TOKENIZER: dict[str, Any] = {
+    "image_size": 16,
+    "num_frames": 8,
+    "window_size": 8,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+}
 TOKENIZER |= {"temporal_downsample": (True,), "num_res_blocks": 1, "stem_patch_size": (1, 2, 2), "levels": (8, 8, 5)}
 
 
@@ -76,8 +82,8 @@ class Result:
         return [fault for fault, passed in checks.items() if not passed]
 
 
-def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int = 1, **kwargs: Any) -> LVMAEPreTrainer:
-    """The pre-trainer of a combination; the same clips and starts every time."""
+def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int = 1, **kwargs: Any) -> Any:
+    """The `LVMAEPreTrainer` of a combination; the same clips and starts every time."""
     set_seed(0)
     tokenizer = FSQMagViTModel(FSQMagViTConfig(**TOKENIZER))
     config = LVMAEConfig(**{**MODEL, **options})
@@ -117,7 +123,7 @@ def run(rows: Dataset, folder: str, options: dict[str, Any], steps: int) -> Resu
     return judge(trainer, losses)
 
 
-def judge(trainer: LVMAEPreTrainer, losses: list[float]) -> Result:
+def judge(trainer: Any, losses: list[float]) -> Result:
     """A batch's counts and gradients."""
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[number] for number in range(2)]))
     output = trainer.model(**trainer.add_targets(batch))
