@@ -39,7 +39,7 @@ def load_video_dataset(
     name: str | os.PathLike,
     config_name: str | None = None,
     video_column: str = "video",
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
 ) -> datasets.DatasetDict:
     """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names), a
     `DatasetDict` saved to disk, or a Hub id.
@@ -47,15 +47,18 @@ def load_video_dataset(
     Columns `start` and `end`, where a dataset has them, cut segments out of longer videos ([`VideoClips`]).
 
     Args:
-        label_column: made a `ClassLabel`, with one list of names for all splits; None leaves labels alone.
+        label_column: made a `ClassLabel`, with one list of names for all splits; several columns for several label sets; None
+            leaves labels alone.
 
     Raises:
         ValueError: a column is missing.
     """
-    wanted = [column for column in (video_column, label_column) if column is not None]
-    splits = _load_splits("videofolder", name, config_name, wanted)
+    label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
+    splits = _load_splits("videofolder", name, config_name, [video_column, *label_columns])
     splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    return splits if label_column is None else _encode_labels(splits, label_column)
+    for column in label_columns:
+        splits = _encode_labels(splits, column)
+    return splits
 
 
 def load_image_dataset(
@@ -114,7 +117,8 @@ def seeded(*numbers: int) -> Iterator[None]:
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    A row is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id). Where the rows have
+    A row is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
+    columns a list of them). Where the rows have
     `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
 
     Args:
@@ -142,7 +146,7 @@ class VideoClips(Dataset):
         min_crop_scale: float = 1.0,
         horizontal_flip: bool = False,
         video_column: str = "video",
-        label_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
         seed: int = 0,
     ):
         self.rows = rows
@@ -183,8 +187,10 @@ class VideoClips(Dataset):
             clip = self.augment(clip)
         pixels = self.processor(clip, return_tensors="pt")["pixel_values_videos"][0]
         item = {"pixel_values_videos": pixels}
-        if self.label_column is not None:
+        if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
+        elif self.label_column is not None:
+            item["labels"] = [row[column] for column in self.label_column]
         return item
 
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
+from .accuracy import topk_accuracies
 from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
 
 
@@ -469,14 +470,19 @@ class LVMAEPreTrainer(_VideoTrainer):
 class LVMAEClassificationTrainer(_VideoTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
-    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise.
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise; of a model with label sets, for each
+    set and for all of them at once (`topk_accuracies`).
     """
 
     args: LVMAEClassificationArguments
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("compute_metrics", topk_accuracy)
+        kwargs.setdefault("compute_metrics", self._accuracies)
         super().__init__(*args, **kwargs)
+
+    def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        label_sets = self.accelerator.unwrap_model(self.model).config.label_sets
+        return topk_accuracies(logits_of(prediction), np.asarray(prediction.label_ids), label_sets)
 
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
@@ -485,12 +491,9 @@ class LVMAEClassificationTrainer(_VideoTrainer):
         return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
 
 
-def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
-    """Shares of clips whose class is among the k highest logits (B, classes): `accuracy`, `top5_accuracy`."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    ranked = np.argsort(-logits, axis=-1, kind="stable")
-    hits = ranked == np.asarray(prediction.label_ids)[:, None]
-    return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in ks}
+def logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Logits (clips, classes) of what the trainer collected, which may hold hidden states besides."""
+    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 
 def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:
