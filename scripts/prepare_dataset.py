@@ -13,8 +13,8 @@ from pathlib import Path
 
 from transformers_lvmae.benchmarks import (
     BENCHMARKS,
-    Annotations,
     AnnotationError,
+    Annotations,
     BuiltDataset,
     build_dataset,
     compare_with_known,

@@ -18,10 +18,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .accuracy import topk_accuracies
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
-from .accuracy import topk_accuracies
 from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments
 
 
