@@ -12,10 +12,11 @@ import transformers_lvmae
 
 SOURCE = Path(transformers_lvmae.__file__).parent
 ALLOWED = {
+    "augmentation": set(),
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
     "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
-    "data": {"importance", "masking", "video_io", "video_processing_lvmae"},
+    "data": {"augmentation", "importance", "masking", "video_io", "video_processing_lvmae"},
     "demo_data": {"video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
@@ -27,7 +28,7 @@ ALLOWED = {
     "recompute": set(),
     "tokenizer_losses": set(),
     "tokenizer_training": {"tokenizer_losses", "training_args"},
-    "trainer": {"masking", "tokenizer_losses", "tokenizer_training", "training_args"},
+    "trainer": {"augmentation", "masking", "tokenizer_losses", "tokenizer_training", "training_args"},
     "training_args": set(),
     "video_io": set(),
     "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},

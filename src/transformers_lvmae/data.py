@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
+from .augmentation import rand_augment, random_erasing
 from .importance import CHOICES
 from .masking import random_tube_mask
 from .video_io import decode_video
@@ -126,6 +127,9 @@ class VideoClips(Dataset):
             and every video without `frame_stride`, is sampled evenly over its whole length as the processor does.
         min_crop_scale: in training, crop down to this share of the area at random; 1 = no random crop.
         horizontal_flip: in training, mirror half of the clips.
+        rand_augment_num_ops: in training, operations of [`rand_augment`] on the cropped frames (VideoMAE: 4); 0 = none.
+        rand_augment_magnitude: their strength in [0, 10] (VideoMAE: 7).
+        random_erasing_prob: in training, share of the clips with a box of noise (VideoMAE: 0.25).
         seed: of all random draws.
 
     Raises:
@@ -141,6 +145,9 @@ class VideoClips(Dataset):
         frame_stride: int | None = None,
         min_crop_scale: float = 1.0,
         horizontal_flip: bool = False,
+        rand_augment_num_ops: int = 0,
+        rand_augment_magnitude: int = 7,
+        random_erasing_prob: float = 0.0,
         video_column: str = "video",
         label_column: str | None = None,
         seed: int = 0,
@@ -155,6 +162,12 @@ class VideoClips(Dataset):
         self.seed = seed
         self.epoch = 0
         self.augment = self._augmentation(min_crop_scale, horizontal_flip) if training else None
+        self.recolor = self.erase = None
+        if training and rand_augment_num_ops > 0:
+            fill = [255 * mean for mean in processor.image_mean]
+            self.recolor = rand_augment(rand_augment_num_ops, rand_augment_magnitude, fill)
+        if training and random_erasing_prob > 0:
+            self.erase = random_erasing(random_erasing_prob)
 
     def _augmentation(self, min_crop_scale: float, horizontal_flip: bool) -> v2.Transform | None:
         steps: list[v2.Transform] = []
@@ -178,14 +191,22 @@ class VideoClips(Dataset):
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row of the dataset to the model's inputs, with torch's current random numbers."""
-        clip = self.read_clip(row)
-        if self.augment is not None:
-            clip = self.augment(clip)
-        pixels = self.processor(clip, return_tensors="pt")["pixel_values_videos"][0]
-        item = {"pixel_values_videos": pixels}
+        item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
         if self.label_column is not None:
             item["labels"] = row[self.label_column]
         return item
+
+    def make_pixels(self, clip: torch.Tensor) -> torch.Tensor:
+        """Frames (T, C, H, W), uint8, as they are stored to the model's pixels; in training, augmented."""
+        if self.augment is not None:
+            clip = self.augment(clip)
+        if self.recolor is not None:  # on frames of the model's size: those of the file may be large
+            clip = self.recolor(self._process(clip, do_rescale=False, do_normalize=False))
+        pixels = self._process(clip)
+        return pixels if self.erase is None else self.erase(pixels)
+
+    def _process(self, clip: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self.processor(clip, return_tensors="pt", **kwargs)["pixel_values_videos"][0]
 
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
         """Frames (T, C, H, W) of a row, uint8, as they are stored."""

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -609,7 +610,9 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels).
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). Or, with
+                `config.problem_type="single_label_classification"`, probabilities of shape `(batch_size, num_labels)`: mixed
+                clips have several classes. (Without it, floats are transformers' multi-label classification.)
 
         Returns:
             `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`.
@@ -624,10 +627,16 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         outputs = self.lvmae(pixel_values_videos, dropped, num_visible, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None if labels is None else self.forward_loss(logits, labels, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Cross-entropy of logits (B, num_labels) with class ids (B,) or with probabilities (B, num_labels)."""
+        if labels.is_floating_point() and self.config.problem_type == "single_label_classification":
+            return fixed_cross_entropy(logits.float(), labels, **kwargs)
+        return self.loss_function(labels, logits, self.config, **kwargs)
 
 
 __all__ = ["LVMAEForPreTraining", "LVMAEForVideoClassification", "LVMAEModel", "LVMAEPreTrainedModel"]

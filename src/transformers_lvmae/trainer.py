@@ -18,6 +18,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .augmentation import ClipMixing
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
@@ -25,6 +26,7 @@ from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArgume
 
 
 logger = logging.get_logger(__name__)
+
 
 class _TellEpoch(TrainerCallback):
     """Tells the training set its epoch. accelerate does so only on one process and at an epoch's start, not after a resume."""
@@ -494,23 +496,61 @@ class LVMAEPreTrainer(_VideoTrainer):
         return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
 
 
-class LVMAEClassificationTrainer(_VideoTrainer):
+class LVMAEClassificationTrainer(_AveragingTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
-    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise.
+    In training, labels become probabilities: MixUp or CutMix mixes the clips of a batch on the device and their labels with
+    them, with torch's own random numbers (Trainer's checkpoints keep their state), and `label_smoothing_factor` of each label is
+    spread over all classes. In evaluation, loss and metrics are of plain labels.
+
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise. With `ema_decay` above 0 the averaged
+    weights are evaluated and saved.
+
+    Raises:
+        ValueError: a batch of one clip to mix; averaged weights under DeepSpeed or FSDP.
     """
 
     args: LVMAEClassificationArguments
+    training_file = "averaged_weights.pt"
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", topk_accuracy)
         super().__init__(*args, **kwargs)
+        self.label_smoother = None  # transformers' own smooths evaluation's loss, too, and takes no mixed labels
+        alphas = self.args.mixup_alpha, self.args.cutmix_alpha
+        self.mixing = ClipMixing(*alphas) if any(alphas) else None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        if model.training and (self.mixing is not None or self.args.label_smoothing_factor > 0):
+            inputs = self.soften(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def soften(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with its clips mixed and its `labels`, class ids (B,), made probabilities (B, num_labels)."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.problem_type = config.problem_type or "single_label_classification"
+        clips = inputs["pixel_values_videos"]
+        labels = soft_labels(inputs["labels"], config.num_labels, self.args.label_smoothing_factor)
+        if self.mixing is not None:
+            if len(clips) == 1 == self.args.train_batch_size:
+                raise ValueError(
+                    "Got batches of one clip with mixup_alpha or cutmix_alpha, expected two clips a device to mix: raise "
+                    "per_device_train_batch_size or set both to 0."
+                )
+            clips, shares = self.mixing(clips)
+            labels = shares @ labels
+        return {**inputs, "pixel_values_videos": clips, "labels": labels}
 
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
         match = re.search(r"encoder\.layers\.(\d+)\.", name)
         layer = int(match.group(1)) + 1 if match else 0 if ".embeddings." in name else depth + 1
         return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
+
+
+def soft_labels(labels: torch.Tensor, num_labels: int, smoothing: float) -> torch.Tensor:
+    """Class ids (B,) -> probabilities (B, num_labels), `smoothing` of each row spread evenly over all classes."""
+    return nn.functional.one_hot(labels, num_labels) * (1 - smoothing) + smoothing / num_labels
 
 
 def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:

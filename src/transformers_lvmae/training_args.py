@@ -196,10 +196,32 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
 @dataclass
 class LVMAEClassificationArguments(TrainingArguments):
-    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine."""
+    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
+    What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    and averaged weights. Label smoothing and mixing are training's alone: evaluation's loss and metrics are of plain labels.
+    """
+
+    base_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256 (VideoMAE: 5e-4)."
+        },
+    )
     layer_decay: float = field(
         default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one of them."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -212,6 +234,15 @@ class LVMAEClassificationArguments(TrainingArguments):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"Got layer_decay={self.layer_decay}, expected a factor in (0, 1]: 1 switches it off.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
+        for name in ("ema_decay", "label_smoothing_factor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
+        if self.base_learning_rate is not None:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * batch / 256
 
 
 __all__ = [
