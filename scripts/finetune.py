@@ -4,7 +4,7 @@
         --num_train_epochs 50 --learning_rate 1e-3
 
 The output folder holds the model with its class names and the processor, ready for `pipeline("video-classification")`. Interrupted
-runs go on where they were.
+runs go on where they were. `--label_column verb,noun` learns two labels at once, such as EPIC-Kitchens'.
 
 VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.5 --horizontal_flip --rand_augment_num_ops 4
 --random_erasing_prob 0.25 --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --config_overrides '{"drop_path_rate":
@@ -133,17 +133,13 @@ def main() -> None:
     set_seed(training_args.seed)
 
     splits = load_video_dataset(
-        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, data_args.label_column
+        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, data_args.label_columns
     )
     train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
-    names = train_rows.features[data_args.label_column].names
-    overrides = {
-        **model_args.overrides(LVMAEConfig),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
+    names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
+    overrides = {**model_args.overrides(LVMAEConfig), **LVMAEConfig.label_fields(names)}
     if model_args.model_name_or_path:
         model = LVMAEForVideoClassification.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
@@ -156,7 +152,7 @@ def main() -> None:
     sampling = {
         "frame_stride": data_args.frame_stride,
         "video_column": data_args.video_column,
-        "label_column": data_args.label_column,
+        "label_column": data_args.label_columns,
         "seed": training_args.seed,
     }
     train_clips = VideoClips(
@@ -185,7 +181,7 @@ def main() -> None:
         metrics = {
             **(trainer.predict(test_clips).metrics or {}),
             "test_samples": len(test_clips),
-            "test_classes": len(names),
+            "test_classes": model.config.num_labels,
         }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)

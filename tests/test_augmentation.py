@@ -147,6 +147,18 @@ def test_each_batch_draws_one_of_the_two():
         ClipMixing()
 
 
+def test_clips_of_one_video_do_not_meet():
+    videos, repeats = 3, 2
+    clips = torch.arange(6.0).view(6, 1, 1, 1, 1).expand(6, 2, 3, 8, 8).contiguous()  # of videos 0 0 1 1 2 2
+    for _ in range(10):
+        mixed, shares = ClipMixing(0.8, 1.0, repeats)(clips)
+        expected = torch.einsum("ij,jtchw->itchw", shares, clips)
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3, 4)), expected.mean(dim=(1, 2, 3, 4)))
+        by_video = shares.view(6, videos, repeats)
+        assert ((by_video > 0).sum(dim=2) <= 1).all()
+        torch.testing.assert_close(shares.sum(dim=0), torch.ones(6))
+
+
 def test_a_training_clip_is_the_same_for_the_same_seed_epoch_and_row():
     rows = load_video_dataset(CLIPS, label_column="label")["train"]
     options = {"min_crop_scale": 0.5, "horizontal_flip": True, "rand_augment_num_ops": 4, "random_erasing_prob": 0.5}

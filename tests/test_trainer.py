@@ -15,11 +15,9 @@ import torch
 from conftest import load_script
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from transformers import (
     ConvNextImageProcessor,
-    EvalPrediction,
     ResNetConfig,
     ResNetForImageClassification,
     TrainerCallback,
@@ -41,7 +39,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.masking import adaptive_decoder_mask
 from transformers_lvmae.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
-from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, topk_accuracy, train_and_save
+from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, train_and_save
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -518,14 +516,6 @@ def test_the_learning_rate_follows_the_real_batch(tmp_path):
         output_dir=str(tmp_path), per_device_train_batch_size=32, gradient_accumulation_steps=4, base_learning_rate=1e-3
     )
     assert arguments.learning_rate == pytest.approx(5e-4)
-
-
-def test_accuracies_equal_scikit_learn_s():
-    generator = np.random.default_rng(0)
-    logits, labels = generator.normal(size=(200, 9)), generator.integers(0, 9, 200)
-    metrics = topk_accuracy(EvalPrediction(predictions=logits, label_ids=labels))
-    assert metrics["accuracy"] == top_k_accuracy_score(labels, logits, k=1)
-    assert metrics["top5_accuracy"] == top_k_accuracy_score(labels, logits, k=5)
 
 
 def test_two_processes_learn_as_one(splits, tmp_path):

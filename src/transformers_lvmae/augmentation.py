@@ -38,16 +38,17 @@ def random_erasing(probability: float) -> v2.Transform:
 class ClipMixing:
     """MixUp or CutMix of a batch of clips, each batch one of the two, drawn evenly where both are on (as VideoMAE).
 
-    Clip i is mixed with clip i - 1; a lone clip with itself. CutMix's box is the same in all frames.
+    Each clip is mixed with the one before, the first with the last; a lone clip with itself. CutMix's box is the same in all frames.
 
     Args:
         mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of the shares (VideoMAE: 0.8, 1.0); 0 switches it off.
+        repeats: clips of each video, side by side in a batch, which is mixed in such an order that they do not meet each other.
 
     Raises:
         ValueError: neither is on.
     """
 
-    def __init__(self, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0):
+    def __init__(self, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, repeats: int = 1):
         kinds = {v2.MixUp: mixup_alpha, v2.CutMix: cutmix_alpha}
         mixers = [kind(alpha=alpha) for kind, alpha in kinds.items() if alpha > 0]
         if not mixers:
@@ -55,14 +56,19 @@ class ClipMixing:
                 f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected a positive number for one of them."
             )
         self.mix = v2.RandomChoice(mixers)
+        self.repeats = repeats
 
     def __call__(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, T, C, H, W) -> mixed ones, and the share (B, B) of each clip (column) in each mixed one (row).
 
         `shares @ targets` are the mixed clips' targets, whatever the targets are.
         """
+        shares = torch.eye(len(clips), device=clips.device)
+        if self.repeats > 1:
+            order = torch.arange(len(clips), device=clips.device).view(-1, self.repeats).T.flatten()
+            clips, shares = clips[order], shares[order]
         # As plain tensors CutMix refuses five axes; as a Video it cuts height and width, the last two.
-        mixed, shares = self.mix(tv_tensors.Video(clips), torch.eye(len(clips), device=clips.device))
+        mixed, shares = self.mix(tv_tensors.Video(clips), shares)
         return mixed.as_subclass(torch.Tensor), shares
 
 

@@ -55,7 +55,8 @@ def seeded(*numbers: int) -> Iterator[None]:
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id). Where the rows have
+    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
+    columns a list of them). Where the rows have
     `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
 
     Each frame is brought to the model's size right after it is decoded, by the processor's resize and centre crop or by a random
@@ -111,7 +112,7 @@ class VideoClips(Dataset):
         max_broken_share: float = 0.1,
         broken_folder: str | os.PathLike | None = None,
         video_column: str = "video",
-        label_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
         seed: int = 0,
     ):
         check_sampling(frame_stride, frame_jitter, short_videos)
@@ -195,8 +196,10 @@ class VideoClips(Dataset):
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
         """One clip to the model's inputs; the row has its video, or the frames of [`read_clips`] in its place."""
         item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
-        if self.label_column is not None:
+        if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
+        elif self.label_column is not None:
+            item["labels"] = [row[column] for column in self.label_column]
         return item
 
     def make_pixels(self, clip: torch.Tensor) -> torch.Tensor:

@@ -109,11 +109,15 @@ def random_crop(
         ValueError: numbers outside of these ranges, or both crops.
     """
     if not 0 < min_crop_scale <= 1:
-        raise ValueError(f"Got min_crop_scale={min_crop_scale}, expected a share of the area in (0, 1]: give a fraction.")
+        raise ValueError(
+            f"Got min_crop_scale={min_crop_scale}, expected a share of the area in (0, 1]: give a fraction."
+        )
     if not crop_scales:
         return None if min_crop_scale == 1 else v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), antialias=True)
     if not all(0 < scale <= 1 for scale in crop_scales):
-        raise ValueError(f"Got crop_scales={list(crop_scales)}, expected shares of the shorter side in (0, 1]: give fractions.")
+        raise ValueError(
+            f"Got crop_scales={list(crop_scales)}, expected shares of the shorter side in (0, 1]: give fractions."
+        )
     if min_crop_scale < 1:
         raise ValueError(
             f"Got min_crop_scale={min_crop_scale} with crop_scales={list(crop_scales)}, expected one of them: choose one kind "

@@ -18,6 +18,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .accuracy import topk_accuracies
 from .augmentation import ClipMixing
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
@@ -503,8 +504,9 @@ class LVMAEClassificationTrainer(_AveragingTrainer):
     them, with torch's own random numbers (Trainer's checkpoints keep their state), and `label_smoothing_factor` of each label is
     spread over all classes. In evaluation, loss and metrics are of plain labels.
 
-    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise. With `ema_decay` above 0 the averaged
-    weights are evaluated and saved.
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise; of a model with label sets, for each
+    set and for all of them at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights
+    are evaluated and saved.
 
     Raises:
         ValueError: a batch of one clip to mix; averaged weights under DeepSpeed or FSDP.
@@ -514,11 +516,12 @@ class LVMAEClassificationTrainer(_AveragingTrainer):
     training_file = "averaged_weights.pt"
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("compute_metrics", topk_accuracy)
+        kwargs.setdefault("compute_metrics", self._accuracies)
         super().__init__(*args, **kwargs)
         self.label_smoother = None  # transformers' own smooths evaluation's loss, too, and takes no mixed labels
         alphas = self.args.mixup_alpha, self.args.cutmix_alpha
-        self.mixing = ClipMixing(*alphas) if any(alphas) else None
+        repeats = getattr(self.train_dataset, "num_clips", 1)
+        self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         if model.training and (self.mixing is not None or self.args.label_smoothing_factor > 0):
@@ -526,13 +529,14 @@ class LVMAEClassificationTrainer(_AveragingTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def soften(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch with its clips mixed and its `labels`, class ids (B,), made probabilities (B, num_labels)."""
+        """A batch with its clips mixed and its `labels`, class ids (B,) or (B, sets), made probabilities (B, num_labels)."""
         config = self.accelerator.unwrap_model(self.model).config
         config.problem_type = config.problem_type or "single_label_classification"
         clips = inputs["pixel_values_videos"]
-        labels = soft_labels(inputs["labels"], config.num_labels, self.args.label_smoothing_factor)
+        sizes = [part.stop - part.start for part in config.label_slices.values()] or [config.num_labels]
+        labels = soft_labels(inputs["labels"], sizes, self.args.label_smoothing_factor)
         if self.mixing is not None:
-            if len(clips) == 1 == self.args.train_batch_size:
+            if len(clips) == 1 == self.args.train_batch_size:  # not an epoch's last batch
                 raise ValueError(
                     "Got batches of one clip with mixup_alpha or cutmix_alpha, expected two clips a device to mix: raise "
                     "per_device_train_batch_size or set both to 0."
@@ -541,6 +545,10 @@ class LVMAEClassificationTrainer(_AveragingTrainer):
             labels = shares @ labels
         return {**inputs, "pixel_values_videos": clips, "labels": labels}
 
+    def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        label_sets = self.accelerator.unwrap_model(self.model).config.label_sets
+        return topk_accuracies(logits_of(prediction), np.asarray(prediction.label_ids), label_sets)
+
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
         match = re.search(r"encoder\.layers\.(\d+)\.", name)
@@ -548,17 +556,21 @@ class LVMAEClassificationTrainer(_AveragingTrainer):
         return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
 
 
-def soft_labels(labels: torch.Tensor, num_labels: int, smoothing: float) -> torch.Tensor:
-    """Class ids (B,) -> probabilities (B, num_labels), `smoothing` of each row spread evenly over all classes."""
-    return nn.functional.one_hot(labels, num_labels) * (1 - smoothing) + smoothing / num_labels
+def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:
+    """Class ids (B,), or (B, sets) of sets of `sizes` classes, -> probabilities (B, sum of sizes).
+
+    In each set `smoothing` of a row is spread evenly over all classes.
+    """
+    columns = labels.view(len(labels), -1).unbind(dim=1)
+    parts = [
+        nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in zip(columns, sizes)
+    ]
+    return torch.cat(parts, dim=1)
 
 
-def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
-    """Shares of clips whose class is among the k highest logits (B, classes): `accuracy`, `top5_accuracy`."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    ranked = np.argsort(-logits, axis=-1, kind="stable")
-    hits = ranked == np.asarray(prediction.label_ids)[:, None]
-    return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in ks}
+def logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Logits (clips, classes) of what the trainer collected, which may hold hidden states besides."""
+    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 
 def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:

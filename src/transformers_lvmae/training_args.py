@@ -47,7 +47,12 @@ class VideoDataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
-    label_column: str = field(default="label", metadata={"help": "Column of classes (names or ids)."})
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
+        },
+    )
     frame_stride: int | None = field(
         default=None,
         metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
@@ -59,6 +64,11 @@ class VideoDataArguments:
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
+
+    @property
+    def label_columns(self) -> str | list[str]:
+        """`label_column`, or the list of its parts where it names several."""
+        return self.label_column.split(",") if "," in self.label_column else self.label_column
 
     def __post_init__(self):
         if not 0 < self.min_crop_scale <= 1:

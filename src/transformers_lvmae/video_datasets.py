@@ -4,7 +4,7 @@ A row has the video (a path or bytes; nothing is decoded here) and optionally `s
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def load_video_dataset(
     name: str | os.PathLike | Mapping[str, Any],
     config_name: str | None = None,
     video_column: str = "video",
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     streaming: bool = False,
 ) -> Splits:
     """Load rows of videos, by split, from what `name` is:
@@ -48,17 +48,20 @@ def load_video_dataset(
     Columns `start` and `end`, in seconds, cut segments out of longer videos ([`VideoClips`]); an empty cell is the video's own.
 
     Args:
-        label_column: made a `ClassLabel`, with one list of names for all splits; None leaves labels alone. In a stream without
+        label_column: made a `ClassLabel`, with one list of names for all splits; several columns for several label sets; None
+            leaves labels alone. In a stream without
             `ClassLabel` the names are collected by reading that column once.
         streaming: iterate without downloading (Hub) and without reading tables into memory: an `IterableDatasetDict`.
 
     Raises:
         ValueError: a column is missing, or a file of an unknown kind.
     """
-    wanted = [column for column in (video_column, label_column) if column is not None]
-    splits = _load_splits(AnyVideoFolder, name, config_name, wanted, streaming)
+    label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
+    splits = _load_splits(AnyVideoFolder, name, config_name, [video_column, *label_columns], streaming)
     splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    return splits if label_column is None else _encode_labels(splits, label_column)
+    for column in label_columns:
+        splits = _encode_labels(splits, column)
+    return splits
 
 
 def load_image_dataset(
@@ -97,7 +100,9 @@ def _load_splits(
 def _table_files(name: Any) -> dict[str, list[str]]:
     """Split -> lists and tables, empty where `name` is something else."""
     if isinstance(name, Mapping):
-        return {split: [files] if isinstance(files, (str, os.PathLike)) else list(files) for split, files in name.items()}
+        return {
+            split: [files] if isinstance(files, (str, os.PathLike)) else list(files) for split, files in name.items()
+        }
     name = os.fspath(name)
     if os.path.isfile(name):
         return {"train": [name]}
@@ -120,7 +125,9 @@ def _load_tables(files: dict[str, list[str]], video_column: str, streaming: bool
 def _load_table(path: Path, video_column: str) -> datasets.Dataset:
     kind = TABLES.get(path.suffix.lower())
     if kind is None or not path.is_file():
-        raise ValueError(f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one.")
+        raise ValueError(
+            f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one."
+        )
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     if kind == "text":

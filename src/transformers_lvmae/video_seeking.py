@@ -140,7 +140,9 @@ class VideoReader:
                 raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise VideoReadError("got a codec that FFmpeg has no decoder for, expected another: re-encode or remove it.")
+                raise VideoReadError(
+                    "got a codec that FFmpeg has no decoder for, expected another: re-encode or remove it."
+                )
             stream.codec_context.thread_count = 1  # parallelism comes from the data loader's workers
             yield container, stream
 
