@@ -33,6 +33,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.video_streams import trainer_dataset
 
 
 @dataclass
@@ -51,16 +52,9 @@ class LabelledVideoDataArguments(VideoDataArguments):
         default=0.0, metadata={"help": "In training, share of the clips with a box of noise (VideoMAE: 0.25)."}
     )
 
-    def augmentations(self) -> dict[str, Any]:
-        """What training clips go through, as keywords of [`VideoClips`]."""
-        names = (
-            "min_crop_scale",
-            "horizontal_flip",
-            "rand_augment_num_ops",
-            "rand_augment_magnitude",
-            "random_erasing_prob",
-        )
-        return {name: getattr(self, name) for name in names}
+    def augmentation(self) -> dict[str, Any]:
+        names = ("rand_augment_num_ops", "rand_augment_magnitude", "random_erasing_prob")
+        return {**super().augmentation(), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass
@@ -131,9 +125,15 @@ def main() -> None:
         FineTuningModelArguments, LabelledVideoDataArguments, AdapterArguments, LVMAEClassificationArguments
     )
     set_seed(training_args.seed)
+    if data_args.streaming:
+        training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
     splits = load_video_dataset(
-        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, data_args.label_columns
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        data_args.video_column,
+        data_args.label_columns,
+        data_args.streaming,
     )
     train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
@@ -149,28 +149,25 @@ def main() -> None:
     trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
     size = report_size(trained_model)
 
-    sampling = {
-        "frame_stride": data_args.frame_stride,
-        "video_column": data_args.video_column,
-        "label_column": data_args.label_columns,
-        "seed": training_args.seed,
-    }
+    sampling = {"label_column": data_args.label_columns, "seed": training_args.seed, **data_args.sampling()}
     train_clips = VideoClips(
         train_rows,
         processor,
         model.config.num_frames,
         training=True,
-        **data_args.augmentations(),
+        **data_args.augmentation(),
+        **data_args.reading(training_args.output_dir),
         **sampling,
     )
     trainer = LVMAEClassificationTrainer(
         trained_model,
         training_args,
-        train_dataset=train_clips,
-        eval_dataset=VideoClips(eval_rows, processor, model.config.num_frames, **sampling),
+        train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
+        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **sampling)),
         processing_class=processor,
     )
-    train_and_save(trainer)
+    with train_clips.broken.reported():
+        train_and_save(trainer)
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
     trainer.save_metrics("memory", size)
@@ -178,9 +175,10 @@ def main() -> None:
         model.config.save_pretrained(training_args.output_dir)
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
+        result = trainer.predict(trainer_dataset(test_clips))
         metrics = {
-            **(trainer.predict(test_clips).metrics or {}),
-            "test_samples": len(test_clips),
+            **(result.metrics or {}),
+            "test_samples": len(result.predictions),
             "test_classes": model.config.num_labels,
         }
         trainer.log_metrics("test", metrics)

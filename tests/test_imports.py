@@ -16,10 +16,10 @@ ALLOWED = {
     "accuracy_metric": {"accuracy"},
     "augmentation": set(),
     "benchmarks": set(),
+    "broken_videos": set(),
     "configuration_fsq_magvit": set(),
     "configuration_lvmae": set(),
     "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
-    "broken_videos": set(),
     "data": {
         "augmentation",
         "broken_videos",
@@ -50,6 +50,7 @@ ALLOWED = {
     "video_io": {"video_seeking"},
     "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
     "video_seeking": set(),
+    "video_streams": {"data", "video_io"},
     "visualization": {"video_io"},
 }
 PUBLIC = {

@@ -7,14 +7,16 @@ folder, so that it holds on clusters and after a crash.
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import logging
 
 
 logger = logging.get_logger(__name__)
 
-FOLDER = "broken_videos"
 FEWEST_TRIED = 100
 
 
@@ -51,6 +53,15 @@ class BrokenVideos:
                 f"{self.max_share}: repair or remove them, or raise max_broken_share. The last one: {fault}{account}"
             ) from fault
 
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """At the end of a run, whole or not, the first process reports what all of them could not read."""
+        try:
+            yield
+        finally:
+            if self.folder is not None and PartialState().is_main_process:
+                report_broken_videos(self.folder)
+
     def _write(self, line: dict[str, str]) -> None:
         if self.folder is None:
             logger.warning(f"{line['fault']} Another video takes its place.")
@@ -68,7 +79,7 @@ def read_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
 
 
 def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
-    """Log every video that a run could not read, with its fault, and write them to `broken_videos.json` beside `folder`."""
+    """Log every video that a run could not read, with its fault, and write them to a file, `folder` with the ending .json."""
     broken = read_broken_videos(folder)
     if broken:
         path = Path(folder).with_suffix(".json")

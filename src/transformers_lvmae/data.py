@@ -4,6 +4,7 @@ Every draw (where a clip starts, its crop, its masks) comes from a seed of its o
 same whatever the number of workers and processes, and a resumed run sees what the interrupted one would have seen.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ def seeded(*numbers: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(state % 2**63)
         yield
+
+
+def _seconds(value: float | None) -> float | None:
+    """A cell of a table: an empty one is None or NaN."""
+    return None if value is None or math.isnan(value) else float(value)
 
 
 class VideoClips(Dataset):
@@ -219,8 +225,8 @@ class VideoClips(Dataset):
     def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
         """Several clips (T, C, H, W) from one decoding, uint8, of the model's size; each draws its own frames and view."""
         views = [draw_view(self.processor.fit, self.crop, self.horizontal_flip) for _ in range(count)]
-        segment = {"start": row.get("start"), "end": row.get("end")}
-        clips = decode_clips(row[self.video_column], [self.sample_frames] * count, views, **segment)
+        start, end = _seconds(row.get("start")), _seconds(row.get("end"))
+        clips = decode_clips(row[self.video_column], [self.sample_frames] * count, views, start=start, end=end)
         return [clip for clip, _ in clips]
 
     def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:

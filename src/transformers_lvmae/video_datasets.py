@@ -6,15 +6,15 @@ A row has the video (a path or bytes; nothing is decoded here) and optionally `s
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 
 
-Rows = datasets.Dataset | datasets.IterableDataset
-Splits = datasets.DatasetDict | datasets.IterableDatasetDict
+Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
+Splits: TypeAlias = Any  # datasets.DatasetDict or IterableDatasetDict
 
 # What FFmpeg reads and datasets' own videofolder passes over.
 MORE_EXTENSIONS = (".webm", ".m4v", ".mpg", ".ogv", ".flv", ".wmv", ".ts", ".m2ts", ".3gp", ".gif")
@@ -101,7 +101,8 @@ def _table_files(name: Any) -> dict[str, list[str]]:
     """Split -> lists and tables, empty where `name` is something else."""
     if isinstance(name, Mapping):
         return {
-            split: [files] if isinstance(files, (str, os.PathLike)) else list(files) for split, files in name.items()
+            split: [files] if isinstance(files, (str, os.PathLike)) else list(files)  # type: ignore[list-item]
+            for split, files in name.items()
         }
     name = os.fspath(name)
     if os.path.isfile(name):
@@ -132,8 +133,9 @@ def _load_table(path: Path, video_column: str) -> datasets.Dataset:
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     if kind == "text":
         rows = rows.rename_column("text", video_column).filter(_is_not_blank, fn_kwargs={"column": video_column})
-    if video_column not in rows.column_names:
-        return rows  # the caller names the columns that are there
+    if getattr(rows.features.get(video_column), "dtype", None) not in ("string", "large_string"):
+        return rows  # bytes need no folder; that the column is missing, the caller says
+    rows = rows.cast_column(video_column, datasets.Value("string"))
     return rows.map(_resolve, fn_kwargs={"column": video_column, "folder": str(path.parent.absolute())})
 
 
@@ -142,10 +144,8 @@ def _is_not_blank(row: dict[str, Any], column: str) -> bool:
 
 
 def _resolve(row: dict[str, Any], column: str, folder: str) -> dict[str, Any]:
-    video = row[column]
-    if not isinstance(video, str):
-        return row
-    return {column: video.strip() if "://" in video else os.path.join(folder, video.strip())}
+    video = row[column].strip()
+    return {column: video if "://" in video else os.path.normpath(os.path.join(folder, video))}
 
 
 def _load_video_folder(folder: str, streaming: bool) -> Splits:
@@ -154,10 +154,8 @@ def _load_video_folder(folder: str, streaming: bool) -> Splits:
         patterns, base_path=folder, allowed_extensions=[*AnyVideoFolder.EXTENSIONS, ".csv", ".jsonl", ".parquet"]
     )
     builder = AnyVideoFolder(data_files=files, dataset_name=Path(folder).absolute().name)
-    if streaming:
-        return datasets.IterableDatasetDict(builder.as_streaming_dataset())
     builder.download_and_prepare()
-    return builder.as_dataset()
+    return _as_streams(builder.as_dataset()) if streaming else builder.as_dataset()
 
 
 def _as_streams(splits: datasets.DatasetDict) -> datasets.IterableDatasetDict:

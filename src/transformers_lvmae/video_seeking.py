@@ -7,7 +7,7 @@ Frames are numbered in the order in which they are shown.
   ends where the index does: that of a fragmented file does not, nor that of a truncated one. In all other containers, the frames of a
   whole video are counted by demuxing it.
 - Other containers (AVI, MPEG-TS, MPEG-PS, ...) make up time stamps while they read. They are decoded from the start, and so is a file
-  with doubled time stamps, and one whose decoder does not come up with a frame after any of the four keyframes before it. That is
+  with doubled time stamps, and one whose decoder does not come up with a frame after any of the last keyframes before it. That is
   exact, and the longer the later in the video a frame is.
 
 No codec shows a frame before more than 16 frames that are stored ahead of it (the size of H.264's and HEVC's picture buffer). What comes
@@ -26,6 +26,7 @@ from av.video.frame import PictureType
 
 
 MAX_REORDER = 16
+MOST_LANDINGS = 4
 TIME_STAMPED = ("mp4", "matroska")  # parts of the names of FFmpeg's demuxers
 TOLERANCE = 1e-6  # seconds
 
@@ -200,12 +201,15 @@ class VideoReader:
         first_stamp = int(head.sorted_stamps()[0])
         low = first_stamp if self.start is None else first_stamp + int(self.start / self.time_base)
         high = None if self.end is None else first_stamp + int(self.end / self.time_base) + 1
-        _seek(container, stream, low)
+        key, packets = next(_packets_from_keys(container, stream, low), (None, iter(())))
+        if key is None:
+            return
         stretch = _Timeline.read(
-            _packets(container, stream), lambda read: high is not None and bool(read.stamps) and read.newest >= high
+            (packet for packet in chain([key], packets) if packet.size),
+            lambda read: high is not None and bool(read.stamps) and read.newest >= high,
         )
         ends_early = stretch.is_at_end and "mp4" in container.format.name and not _ends_with_index(stretch, stream)
-        if stretch.is_stamped and stretch.keys[0] <= low and not ends_early:
+        if stretch.is_stamped and not ends_early:
             self._keys = np.array(stretch.keys)
             self._cut_out(stretch.sorted_stamps(), first_stamp)
             self._skipped = None
@@ -225,7 +229,7 @@ class VideoReader:
         times, keys = self._index  # type: ignore[misc]
 
         def number(read: _Timeline) -> int:  # in storage order, of the packet that reading began at
-            return int(np.searchsorted(times, read.decoding_times[0]))
+            return int(np.searchsorted(times, read.decoding_times[0] or 0))
 
         with self._open() as (container, stream):
             for key in keys[keys <= wanted[0]][::-1]:
@@ -262,7 +266,7 @@ class VideoReader:
         if self._skipped is None:
             self._skipped = int(np.searchsorted(self._whole_timeline().sorted_stamps(), self._stamps[0]))  # type: ignore[index]
         remaining = iter(wanted)
-        number, sought = -self._skipped - 1, next(remaining)
+        number, sought = -self._skipped - 1, next(remaining, None)
         with self._open() as (container, stream):
             for number, frame in enumerate(container.decode(stream), start=-self._skipped):
                 if number == sought:
@@ -304,24 +308,31 @@ def _frame_at(frames: Iterator[av.VideoFrame], stamp: int) -> av.VideoFrame | No
     return frame if frame is not None and frame.pts == stamp and not frame.is_corrupt else None
 
 
-def _land(container: Any, stream: Any, stamp: int) -> tuple[Iterator[av.VideoFrame], av.VideoFrame]:
-    """Decode from a keyframe before a frame: this frame, and those that follow it."""
+def _packets_from_keys(container: Any, stream: Any, stamp: int) -> Iterator[tuple[av.Packet, Iterator[av.Packet]]]:
+    """A keyframe at or before a time stamp and the packets that follow it: for the last such keyframe, then for earlier ones."""
     target = stamp
-    for _ in range(4):
+    for _ in range(MOST_LANDINGS):
         _seek(container, stream, target)
         packets = container.demux(stream)
         key = next(packets)
         if key.pts is None:
-            break
+            return
         if key.is_keyframe and key.pts <= stamp:
-            # What is shown before the keyframe and stored after it needs frames that were not decoded; nothing else needs it.
-            follow = (packet for packet in packets if packet.pts is None or packet.pts > key.pts)
-            frames = _decode(chain([key], follow))
-            first = next(frames, None)
-            # H.264 with periodic intra refresh marks frames as keyframes that the next seconds' frames only gradually replace.
-            if first is not None and first.pts == key.pts and first.pict_type == PictureType.I:
-                frame = _frame_at(chain([first], frames), stamp)
-                if frame is not None:
-                    return frames, frame
-        target = min(key.pts, target) - 1
+            yield key, packets
+        target = min(key.pts if key.dts is None else key.dts, key.pts, target) - 1
+
+
+def _land(container: Any, stream: Any, stamp: int) -> tuple[Iterator[av.VideoFrame], av.VideoFrame]:
+    """Decode from a keyframe before a frame: the frames that follow it, and this one."""
+    for key, packets in _packets_from_keys(container, stream, stamp):
+        # What is shown before the keyframe and stored after it needs frames that were not decoded; nothing else needs it.
+        leads: Any = key.pts
+        follow = (packet for packet in packets if packet.pts is None or packet.pts > leads)
+        frames = _decode(chain([key], follow))
+        first = next(frames, None)
+        # H.264 with periodic intra refresh marks frames as keyframes from which the picture only gradually becomes right.
+        if first is not None and first.pts == key.pts and first.pict_type == PictureType.I:
+            frame = _frame_at(chain([first], frames), stamp)
+            if frame is not None:
+                return frames, frame
     raise _CannotSeek
