@@ -238,7 +238,7 @@ def read_something_something(files: Files) -> Annotations:
         raise AnnotationError(
             f"Got {files['labels'][0]} with gaps in its numbers, expected 0..{len(classes) - 1}: download it again."
         )
-    splits = {}
+    splits: dict[str, list[ClipAnnotation]] = {}
     for split, path in split_files(files).items():
         splits[split] = []
         for clip in read_json(path):
@@ -302,7 +302,7 @@ def read_finegym(files: Files) -> Annotations:
     classes = _finegym_classes(the_file(files, "categories"))
     info_path = the_file(files, "times")
     info = read_json(info_path)
-    splits = {}
+    splits: dict[str, list[ClipAnnotation]] = {}
     for split, path in split_files(files).items():
         splits[split] = []
         for line in _lines(path):
@@ -458,7 +458,7 @@ def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
         AnnotationError: no such folder, or no videos in it.
     """
     index: dict[str, list[Path]] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(os.fspath(folder), followlinks=True):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)

@@ -116,10 +116,11 @@ class Predictions:
 
 def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Sequence[str]) -> None:
     """Raise ValueError unless the model's classes are the dataset's, by name and number."""
-    names = LVMAEConfig.label_fields({column: rows.features[column].names for column in label_columns})["id2label"]
-    known = config.id2label or {}
+    fields = LVMAEConfig.label_fields({column: rows.features[column].names for column in label_columns})
+    names: dict[int, str] = fields["id2label"]
+    known: Any = config.id2label
     if names != known:
-        wrong = next((i for i in range(max(len(names), len(known))) if names.get(i) != known.get(i)), None)
+        wrong = next(i for i in range(max(len(names), len(known))) if names.get(i) != known.get(i))
         raise ValueError(
             f"Got a dataset of {len(names)} classes whose class {wrong} is {names.get(wrong)!r}, expected the model's "
             f"{len(known)} with {known.get(wrong)!r}: evaluate on the label columns and classes of its training data."
@@ -174,7 +175,8 @@ def predict(
 
 def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
     """{name of the label set, "label" if there is one label: (probabilities (rows, C), labels (rows,), class names)}."""
-    names = [(config.id2label or {})[number] for number in range(predictions.probabilities.shape[1])]
+    id2label: Any = config.id2label
+    names = [id2label[number] for number in range(predictions.probabilities.shape[1])]
     if not config.label_slices:
         return {"label": (predictions.probabilities, predictions.labels, names)}
     return {
