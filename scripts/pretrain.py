@@ -21,6 +21,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.video_streams import trainer_dataset
 
 
 @dataclass
@@ -34,6 +35,8 @@ def main() -> None:
         PreTrainingModelArguments, VideoDataArguments, LVMAEPreTrainingArguments
     )
     set_seed(training_args.seed)
+    if data_args.streaming:
+        training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
     overrides = model_args.overrides(LVMAEConfig)
     tokenizer = FSQMagViTModel.from_pretrained(model_args.tokenizer) if model_args.tokenizer else None
@@ -45,33 +48,36 @@ def main() -> None:
         model = LVMAEForPreTraining(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
 
-    splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
+    splits = load_video_dataset(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, streaming=data_args.streaming
+    )
     sampling = {
         "grid_size": model.config.grid_size,
         "mask_ratio": model.config.mask_ratio,
-        "frame_stride": data_args.frame_stride,
-        "video_column": data_args.video_column,
         "seed": training_args.seed,
+        **data_args.sampling(),
     }
     train_clips = MaskedVideoClips(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
         model.config.num_frames,
         training=True,
-        min_crop_scale=data_args.min_crop_scale,
-        horizontal_flip=data_args.horizontal_flip,
+        **data_args.augmentation(),
+        **data_args.reading(training_args.output_dir),
         **sampling,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
+    eval_clips = MaskedVideoClips(eval_rows, processor, model.config.num_frames, **sampling)
     trainer = LVMAEPreTrainer(
         model,
         training_args,
-        train_dataset=train_clips,
-        eval_dataset=MaskedVideoClips(eval_rows, processor, model.config.num_frames, **sampling),
+        train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
+        eval_dataset=trainer_dataset(eval_clips),
         processing_class=processor,
         video_tokenizer=tokenizer,
     )
-    train_and_save(trainer)
+    with train_clips.broken.reported():
+        train_and_save(trainer)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the same arguments.
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import set_seed
 
@@ -35,6 +34,7 @@ from transformers_lvmae.data import (
 )
 from transformers_lvmae.trainer import train_and_save
 from transformers_lvmae.training_args import ModelArguments, SelectionArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.video_streams import trainer_dataset
 from transformers_lvmae.visualization import save_curves
 
 
@@ -64,24 +64,29 @@ def make_model(args: TokenizerModelArguments, on_images: bool) -> FSQMagViTModel
 
 
 def make_clips(
-    args: TokenizerDataArguments, processor: LVMAEVideoProcessor, num_frames: int, seed: int
+    args: TokenizerDataArguments, processor: LVMAEVideoProcessor, num_frames: int, seed: int, output_dir: str | None
 ) -> tuple[VideoClips, VideoClips]:
     """Clips to train on and to evaluate on."""
-    augmentation: dict[str, Any] = {"min_crop_scale": args.min_crop_scale, "horizontal_flip": args.horizontal_flip}
     if args.image_column:
         pictures = load_image_dataset(args.dataset_name, args.dataset_config_name, args.image_column)
         train_rows = select_split(pictures, args.train_split, args.max_train_samples)
         eval_rows = select_split(pictures, args.eval_split, args.max_eval_samples)
+        augmentation = args.augmentation()
         return (
             ImageClips(train_rows, processor, args.image_column, training=True, seed=seed, **augmentation),
             ImageClips(eval_rows, processor, args.image_column),
         )
-    videos = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column)
+    videos = load_video_dataset(
+        args.dataset_name, args.dataset_config_name, args.video_column, streaming=args.streaming
+    )
     train_rows = select_split(videos, args.train_split, args.max_train_samples)
     eval_rows = select_split(videos, args.eval_split, args.max_eval_samples)
-    sampling: dict[str, Any] = {"frame_stride": args.frame_stride or 1, "video_column": args.video_column, "seed": seed}
+    sampling = {**args.sampling(), "seed": seed}
+    if not args.frame_jitter:
+        sampling["frame_stride"] = args.frame_stride or 1
+    training = {**args.augmentation(), **args.reading(output_dir)}
     return (
-        VideoClips(train_rows, processor, num_frames, training=True, **augmentation, **sampling),
+        VideoClips(train_rows, processor, num_frames, training=True, **training, **sampling),
         VideoClips(eval_rows, processor, num_frames, **sampling),
     )
 
@@ -91,18 +96,23 @@ def main() -> None:
         TokenizerModelArguments, TokenizerDataArguments, SelectionArguments, FSQMagViTTrainingArguments
     )
     set_seed(training_args.seed)
+    if data_args.streaming:
+        training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
     model = make_model(model_args, on_images=data_args.image_column is not None)
     processor = processor_for(model.config, do_normalize=False)
-    train_clips, eval_clips = make_clips(data_args, processor, model.config.window_size, training_args.seed)
+    train_clips, eval_clips = make_clips(
+        data_args, processor, model.config.window_size, training_args.seed, training_args.output_dir
+    )
     trainer = FSQMagViTTrainer(
         model,
         training_args,
-        train_dataset=train_clips,
-        eval_dataset=eval_clips,
+        train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
+        eval_dataset=trainer_dataset(eval_clips),
         processing_class=processor,
         data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
     )
-    train_and_save(trainer)
+    with train_clips.broken.reported():
+        train_and_save(trainer)
     if trainer.is_world_process_zero():
         save_curves(os.path.join(training_args.output_dir, "losses.png"), trainer.state.log_history)
 

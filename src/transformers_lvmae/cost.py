@@ -211,10 +211,12 @@ def classification_cost(
     checkpointing: Checkpointing = "none",
     training: bool = True,
     lora_rank: int = 0,
+    mixing: bool = False,
 ) -> StepCost:
     """A fine-tuning step of `LVMAEForVideoClassification` (mean pooling), or a forward pass with `training=False`.
 
     Args:
+        mixing: MixUp or CutMix makes a second batch of the first.
         lora_rank: not 0 = LoRA on `q_proj` and `v_proj`, everything else but the classifier frozen.
     """
     itemsize = 4 if precision == "float32" else 2
@@ -259,7 +261,7 @@ def classification_cost(
         flops=batch_size * flops,
         saved_bytes=batch_size * saved + (rounded if itemsize == 2 else 0),
         working_bytes=batch_size * working,
-        input_bytes=_clip_bytes(config, batch_size),
+        input_bytes=_clip_bytes(config, batch_size) * (2 if mixing else 1),
     )
 
 

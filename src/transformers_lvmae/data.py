@@ -4,10 +4,11 @@ Every draw (where a clip starts, its crop, its masks) comes from a seed of its o
 same whatever the number of workers and processes, and a resumed run sees what the interrupted one would have seen.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -17,10 +18,18 @@ from torchvision.transforms import v2
 from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
+from .augmentation import rand_augment, random_erasing
+from .broken_videos import BrokenVideos, TooManyBrokenVideos, read_broken_videos, report_broken_videos
 from .importance import CHOICES
 from .masking import random_tube_mask
-from .video_io import decode_video
+from .sampling import check_sampling, draw_view, random_crop, sample_frames
+from .video_datasets import load_image_dataset, load_video_dataset, select_split
+from .video_io import decode_clips, video_name
 from .video_processing_lvmae import LVMAEVideoProcessor
+from .video_seeking import VideoReadError
+
+
+MOST_REPLACEMENTS = 10
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
@@ -35,76 +44,6 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     return LVMAEVideoProcessor(size={"shortest_edge": max(height, width)}, crop_size=crop_size, **kwargs)
 
 
-def load_video_dataset(
-    name: str | os.PathLike,
-    config_name: str | None = None,
-    video_column: str = "video",
-    label_column: str | Sequence[str] | None = None,
-) -> datasets.DatasetDict:
-    """Load a folder of videos (`videofolder`: splits from sub-folders, labels from metadata.csv or folder names), a
-    `DatasetDict` saved to disk, or a Hub id.
-
-    Columns `start` and `end`, where a dataset has them, cut segments out of longer videos ([`VideoClips`]).
-
-    Args:
-        label_column: made a `ClassLabel`, with one list of names for all splits; several columns for several label sets; None
-            leaves labels alone.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
-    splits = _load_splits("videofolder", name, config_name, [video_column, *label_columns])
-    splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    for column in label_columns:
-        splits = _encode_labels(splits, column)
-    return splits
-
-
-def load_image_dataset(
-    name: str | os.PathLike, config_name: str | None = None, image_column: str = "image"
-) -> datasets.DatasetDict:
-    """Load a folder of pictures (`imagefolder`) or a Hub id; raises ValueError where there is no such column."""
-    splits = _load_splits("imagefolder", name, config_name, [image_column])
-    return splits.cast_column(image_column, datasets.Image())
-
-
-def _load_splits(
-    folder_kind: str, name: str | os.PathLike, config_name: str | None, columns: list[str]
-) -> datasets.DatasetDict:
-    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
-        splits = datasets.DatasetDict.load_from_disk(os.fspath(name))
-    elif os.path.isdir(name):
-        splits = datasets.load_dataset(folder_kind, data_dir=os.fspath(name))
-    else:
-        splits = datasets.load_dataset(os.fspath(name), config_name)
-    for split, rows in splits.items():
-        missing = [column for column in columns if column not in rows.column_names]
-        if missing:
-            raise ValueError(
-                f"Got columns {rows.column_names} in split {split!r} of {name}, expected {missing[0]!r}: name the right column "
-                "(--video_column, --image_column, --label_column) or add it to metadata.csv."
-            )
-    return splits
-
-
-def _encode_labels(splits: datasets.DatasetDict, label_column: str) -> datasets.DatasetDict:
-    if isinstance(next(iter(splits.values())).features[label_column], datasets.ClassLabel):
-        return splits
-    names = sorted({str(label) for rows in splits.values() for label in rows.unique(label_column)})
-    return splits.cast_column(label_column, datasets.Value("string")).cast_column(
-        label_column, datasets.ClassLabel(names=names)
-    )
-
-
-def select_split(splits: datasets.DatasetDict, split: str, max_samples: int | None = None) -> datasets.Dataset:
-    """One split, or its first `max_samples` rows; raises ValueError where there is no such split."""
-    if split not in splits:
-        raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
-    rows = splits[split]
-    return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
-
-
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """torch's CPU random numbers start from `numbers` inside, and go on outside as if nothing had been drawn."""
@@ -114,27 +53,50 @@ def seeded(*numbers: int) -> Iterator[None]:
         yield
 
 
+def _seconds(value: float | None) -> float | None:
+    """A cell of a table: an empty one is None or NaN."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    A row is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
+    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
     columns a list of them). Where the rows have
     `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
+
+    Each frame is brought to the model's size right after it is decoded, by the processor's resize and centre crop or by a random
+    crop out of the frame as it is stored, the same for the whole clip: no more than one frame of full size is ever in memory.
 
     Args:
         rows: a split of [`load_video_dataset`].
         processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalises.
         num_frames: frames of a clip.
-        training: draw positions and crops at random, anew every epoch; otherwise the middle.
-        frame_stride: take frames this far apart, from a random (training) or the middle start; a video too short for that,
-            and every video without `frame_stride`, is sampled evenly over its whole length as the processor does.
+        training: draw frames and crops at random, anew every epoch; otherwise the middle.
+        frame_stride, frame_jitter, short_videos: which frames, as in [`sample_frames`]: consecutive ones so far apart, evenly over
+            the whole video (default), or one of each of `num_frames` equal parts; and what becomes of short videos.
         min_crop_scale: in training, crop down to this share of the area at random; 1 = no random crop.
+        crop_scales: in training, VideoMAE's [`MultiScaleCrop`] with these shares of the shorter side, instead.
         horizontal_flip: in training, mirror half of the clips.
+        rand_augment_num_ops: in training, operations of [`rand_augment`] on the cropped frames (VideoMAE: 4); 0 = none.
+        rand_augment_magnitude: their strength in [0, 10] (VideoMAE: 7).
+        random_erasing_prob: in training, share of the clips with a box of noise (VideoMAE: 0.25).
+        num_clips: in training, clips of each video from one decoding (repeated augmentation), each with its own frames, crop and
+            masks. A data loader's batch of B videos then holds B x num_clips clips, those of a video side by side; the
+            length stays the number of videos, and indexing returns a video's first clip.
+        on_error: "raise" names a video that cannot be read; "skip" takes another row's in its place, drawn from (seed, epoch,
+            row), and counts it. A video of one frame can be read: it is that frame, repeated.
+        max_broken_share: with "skip", of the videos that a process tried, the share that may be broken.
+        broken_folder: with "skip", where every process names the videos that it could not read ([`report_broken_videos`]).
         seed: of all random draws.
 
     Raises:
         VideoReadError: (on access) the video cannot be read; the message names it.
+        TooManyBrokenVideos: (on access) more than `max_broken_share` cannot be read.
+        ValueError: settings that exclude each other.
     """
+
+    processing: ClassVar[dict[str, Any]] = {}  # of the processor's settings, those that differ here
 
     def __init__(
         self,
@@ -143,69 +105,140 @@ class VideoClips(Dataset):
         num_frames: int,
         training: bool = False,
         frame_stride: int | None = None,
+        frame_jitter: bool = False,
+        short_videos: str = "stretch",
         min_crop_scale: float = 1.0,
+        crop_scales: Sequence[float] | None = None,
         horizontal_flip: bool = False,
+        rand_augment_num_ops: int = 0,
+        rand_augment_magnitude: int = 7,
+        random_erasing_prob: float = 0.0,
+        num_clips: int = 1,
+        on_error: str = "raise",
+        max_broken_share: float = 0.1,
+        broken_folder: str | os.PathLike | None = None,
         video_column: str = "video",
         label_column: str | Sequence[str] | None = None,
         seed: int = 0,
     ):
+        check_sampling(frame_stride, frame_jitter, short_videos)
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"Got on_error={on_error!r}, expected 'raise' or 'skip': choose one of them.")
         self.rows = rows
         self.processor = processor
         self.num_frames = num_frames
         self.training = training
         self.frame_stride = frame_stride
+        self.frame_jitter = frame_jitter
+        self.short_videos = short_videos
+        self.horizontal_flip = horizontal_flip and training
+        self.num_clips = num_clips if training else 1
+        self.on_error = on_error
+        self.broken = BrokenVideos(broken_folder, max_broken_share)
         self.video_column = video_column
         self.label_column = label_column
         self.seed = seed
-        self.epoch = 0
-        self.augment = self._augmentation(min_crop_scale, horizontal_flip) if training else None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        size = (processor.crop_size["height"], processor.crop_size["width"])
+        crop = random_crop(size, min_crop_scale, crop_scales)
+        self.crop = crop if training else None
+        self.recolor = self.erase = None
+        if training and rand_augment_num_ops > 0:
+            fill = [255 * mean for mean in processor.image_mean]
+            self.recolor = rand_augment(rand_augment_num_ops, rand_augment_magnitude, fill)
+        if training and random_erasing_prob > 0:
+            self.erase = random_erasing(random_erasing_prob)
 
-    def _augmentation(self, min_crop_scale: float, horizontal_flip: bool) -> v2.Transform | None:
-        steps: list[v2.Transform] = []
-        if min_crop_scale < 1:
-            size = (self.processor.crop_size["height"], self.processor.crop_size["width"])
-            steps.append(v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), antialias=True))
-        if horizontal_flip:
-            steps.append(v2.RandomHorizontalFlip())
-        return v2.Compose(steps) if steps else None
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with seeded(self.seed, self.epoch if self.training else 0, index):
-            return self.make_item(self.rows[index])
+        return self.items(index)[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The items of a batch; a data loader asks for them here."""
+        if self.num_clips == 1:
+            return [self[index] for index in indices]
+        return [item for index in indices for item in self.items(index)]
+
+    def items(self, index: int) -> list[dict[str, Any]]:
+        """All clips of a row's video, or of the one that takes its place."""
+        numbers = (self.seed, self.epoch if self.training else 0, index)
+        with seeded(*numbers):
+            items = self.try_row(self.rows[index])
+        for attempt in range(1, MOST_REPLACEMENTS + 1):
+            if items is not None:
+                return items
+            with seeded(*numbers, attempt):
+                items = self.try_row(self.rows[int(torch.randint(len(self.rows), ()))])
+        raise VideoReadError(
+            f"Got {MOST_REPLACEMENTS + 1} unreadable videos in a row, expected most of {len(self.rows)} to play: repair or "
+            "remove them (scripts/check_videos.py names all)."
+        )
+
+    def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """All clips of a row's video; with `on_error="skip"`, None where it cannot be read, which is counted."""
+        self.broken.tried += 1
+        try:
+            return self.make_items(row)
+        except VideoReadError as error:
+            if self.on_error == "raise":
+                raise
+            self.broken.add(video_name(row[self.video_column]), error)
+            return None
+
+    def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """All clips of a row's video to the model's inputs, with torch's current random numbers."""
+        return [self.make_item({**row, self.video_column: clip}) for clip in self.read_clips(row, self.num_clips)]
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One row of the dataset to the model's inputs, with torch's current random numbers."""
-        clip = self.read_clip(row)
-        if self.augment is not None:
-            clip = self.augment(clip)
-        pixels = self.processor(clip, return_tensors="pt")["pixel_values_videos"][0]
-        item = {"pixel_values_videos": pixels}
+        """One clip to the model's inputs; the row has its video, or the frames of [`read_clips`] in its place."""
+        item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
         if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
         elif self.label_column is not None:
             item["labels"] = [row[column] for column in self.label_column]
         return item
 
+    def make_pixels(self, clip: torch.Tensor) -> torch.Tensor:
+        """Frames (T, C, H, W), uint8, of the model's size to its pixels; in training, RandAugment before and random erasing after."""
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        settings = {name: getattr(self.processor, name) for name in names}
+        if self.recolor is not None:
+            clip = self.recolor(clip)
+        pixels = self.processor.rescale_and_normalize(clip, **{**settings, **self.processing})
+        return pixels if self.erase is None else self.erase(pixels)
+
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
-        """Frames (T, C, H, W) of a row, uint8, as they are stored."""
-        segment = {"start": row.get("start"), "end": row.get("end")}
-        return decode_video(row[self.video_column], self.sample_frames, **segment)[0]
+        """Frames (T, C, H, W) of a row's video, uint8, of the model's size."""
+        video = row[self.video_column]
+        return video if isinstance(video, torch.Tensor) else self.read_clips(row, 1)[0]
+
+    def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
+        """Several clips (T, C, H, W) from one decoding, uint8, of the model's size; each draws its own frames and view."""
+        views = [draw_view(self.processor.fit, self.crop, self.horizontal_flip) for _ in range(count)]
+        start, end = _seconds(row.get("start")), _seconds(row.get("end"))
+        clips = decode_clips(row[self.video_column], [self.sample_frames] * count, views, start=start, end=end)
+        return [clip for clip, _ in clips]
 
     def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:
         """Frame numbers of a clip."""
-        if self.frame_stride is not None:
-            offsets = np.arange(self.num_frames) * self.frame_stride
-            spare = metadata.total_num_frames - 1 - int(offsets[-1])
-            if spare >= 0:
-                return offsets + (int(torch.randint(spare + 1, ())) if self.training else spare // 2)
-        return self.processor.sample_frames(metadata, num_frames=self.num_frames)
+        return sample_frames(
+            metadata.total_num_frames,
+            self.num_frames,
+            self.training,
+            self.frame_stride,
+            self.frame_jitter,
+            self.short_videos,
+        )
 
 
 class ImageClips(VideoClips):
@@ -222,8 +255,11 @@ class ImageClips(VideoClips):
     ):
         super().__init__(rows, processor, num_frames=1, video_column=image_column, **kwargs)
 
-    def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
-        return v2.functional.pil_to_tensor(row[self.video_column].convert("RGB")).unsqueeze(0)
+    def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
+        picture = v2.functional.pil_to_tensor(row[self.video_column].convert("RGB"))
+        return [
+            draw_view(self.processor.fit, self.crop, self.horizontal_flip)(picture).unsqueeze(0) for _ in range(count)
+        ]
 
 
 class MaskedVideoClips(VideoClips):
@@ -280,9 +316,12 @@ __all__ = [
     "ImageClips",
     "MaskedVideoClips",
     "SelectionCollator",
+    "TooManyBrokenVideos",
     "VideoClips",
     "load_image_dataset",
     "load_video_dataset",
     "processor_for",
+    "read_broken_videos",
+    "report_broken_videos",
     "select_split",
 ]

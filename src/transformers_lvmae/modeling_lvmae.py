@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -611,6 +612,9 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
                 `config.label_sets`, of shape `(batch_size, label sets)`: one class id of each set, counted from 0 in each.
+                With either, and `config.problem_type="single_label_classification"`, also probabilities of shape
+                `(batch_size, num_labels)` (each set's add up to 1): mixed clips have several classes. Without that
+                `problem_type`, floats are transformers' multi-label classification.
 
         Returns:
             `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets` the loss is the mean
@@ -640,19 +644,27 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         )
 
     def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Cross-entropy of logits (B, num_labels) and labels (B,); with label sets, (B, sets), its mean over the sets."""
-        if self.config.label_sets is None:
-            return self.loss_function(labels, logits, self.config, **kwargs)
+        """Cross-entropy of logits (B, num_labels) and labels: class ids (B,), or (B, sets) with label sets, its mean over the sets;
+        or probabilities (B, num_labels)."""
+        is_soft = labels.is_floating_point() and self.config.problem_type == "single_label_classification"
         slices = self.config.label_slices
-        if labels.shape != (logits.shape[0], len(slices)):
+        if not slices:
+            if is_soft:
+                return fixed_cross_entropy(logits.float(), labels, **kwargs)
+            return self.loss_function(labels, logits, self.config, **kwargs)
+        expected = tuple(logits.shape) if is_soft else (logits.shape[0], len(slices))
+        if tuple(labels.shape) != expected:
             raise ValueError(
-                f"Got labels of shape {tuple(labels.shape)}, expected {(logits.shape[0], len(slices))} for the label sets "
-                f"{list(slices)}: give one class id of each set."
+                f"Got labels of shape {tuple(labels.shape)}, expected {expected} for the label sets {list(slices)}: give one "
+                "class id of each set."
             )
-        chosen = torch.stack([logits[:, part].gather(1, labels[:, [i]]) for i, part in enumerate(slices.values())])
+        if is_soft:
+            chosen = labels * logits
+        else:
+            chosen = torch.stack([logits[:, part].gather(1, labels[:, [i]]) for i, part in enumerate(slices.values())])
         # Trainer counts the labels of all accumulated batches, and every set's is one.
         count = kwargs.get("num_items_in_batch")
-        return -chosen.sum() / (labels.numel() if count is None else count)
+        return -chosen.sum() / (len(labels) * len(slices) if count is None else count)
 
 
 __all__ = ["LVMAEForPreTraining", "LVMAEForVideoClassification", "LVMAEModel", "LVMAEPreTrainedModel"]

@@ -1,6 +1,7 @@
 """Arguments of the three trainers and of the data that their scripts read."""
 
 import json
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -41,9 +42,16 @@ class VideoDataArguments:
     """Which videos, and how clips are taken from them."""
 
     dataset_name: str = field(
-        metadata={"help": "A folder that `datasets` reads as videofolder, or a dataset id on the Hub."}
+        metadata={
+            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of them, several of these as "
+            "train=A,validation=B, a folder of save_to_disk, or a dataset id on the Hub."
+        }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Train on a stream of the dataset, shuffled in a buffer; needs --max_steps."}
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Rows that a stream's shuffling draws from."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
@@ -57,11 +65,36 @@ class VideoDataArguments:
         default=None,
         metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
     )
+    frame_jitter: bool = field(
+        default=False,
+        metadata={"help": "Take one frame of each equal part of the video: a random one in training, else the middle."},
+    )
+    short_videos: str = field(
+        default="stretch",
+        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+    )
     min_crop_scale: float = field(
         default=1.0,
         metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
     )
+    crop_scales: list[float] = field(
+        default_factory=list,
+        metadata={"help": "In training, VideoMAE's crop with these shares of the shorter side: 1 0.875 0.75 0.66."},
+    )
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
+    num_clips: int = field(
+        default=1,
+        metadata={"help": "In training, clips from one decoding of a video; a batch has this many times more clips."},
+    )
+    on_error: str = field(
+        default="skip",
+        metadata={
+            "help": "In training, a video that cannot be read: skip (take another, name it at the end) or raise."
+        },
+    )
+    max_broken_share: float = field(
+        default=0.1, metadata={"help": "End the run when more than this share of the videos tried cannot be read."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
 
@@ -70,15 +103,19 @@ class VideoDataArguments:
         """`label_column`, or the list of its parts where it names several."""
         return self.label_column.split(",") if "," in self.label_column else self.label_column
 
-    def __post_init__(self):
-        if not 0 < self.min_crop_scale <= 1:
-            raise ValueError(
-                f"Got min_crop_scale={self.min_crop_scale}, expected a share of the area in (0, 1]: give a fraction."
-            )
-        if self.frame_stride is not None and self.frame_stride < 1:
-            raise ValueError(
-                f"Got frame_stride={self.frame_stride}, expected at least 1: leave it out for even sampling."
-            )
+    def sampling(self) -> dict[str, Any]:
+        """What clips of every split have in common, as keywords of `VideoClips`."""
+        names = ("frame_stride", "frame_jitter", "short_videos", "video_column")
+        return {name: getattr(self, name) for name in names}
+
+    def augmentation(self) -> dict[str, Any]:
+        """What training clips have besides, as keywords of `VideoClips`."""
+        return {name: getattr(self, name) for name in ("min_crop_scale", "crop_scales", "horizontal_flip")}
+
+    def reading(self, output_dir: str | None) -> dict[str, Any]:
+        """How training clips are read, as keywords of `VideoClips`; broken videos are named in the output folder."""
+        options = {name: getattr(self, name) for name in ("num_clips", "on_error", "max_broken_share")}
+        return {**options, "broken_folder": os.path.join(output_dir or ".", "broken_videos")}
 
 
 @dataclass
@@ -206,10 +243,32 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
 @dataclass
 class LVMAEClassificationArguments(TrainingArguments):
-    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine."""
+    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
+    What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    and averaged weights. Label smoothing and mixing are training's alone: evaluation's loss and metrics are of plain labels.
+    """
+
+    base_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256 (VideoMAE: 5e-4)."
+        },
+    )
     layer_decay: float = field(
         default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one of them."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -222,6 +281,15 @@ class LVMAEClassificationArguments(TrainingArguments):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"Got layer_decay={self.layer_decay}, expected a factor in (0, 1]: 1 switches it off.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
+        for name in ("ema_decay", "label_smoothing_factor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
+        if self.base_learning_rate is not None:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * batch / 256
 
 
 __all__ = [

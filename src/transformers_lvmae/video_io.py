@@ -1,13 +1,14 @@
 """Video files: decode chosen frames, write a clip.
 
 Two decoders behind one function. torchcodec is used where it loads (it needs an FFmpeg on the system); PyAV, which carries
-its own FFmpeg, everywhere else. Frames are counted by demuxing, never read from the header: Matroska and WebM headers say 0,
-and a truncated file's header still promises the frames that were lost.
+its own FFmpeg, everywhere else. Frames are counted by demuxing or by an index that was checked (`video_seeking`), never read from the
+header: Matroska and WebM headers say 0, and a truncated file's header still promises the frames that were lost.
 """
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -19,12 +20,12 @@ from transformers.utils import is_torchcodec_available
 from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import VideoMetadata
 
+from .video_seeking import VideoReader, VideoReadError
+
 
 SampleIndices = Callable[[VideoMetadata], Sequence[int] | np.ndarray | torch.Tensor]
-
-
-class VideoReadError(ValueError):
-    """A video that cannot be read; the message names the file and its fault."""
+View = Callable[[torch.Tensor], torch.Tensor]
+FramesOf = Callable[[list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
 def video_name(source: Any) -> str:
@@ -42,6 +43,7 @@ def decode_video(
     backend: str | None = None,
     start: float | None = None,
     end: float | None = None,
+    view: View | None = None,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Decode the frames that `sample_indices` asks for, and no others are kept in memory.
 
@@ -52,23 +54,41 @@ def decode_video(
             order, repeats allowed.
         backend: "torchcodec", "pyav" or None for torchcodec where it loads and PyAV otherwise, as for segments.
         start, end: seconds; only the frames whose time stamp lies in [start, end), counted from the video's first frame, are
-            there to sample: metadata and frame numbers are those of this segment.
+            there to sample: metadata and frame numbers are those of this segment. Its cost does not depend on where in the
+            video it lies, in MP4, MOV, Matroska and WebM; other containers are decoded from their start (`video_seeking`).
+        view: called with each frame, uint8 (3, H, W), right after it is decoded (in ascending order, once), and what it
+            returns is kept in the frame's place, always of one shape: with a resize or a crop here, no more than one frame
+            of full size is ever held.
 
     Returns:
-        uint8 frames (T, 3, H, W) in the order asked for, and the metadata with `frames_indices` set.
+        uint8 frames (T, 3, H, W), or of the view's shape, in the order asked for, and the metadata with `frames_indices` set.
 
     Raises:
         VideoReadError: the file is missing, empty, damaged, has no video stream or fewer frames than it claims.
     """
+    return decode_clips(source, [sample_indices], [view], backend, start, end)[0]
+
+
+def decode_clips(
+    source: Any,
+    samplers: Sequence[SampleIndices],
+    views: Sequence[View | None],
+    backend: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[tuple[torch.Tensor, VideoMetadata]]:
+    """Several clips from one decoding of a video, each with its own frames and its own view; otherwise as [`decode_video`]."""
     if backend is None:
         whole = start is None and end is None
         backend = "torchcodec" if whole and is_torchcodec_usable(decode="video") else "pyav"
-    read = {"torchcodec": _decode_torchcodec, "pyav": _decode_pyav}.get(backend)
+    read = {"torchcodec": _read_torchcodec, "pyav": _read_pyav}.get(backend)
     if read is None:
         raise ValueError(f"Got backend={backend!r}, expected 'torchcodec', 'pyav' or None: choose one of them.")
     name = video_name(source)
     try:
-        return read(_openable(source), sample_indices, start, end)
+        metadata, frames = read(_openable(source), start, end)
+        indices = [_frame_numbers(sample, metadata) for sample in samplers]
+        clips = _collect(frames(np.unique(np.concatenate(indices)).tolist()), indices, views)
     except VideoReadError as error:
         raise VideoReadError(f"Cannot read video {name}: {error}") from None
     except (av.FFmpegError, OSError, RuntimeError) as error:
@@ -76,6 +96,25 @@ def decode_video(
         raise VideoReadError(
             f"Cannot read video {name}: got {fault}, expected a playable video file: re-encode or remove it."
         ) from error
+    return [(clip, replace(metadata, frames_indices=numbers.tolist())) for clip, numbers in zip(clips, indices)]
+
+
+def _collect(
+    frames: Iterable[tuple[int, torch.Tensor]], indices: list[np.ndarray], views: Sequence[View | None]
+) -> list[torch.Tensor]:
+    """Clips (T, C, H, W) of frames that come one at a time with their numbers."""
+    clips: list[torch.Tensor | None] = [None] * len(indices)
+    for number, frame in frames:
+        for clip, (wanted, view) in enumerate(zip(indices, views)):
+            places = np.flatnonzero(wanted == number)
+            if not len(places):
+                continue
+            picture = (frame if view is None else view(frame)).permute(1, 2, 0)
+            held = clips[clip]
+            if held is None:  # in memory as decoders write it, channels last: copying is cheap
+                held = clips[clip] = picture.new_empty((len(wanted), *picture.shape))
+            held[torch.from_numpy(places)] = picture
+    return [clip.permute(0, 3, 1, 2) for clip in clips if clip is not None]
 
 
 def _openable(source: Any) -> Any:
@@ -114,81 +153,35 @@ def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np
         raise ValueError(
             f"Got frame numbers {asked}, expected numbers in 0..{metadata.total_num_frames - 1}: sample within the video."
         )
-    metadata.frames_indices = indices.tolist()
     return indices
 
 
-def _segment(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """First frame of a segment and the one after its last, of frames with ascending time stamps in seconds."""
-    first = 0 if start is None else int(np.searchsorted(times, start - 1e-6))
-    last = len(times) if end is None else int(np.searchsorted(times, end - 1e-6))
-    if first >= last:
-        raise VideoReadError(
-            f"got a segment from {start} to {end} s, expected frames in it (the video lasts {times[-1]:.3f} s): correct the times."
-        )
-    return first, last
-
-
-def _decode_pyav(
-    file: Any, sample_indices: SampleIndices, start: float | None, end: float | None
-) -> tuple[torch.Tensor, VideoMetadata]:
+def _read_pyav(file: Any, start: float | None, end: float | None) -> tuple[VideoMetadata, FramesOf]:
     if not isinstance(file, str) and not hasattr(file, "read"):
         raise VideoReadError(
             f"got a {type(file).__name__}, expected a path, bytes or a file object for PyAV: pass the path."
         )
-    with av.open(file) as container:
-        if not container.streams.video:
-            raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
-        stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        shown = [packet for packet in packets if not packet.is_discard]
-        # A file cut between two frames plays without a complaint. Only MP4 and MOV have an index that promises exactly.
-        if "mp4" in container.format.name and len(packets) < stream.frames:
-            raise VideoReadError(
-                f"got {len(packets)} frames, expected {stream.frames} by its index: it is truncated, download it again or remove it."
-            )
-        rate = stream.average_rate
-        first, last = 0, len(shown)
-        if start is not None or end is not None:
-            stamps = np.sort([float((packet.pts or 0) * packet.time_base) for packet in shown])
-            first, last = _segment(stamps - stamps[0], start, end)
-        metadata = VideoMetadata(
-            total_num_frames=last - first,
-            fps=float(rate) if rate else None,
-            duration=(last - first) / float(rate) if rate else None,
-            width=stream.width,
-            height=stream.height,
-            video_backend="pyav",
-        )
-        indices = _frame_numbers(sample_indices, metadata)
-    # A second opening, not a seek: some containers cannot seek back to their first packet.
-    if hasattr(file, "seek"):
-        file.seek(0)
-    wanted = set(indices.tolist())
-    frames: dict[int, np.ndarray] = {}
-    with av.open(file) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # parallelism comes from the data loader's workers
-        reformatter = (
-            VideoReformatter()
-        )  # one for the clip: building the converter costs more than using it on a small frame
-        number = 0
-        for number, frame in enumerate(container.decode(stream), start=-first):
-            if number in wanted:
-                frames[number] = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                if len(frames) == len(wanted):
-                    break
-    if len(frames) < len(wanted):
-        raise VideoReadError(
-            f"got {first + number + 1} readable frames, expected {len(shown)} by its packets: it is damaged, re-encode or remove it."
-        )
-    clip = np.stack([frames[number] for number in indices.tolist()])
-    return torch.from_numpy(clip).permute(0, 3, 1, 2), metadata
+    reader = VideoReader(file, start, end)
+    metadata = VideoMetadata(
+        total_num_frames=reader.total,
+        fps=reader.fps,
+        duration=reader.total / reader.fps if reader.fps else None,
+        width=reader.width,
+        height=reader.height,
+        video_backend="pyav",
+    )
+
+    def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        # One converter for the clip: building it costs more than using it on a small frame.
+        reformatter = VideoReformatter()
+        for number, frame in reader.frames(numbers):
+            pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
+            yield number, torch.from_numpy(pixels).permute(2, 0, 1)
+
+    return metadata, frames
 
 
-def _decode_torchcodec(
-    file: Any, sample_indices: SampleIndices, start: float | None, end: float | None
-) -> tuple[torch.Tensor, VideoMetadata]:
+def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple[VideoMetadata, FramesOf]:
     if start is not None or end is not None:
         raise ValueError(
             f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
@@ -205,8 +198,13 @@ def _decode_torchcodec(
         height=decoder.metadata.height,
         video_backend="torchcodec",
     )
-    indices = _frame_numbers(sample_indices, metadata)
-    return decoder.get_frames_at(indices=indices.tolist()).data, metadata
+
+    def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        for first in range(0, len(numbers), 8):  # a call costs as much as some frames; memory holds no more than these
+            block = numbers[first : first + 8]
+            yield from zip(block, decoder.get_frames_at(indices=block).data)
+
+    return metadata, frames
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf: int = 18) -> None:

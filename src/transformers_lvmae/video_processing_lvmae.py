@@ -185,6 +185,12 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         # The base class's method for video takes the opaque end of the alpha channel for 255 even in [0, 1] floats.
         return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
 
+    def fit(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (..., C, H, W) of any size to the model's: resize and centre crop, as in a call; dtype and values stay."""
+        if self.do_resize:
+            frames = self.resize(frames, self.size, resample=self.resample)
+        return self.center_crop(frames, self.crop_size) if self.do_center_crop else frames
+
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         for video in videos:
             self._check_channels(video.shape[1], kwargs)

@@ -1,0 +1,89 @@
+"""An account of the videos that could not be read, over all processes of a run.
+
+Each process, data loader workers included, appends to a file of its own: one JSON line a video, with its fault. Nothing is shared but the
+folder, so that it holds on clusters and after a crash.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import logging
+
+
+logger = logging.get_logger(__name__)
+
+FEWEST_TRIED = 100
+
+
+class TooManyBrokenVideos(RuntimeError):
+    """More videos than allowed cannot be read."""
+
+
+class BrokenVideos:
+    """What one process tried to read, and what it could not.
+
+    Args:
+        folder: where the process writes its file; None keeps no account, only the share.
+        max_share: of the videos tried, the share that may be broken; counted as if at least 100 had been tried, so that one
+            broken video among the first does not stop a run.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None, max_share: float = 0.1):
+        self.folder = None if folder is None else Path(folder)
+        self.max_share = max_share
+        self.tried = 0
+        self.failed = 0
+        self._named: set[str] = set()
+
+    def add(self, video: str, fault: Exception) -> None:
+        """Count a video that could not be read; raises TooManyBrokenVideos past the share."""
+        self.failed += 1
+        if video not in self._named:
+            self._named.add(video)
+            self._write({"video": video, "fault": str(fault)})
+        if self.failed > self.max_share * max(self.tried, FEWEST_TRIED):
+            account = "" if self.folder is None else f" All are named in {self.folder}."
+            raise TooManyBrokenVideos(
+                f"Got {self.failed} unreadable videos of the {self.tried} that this process tried, expected at most a share of "
+                f"{self.max_share}: repair or remove them, or raise max_broken_share. The last one: {fault}{account}"
+            ) from fault
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """At the end of a run, whole or not, the first process reports what all of them could not read."""
+        try:
+            yield
+        finally:
+            if self.folder is not None and PartialState().is_main_process:
+                report_broken_videos(self.folder)
+
+    def _write(self, line: dict[str, str]) -> None:
+        if self.folder is None:
+            logger.warning(f"{line['fault']} Another video takes its place.")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{socket.gethostname()}_{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
+    """Video -> fault, of all processes that wrote to `folder`, in alphabetical order."""
+    lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in lines]
+    return dict(sorted((row["video"], row["fault"]) for row in rows))
+
+
+def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
+    """Log every video that a run could not read, with its fault, and write them to a file, `folder` with the ending .json."""
+    broken = read_broken_videos(folder)
+    if broken:
+        path = Path(folder).with_suffix(".json")
+        path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
+        faults = "\n".join(broken.values())
+        logger.warning(f"{len(broken)} videos could not be read; others took their places ({path}):\n{faults}")
+    return broken
