@@ -34,6 +34,13 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "Frames this far apart; without it, frames evenly over the video, or its part for a view."},
     )
+    frame_jitter: bool = field(
+        default=False, metadata={"help": "Take the middle frame of each of equal parts, as trained with frame_jitter."}
+    )
+    short_videos: str = field(
+        default="stretch",
+        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+    )
     temporal_views: int = field(default=1, metadata={"help": "Clips of each video, from its beginning to its end."})
     spatial_views: int = field(default=1, metadata={"help": "Crops of each clip along its longer side."})
     batch_size: int = field(default=8, metadata={"help": "Clips at a time on each process."})
@@ -53,6 +60,8 @@ def main() -> None:
         AutoVideoProcessor.from_pretrained(args.model_name_or_path),
         model.config.num_frames,
         frame_stride=args.frame_stride,
+        frame_jitter=args.frame_jitter,
+        short_videos=args.short_videos,
         video_column=args.video_column,
         label_column=columns[0] if len(columns) == 1 else columns,
         temporal_views=args.temporal_views,
@@ -61,8 +70,9 @@ def main() -> None:
     predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
     if accelerator.is_main_process:
         about = {"model": args.model_name_or_path, "dataset": args.dataset_name, "split": args.split}
-        about |= {"num_frames": model.config.num_frames, "frame_stride": args.frame_stride}
-        about |= {"temporal_views": args.temporal_views, "spatial_views": args.spatial_views}
+        about["num_frames"] = model.config.num_frames
+        for name in ("frame_stride", "frame_jitter", "short_videos", "temporal_views", "spatial_views"):
+            about[name] = getattr(args, name)
         results = write_evaluation(args.output_dir, predictions, model.config, about)
         print(json.dumps(results["metrics"], indent=2))
     accelerator.end_training()

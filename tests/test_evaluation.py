@@ -87,6 +87,8 @@ def test_views_with_a_stride_reach_from_the_beginning_to_the_end():
     assert [frames.tolist() for frames in starts] == [[0, 3, 6, 9], [10, 13, 16, 19], [20, 23, 26, 29]]
     short = [views.sample_view(VideoMetadata(total_num_frames=9), view).tolist() for view in range(3)]
     assert short == [[0, 2, 4, 6]] * 3
+    looped = make_views(num_frames=4, frame_stride=3, temporal_views=3, short_videos="loop")
+    assert looped.sample_view(VideoMetadata(total_num_frames=9), 2).tolist() == [0, 3, 6, 0]
 
 
 def test_views_without_a_stride_are_equal_parts():
@@ -98,12 +100,21 @@ def test_views_without_a_stride_are_equal_parts():
     assert [set(part.tolist()) for part in tiny] == [{0}, {0}, {1}, {2}]
 
 
-@pytest.mark.parametrize("frame_stride", [None, 2, 50])
-def test_one_view_has_the_frames_of_plain_evaluation(frame_stride):
-    plain = VideoClips([], processor_for(tiny_config()), 8, frame_stride=frame_stride)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"frame_stride": 2},
+        {"frame_stride": 50, "short_videos": "loop"},
+        {"short_videos": "pad"},
+        {"frame_jitter": True},
+    ],
+)
+def test_one_view_has_the_frames_of_plain_evaluation(sampling):
+    plain = VideoClips([], processor_for(tiny_config()), 8, **sampling)
     for total in (1, 7, 8, 23, 60):
         metadata = VideoMetadata(total_num_frames=total)
-        one = make_views(frame_stride=frame_stride).sample_view(metadata, 0)
+        one = make_views(**sampling).sample_view(metadata, 0)
         assert one.tolist() == plain.sample_frames(metadata).tolist()
 
 
@@ -112,11 +123,12 @@ def test_one_view_has_the_frames_of_plain_evaluation(frame_stride):
 )
 def test_spatial_views_lie_along_the_longer_side(shape, places):
     views = make_views(spatial_views=3)
-    clip = torch.arange(shape[0] * shape[1]).view(1, 1, *shape).expand(2, 3, -1, -1)
+    frame = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
     side = min(shape)
     for view, (top, left) in enumerate(places):
-        assert torch.equal(views.crop_view(clip, view), clip[..., top : top + side, left : left + side])
-    assert torch.equal(make_views().crop_view(clip, 0), clip)
+        region = frame[..., top : top + side, left : left + side]
+        assert torch.equal(views.crop_view(frame, view), views.processor.fit(region))
+    assert torch.equal(make_views().crop_view(frame, 0), views.processor.fit(frame))
 
 
 def test_less_than_one_view_is_refused():
@@ -125,12 +137,12 @@ def test_less_than_one_view_is_refused():
 
 
 def test_probabilities_are_averaged_over_views(data, model):
-    """Beside a loop over one clip at a time; batches of four split a row's six views."""
+    """Beside a loop over one clip at a time; a batch of four clips splits a row's six views."""
     views = views_of(data, model, temporal_views=2, spatial_views=3)
     predictions = predict(model, views, Accelerator(), batch_size=4)
     for row in range(5):
         with torch.no_grad():
-            clips = [views[row * 6 + view]["pixel_values_videos"] for view in range(6)]
+            clips = torch.cat([views[row * 2 + view]["pixel_values_videos"] for view in range(2)])
             expected = torch.stack([model(clip[None]).logits[0].exp() for clip in clips]).mean(dim=0)
         np.testing.assert_allclose(predictions.probabilities[row], expected.numpy(), rtol=1e-5)
     assert len({tuple(clip.flatten()[:50].tolist()) for clip in clips}) == 6

@@ -23,8 +23,8 @@ from transformers.video_utils import VideoMetadata
 
 from .accuracy import topk_accuracies
 from .configuration_lvmae import LVMAEConfig
-from .data import VideoClips
-from .video_io import decode_video
+from .data import VideoClips, _seconds
+from .video_io import decode_clips
 
 
 LENGTH_BINS = (4, 8, 16, 32)  # seconds: the paper's, where it compares with Avion
@@ -33,19 +33,20 @@ CELL_LIMIT = 12  # classes that leave room for numbers in its cells
 
 
 class VideoViews(VideoClips):
-    """Several clips of each video: item `i` is view `i % num_views` of row `i // num_views`.
+    """Several clips of each video: item `i` is temporal view `i % temporal_views` of row `i // temporal_views`.
 
-    An item has `pixel_values_videos` (T, C, H, W), `row` (its number) and `duration` (seconds of the whole row, NaN if unknown).
+    An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding, `row` (its number) and `duration` (seconds of
+    the whole row, NaN if unknown).
 
     With `frame_stride`, temporal views start evenly spread from the video's beginning to its end (one: in the middle). Without
-    it, or where the video is too short for it, each view takes its frames evenly from one of `temporal_views` equal parts (too
-    short: from the whole). With a model of 32 frames this is the paper's multi-crop baseline.
+    it, each view has its frames from one of `temporal_views` equal parts of the video. A video too short for the stride is the same
+    for all views, as in [`VideoClips`]. With a model of 32 frames, equal parts are the paper's multi-crop baseline.
 
-    Spatial views have the processor's crop from evenly spread places along the longer side of a frame; one is the processor's
-    own, the middle.
+    Spatial views are the processor's crop at evenly spread places along the longer side of a frame; one is the processor's own,
+    the middle.
 
     Args:
-        temporal_views, spatial_views: how many of each; every temporal view is cropped in every place.
+        temporal_views, spatial_views: how many of each; every temporal view is cropped at every place.
         args, kwargs: as [`VideoClips`].
 
     Raises:
@@ -63,45 +64,49 @@ class VideoViews(VideoClips):
         self.temporal_views = temporal_views
         self.spatial_views = spatial_views
 
-    @property
-    def num_views(self) -> int:
-        return self.temporal_views * self.spatial_views
-
     def __len__(self) -> int:
-        return len(self.rows) * self.num_views
+        return len(self.rows) * self.temporal_views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        number, view = divmod(index, self.num_views)
-        temporal, spatial = divmod(view, self.spatial_views)
+        number, temporal = divmod(index, self.temporal_views)
         row = self.rows[number]
-        sample = partial(self.sample_view, temporal=temporal)
-        clip, metadata = decode_video(row[self.video_column], sample, start=row.get("start"), end=row.get("end"))
-        pixels = self.processor(self.crop_view(clip, spatial), return_tensors="pt")["pixel_values_videos"][0]
-        duration = float("nan") if metadata.duration is None else metadata.duration
-        return {"pixel_values_videos": pixels, "row": number, "duration": duration}
+        count = self.spatial_views
+        clips = decode_clips(
+            row[self.video_column],
+            [partial(self.sample_view, temporal=temporal)] * count,
+            [partial(self.crop_view, spatial=spatial) for spatial in range(count)],
+            start=_seconds(row.get("start")),
+            end=_seconds(row.get("end")),
+        )
+        duration = clips[0][1].duration
+        return {
+            "pixel_values_videos": torch.stack([self.make_pixels(clip) for clip, _ in clips]),
+            "row": number,
+            "duration": float("nan") if duration is None else duration,
+        }
 
     def sample_view(self, metadata: VideoMetadata, temporal: int) -> np.ndarray:
         """Frame numbers of temporal view `temporal`."""
         total, views = metadata.total_num_frames, self.temporal_views
+        if views == 1:
+            return self.sample_frames(metadata)
         if self.frame_stride is not None:
             offsets = np.arange(self.num_frames) * self.frame_stride
             spare = total - 1 - int(offsets[-1])
-            if spare >= 0:
-                return offsets + (spare // 2 if views == 1 else spare * temporal // (views - 1))
-            temporal, views = 0, 1
+            return self.sample_frames(metadata) if spare < 0 else offsets + spare * temporal // (views - 1)
         first, end = total * temporal // views, total * (temporal + 1) // views
         part = replace(metadata, total_num_frames=max(end - first, 1))
-        return min(first, total - 1) + self.processor.sample_frames(part, num_frames=self.num_frames)
+        return min(first, total - 1) + self.sample_frames(part)
 
-    def crop_view(self, clip: torch.Tensor, spatial: int) -> torch.Tensor:
-        """The region of frames (T, C, H, W) that spatial view `spatial` shows: the largest of the crop's shape, at its place."""
+    def crop_view(self, frame: torch.Tensor, spatial: int) -> torch.Tensor:
+        """What spatial view `spatial` shows of a frame (C, H, W), of the model's size: the largest region of the crop's shape."""
         if self.spatial_views == 1:
-            return clip
-        height, width = clip.shape[-2:]
+            return self.processor.fit(frame)
+        height, width = frame.shape[-2:]
         ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
         kept = min(height, round(width / ratio)), min(width, round(height * ratio))
         top, left = ((side - part) * spatial // (self.spatial_views - 1) for side, part in zip((height, width), kept))
-        return clip[..., top : top + kept[0], left : left + kept[1]]
+        return self.processor.fit(frame[..., top : top + kept[0], left : left + kept[1]])
 
 
 @dataclass
@@ -143,23 +148,26 @@ def predict(
 
     Args:
         model: [`LVMAEForVideoClassification`]; moved to the accelerator's device and set to evaluation.
-        views: with `label_column` set.
+        views: with `label_column` set; of a `datasets.Dataset`, not of a stream.
         batch_size: clips at a time on each process.
         num_workers: processes that decode for each process.
     """
     model = model.to(accelerator.device).eval()
     own = range(accelerator.process_index, len(views.rows), accelerator.num_processes)
-    items = [row * views.num_views + view for row in own for view in range(views.num_views)]
+    items = [row * views.temporal_views + view for row in own for view in range(views.temporal_views)]
     loader = DataLoader(
         Subset(views, items), batch_size=batch_size, num_workers=num_workers, collate_fn=default_data_collator
     )
     sums: dict[int, np.ndarray] = {}
     durations: dict[int, float] = {}
     for batch in tqdm(loader, desc="Evaluating", disable=not accelerator.is_main_process):
-        with accelerator.autocast():
-            logits = model(pixel_values_videos=batch["pixel_values_videos"].to(accelerator.device)).logits
-        probabilities = split_probabilities(logits, model.config.label_slices).cpu().numpy()
-        for row, values, duration in zip(batch["row"].tolist(), probabilities, batch["duration"].tolist()):
+        logits = []
+        for clips in batch["pixel_values_videos"].flatten(0, 1).split(batch_size):
+            with accelerator.autocast():
+                logits.append(model(pixel_values_videos=clips.to(accelerator.device)).logits)
+        probabilities = split_probabilities(torch.cat(logits), model.config.label_slices).cpu()
+        means = probabilities.unflatten(0, (-1, views.spatial_views)).mean(dim=1).numpy()
+        for row, values, duration in zip(batch["row"].tolist(), means, batch["duration"].tolist()):
             sums[row] = sums.get(row, 0.0) + values
             durations[row] = duration
     gathered = sorted(gather_object([(row, sums[row], durations[row]) for row in sums]), key=lambda item: item[0])
@@ -167,7 +175,7 @@ def predict(
     columns = [views.label_column] if isinstance(views.label_column, str) else list(views.label_column or [])
     labels = [np.asarray(list(views.rows.select_columns(column)[column])) for column in columns]
     return Predictions(
-        np.stack([values for _, values, _ in gathered]) / views.num_views,
+        np.stack([values for _, values, _ in gathered]) / views.temporal_views,
         labels[0] if isinstance(views.label_column, str) else np.stack(labels, axis=1),
         np.asarray([duration for *_, duration in gathered]),
     )
@@ -326,7 +334,7 @@ def write_evaluation(
     for label_set, (probabilities, labels, names) in by_label_set(predictions, config).items():
         suffix = "" if config.label_sets is None else f"_{label_set}"
         counts = confusion_counts(probabilities, labels)
-        title = f"{about['dataset']}, {about['split']}: {label_set}, {len(labels):,} clips"
+        title = f"{Path(about['dataset']).name}, {about['split']}: {label_set}, {len(labels):,} clips"
         draw_confusion_matrix(folder / f"confusion_matrix{suffix}.png", counts, names, title)
         table = class_table(counts, names)
         with (folder / f"classes{suffix}.csv").open("w", newline="") as file:
