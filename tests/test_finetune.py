@@ -2,20 +2,22 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from conftest import load_script, tiny_config
+from conftest import SCRIPTS, load_script, tiny_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForVideoClassification
+from transformers import AutoConfig, AutoModelForVideoClassification, HfArgumentParser
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
     LVMAEClassificationTrainer,
+    LVMAEConfig,
     LVMAEForPreTraining,
     LVMAEForVideoClassification,
 )
@@ -192,3 +194,54 @@ def test_adapters_learn_by_their_layer(script, tmp_path):
     assert rates[prefix + "lvmae.encoder.layers.0.attention.q_proj.lora_B.default.weight"] == 0.25
     assert rates[prefix + "lvmae.embeddings.patch_embeddings.projection.lora_A.default.weight"] == 0.125
     assert set(rates) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+BENCHMARK_RUNS = ("diving48", "epic_kitchens_100", "something_something_v2", "finegym288", "kinetics400")
+STUB = '#!/bin/sh\nprintf "%s\\0" "$@" >> "$RECORD"\nprintf "\\n\\0" >> "$RECORD"\n'
+
+
+def commands_of(name, tmp_path):
+    """The commands of scripts/runs/NAME.sh, with python and accelerate replaced by something that writes them down."""
+    for program in ("python", "accelerate"):
+        (tmp_path / program).write_text(STUB)
+        (tmp_path / program).chmod(0o755)
+    folders = {key: str(tmp_path / key.lower()) for key in ("ANNOTATIONS", "VIDEOS", "PRETRAINED")}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RECORD": str(tmp_path / "record"), **folders}
+    copy = tmp_path / "scripts" / "runs" / f"{name}.sh"  # so that it looks for its data, and finds none, in tmp_path
+    copy.parent.mkdir(parents=True)
+    shutil.copy(SCRIPTS / "runs" / f"{name}.sh", copy)
+    subprocess.run(["bash", str(copy)], env=environment, check=True)
+    lines = (tmp_path / "record").read_text().split("\n\0")[:-1]
+    commands = {}
+    for line in lines:
+        words = line.split("\0")[:-1]
+        script = next(
+            number for number, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py")
+        )
+        commands[Path(words[script]).stem] = words[script + 1 :]
+    return commands
+
+
+@pytest.mark.parametrize("name", BENCHMARK_RUNS)
+def test_benchmark_runs_are_commands_that_the_scripts_take(name, script, tmp_path, monkeypatch):
+    commands = commands_of(name, tmp_path)
+    assert list(commands) == ["prepare_dataset", "finetune", "evaluate"]
+    prepared = load_script("prepare_dataset").parse_args(commands["prepare_dataset"])
+    assert prepared.name == name
+
+    evaluation = load_script("evaluate")
+    (evaluated,) = HfArgumentParser(evaluation.EvaluationArguments).parse_args_into_dataclasses(commands["evaluate"])
+    types = (script.FineTuningModelArguments, script.LabelledVideoDataArguments, script.AdapterArguments)
+    parser = HfArgumentParser((*types, LVMAEClassificationArguments))
+    on_cpu = ["--use_cpu", "true", "--output_dir", str(tmp_path)]
+    model, data, _, training = parser.parse_args_into_dataclasses([*commands["finetune"], *on_cpu])
+    assert evaluated.dataset_name == data.dataset_name == str(prepared.output)
+    assert (evaluated.label_column, evaluated.frame_stride) == (data.label_column, data.frame_stride)
+    config = LVMAEConfig(**model.overrides(LVMAEConfig))
+    paper = {128: 0.25, 64: 0.0}  # tubes dropped by ViT-L at 128 frames, by any model at 64
+    assert config.tube_drop_ratio == paper[config.num_frames]
+    recipe = (data.rand_augment_num_ops, data.random_erasing_prob, data.num_clips, training.mixup_alpha)
+    assert recipe == (4, 0.25, 2, 0.8)
+    assert (training.cutmix_alpha, training.label_smoothing_factor, config.drop_path_rate > 0) == (1.0, 0.1, True)
+    videos = 4 * training.gradient_accumulation_steps  # clips of one video count once
+    assert training.learning_rate == pytest.approx(training.base_learning_rate * videos / 256)
