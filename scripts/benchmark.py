@@ -189,39 +189,92 @@ def video_file(case: Case) -> str:
     return str(path)
 
 
+def long_video_file() -> str:
+    """The 340 x 256 film 30 times over: 5 minutes, a keyframe at least every 250 frames."""
+    import av
+
+    path = Path(tempfile.gettempdir()) / "lvmae_benchmark_long.mp4"
+    if not path.exists():
+        with av.open(video_file({"picture": (340, 256)})) as short, av.open(str(path), "w") as container:
+            source = short.streams.video[0]
+            stream = container.add_stream_from_template(source)
+            packets = [packet for packet in short.demux(source) if packet.size]
+            length = 300 * min(packet.duration for packet in packets if packet.duration)
+            for copy in range(30):
+                short.seek(0)
+                for packet in (packet for packet in short.demux(source) if packet.size):
+                    packet.pts, packet.dts = packet.pts + copy * length, packet.dts + copy * length
+                    packet.stream = stream
+                    container.mux(packet)
+    return str(path)
+
+
 def decode_only(case: Case) -> tuple[None, Work]:
-    """PyAV's frames, each wanted one resized at once: the codec and the pixels, nothing else."""
+    """PyAV's frames, each wanted one made smaller at once on uint8, antialiased: the codec and the pixels, nothing else."""
     import av
     import numpy as np
+    from torchvision.transforms.v2.functional import resize
 
     path = video_file(case)
 
-    def work() -> Any:
-        wanted = set(np.linspace(0, 299, 128).round().astype(int).tolist())
-        frames = []
+    def work() -> None:
+        for _ in range(case["clips"]):
+            wanted = set((np.arange(128) * 300 // 128).tolist())
+            frames = []
+            with av.open(path) as container:
+                container.streams.video[0].codec_context.thread_count = 1
+                for number, frame in enumerate(container.decode(video=0)):
+                    if number in wanted:
+                        pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                        frames.append(resize(pixels, [224], antialias=True))
+            torch.stack(frames)
+
+    return None, work
+
+
+def load_clips(case: Case) -> tuple[None, Work]:
+    """What training reads: decode, sample, resize, crop; float (normalised) or uint8 pixels, in this process or in workers."""
+    from torch.utils.data import DataLoader
+
+    from transformers_lvmae import LVMAEConfig
+    from transformers_lvmae.data import VideoClips, processor_for
+
+    class Uint8Clips(VideoClips):
+        processing = {"do_rescale": False, "do_normalize": False}
+
+    rows: Any = [{"video": video_file(case)}] * case["clips"]
+    clips = (Uint8Clips if case["uint8"] else VideoClips)(rows, processor_for(LVMAEConfig()), 128)
+    loader = DataLoader(clips, batch_size=1, num_workers=case.get("workers", 0))
+
+    def work() -> None:
+        for _ in loader:
+            pass
+
+    return None, work
+
+
+def load_segments(case: Case) -> tuple[None, Work]:
+    """64 consecutive frames, from `share` of the way into 5 minutes of video: as a segment, or by decoding up to there."""
+    import av
+
+    from transformers_lvmae.video_io import decode_video
+
+    path = long_video_file()
+    first = int(case["share"] * 8900)
+
+    def seek() -> None:
+        decode_video(path, lambda metadata: range(64), start=first / 30, end=first / 30 + 70 / 30)
+
+    def read_on() -> None:
         with av.open(path) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    frames.append(frame.reformat(width=224, height=224, format="rgb24").to_ndarray())
-        return np.stack(frames)
+                if first <= number < first + 64:
+                    frame.to_ndarray(format="rgb24")
+                elif number == first + 64:
+                    break
 
-    return None, work
-
-
-def load_clip(case: Case) -> tuple[None, Work]:
-    """What a data loader's worker does for a clip: decode, sample, resize, crop, normalise."""
-    from transformers_lvmae import LVMAEConfig
-    from transformers_lvmae.data import processor_for
-    from transformers_lvmae.video_io import decode_video
-
-    path, processor = video_file(case), processor_for(LVMAEConfig())
-
-    def work() -> Any:
-        clip, _ = decode_video(path, lambda metadata: processor.sample_frames(metadata, num_frames=128))
-        return processor(clip, return_tensors="pt")["pixel_values_videos"]
-
-    return None, work
+    return None, seek if case["seek"] else read_on
 
 
 def tokenizer_view(case: Case) -> tuple[None, Work]:
@@ -334,8 +387,7 @@ def memory_cases(args: argparse.Namespace) -> Iterator[Case]:
             case = {"frames": frames, "batch": 1, "checkpointing": "none", "lora_rank": 0, "mixing": False, **fields}
             options = {"checkpointing": case["checkpointing"], "lora_rank": case["lora_rank"], "mixing": case["mixing"]}
             cost = classification_cost(LVMAEConfig(num_frames=frames, **LABELS), case["batch"], **options)
-            computed = 4 * cost.trainable_parameters + cost.saved_bytes + cost.working_bytes
-            computed += cost.input_bytes // 2 if case["mixing"] else 0  # the batch that was mixed is there before
+            computed = cost.step_bytes + (cost.input_bytes // 2 if case["mixing"] else 0)  # one batch is there before
             known = {"computed": computed, "saved": cost.saved_bytes, "flops": cost.flops}
             yield {"group": group, "name": name, "build": "lvmae_fine_tuning", **case, **known}
 
@@ -357,16 +409,27 @@ def tokenizer_cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def input_cases(args: argparse.Namespace) -> Iterator[Case]:
     for picture in ((1280, 720), (340, 256)):
-        group = f"Input, 128 of 300 frames of {picture[0]} x {picture[1]}"
-        yield {"group": group, "name": "bare decoder", "build": "decode_only", "picture": picture}
-        yield {"group": group, "name": "decode_video and processor", "build": "load_clip", "picture": picture}
+        group = f"Input, 128 of 300 frames of {picture[0]} x {picture[1]}, a clip"
+        common = {"group": group, "picture": picture, "clips": 6, "build": "load_clips"}
+        yield {**common, "name": "bare decoder", "build": "decode_only"}
+        yield {**common, "name": "VideoClips, uint8", "uint8": True}
+        yield {**common, "name": "VideoClips, float", "uint8": False}
+        yield {**common, "name": "data loader, 1 worker, uint8", "workers": 1, "uint8": True}
+        yield {**common, "name": "data loader, 2 workers, uint8", "workers": 2, "uint8": True}
+        yield {**common, "name": "data loader, 2 workers, float", "workers": 2, "uint8": False}
+    group = "Input, 64 frames out of 9,000 of 340 x 256"
+    for seek in (True, False):
+        for share in (0.02, 0.5, 0.98):
+            name = f"{'segment' if seek else 'decoded from the start'}, {share:.0%} of the way"
+            yield {"group": group, "name": name, "build": "load_segments", "seek": seek, "share": share}
 
 
 def path_cases(args: argparse.Namespace) -> Iterator[Case]:
     group = "The whole path of a clip, ViT-B, 128 frames"
+    common = {"group": group, "build": "load_clips", "clips": 1, "uint8": True}
     yield lvmae_step_case(group=group, name="pre-training step", size="base", attention="sdpa", frames=128)
-    yield {"group": group, "name": "decode and process, 720p", "build": "load_clip", "picture": (1280, 720)}
-    yield {"group": group, "name": "decode and process, 340 x 256", "build": "load_clip", "picture": (340, 256)}
+    yield {**common, "name": "decode and crop, 720p", "picture": (1280, 720)}
+    yield {**common, "name": "decode and crop, 340 x 256", "picture": (340, 256)}
     yield {"group": group, "name": "halve for the tokenizer", "build": "tokenizer_view"}
     yield {"group": group, "name": "tokenize (0 with a cache)", "build": "tokenizer_encode", "frames": 128}
 
@@ -406,7 +469,8 @@ def run_case(case: Case) -> dict[str, Any]:
 
     gc.collect()
     usage = measure(step)
-    result = {"build_cpu": build_seconds, "wall": usage.wall, "cpu": usage.cpu, "rss": usage.peak_bytes}
+    clips = case.get("clips", 1)
+    result = {"build_cpu": build_seconds, "wall": usage.wall / clips, "cpu": usage.cpu / clips, "rss": usage.peak_bytes}
     if case["count"] and model is not None:
         model.zero_grad()
         with torch.set_grad_enabled(backward):
@@ -426,8 +490,11 @@ def run_in_fresh_process(case: Case) -> dict[str, Any]:
 def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
     """Append one line a run to `path`."""
     for case in cases:
+        # Made here, so that their frames are not in the memory of a process that is measured.
         if "picture" in case:
-            video_file(case)  # made here, so that its frames are not in the memory of a process that is measured
+            video_file(case)
+        if case.get("build") == "load_segments":
+            long_video_file()
     for repeat in range(repeats):
         for number, case in enumerate(cases):
             if "build" not in case:  # closed form alone

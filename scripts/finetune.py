@@ -6,7 +6,7 @@
 The output folder holds the model with its class names and the processor, ready for `pipeline("video-classification")`. Interrupted
 runs go on where they were. `--label_column verb,noun` learns two labels at once, such as EPIC-Kitchens'.
 
-VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.5 --horizontal_flip --rand_augment_num_ops 4
+VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.08 --num_clips 2 --rand_augment_num_ops 4
 --random_erasing_prob 0.25 --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --config_overrides '{"drop_path_rate":
 0.1}'` (scripts/runs/ has it for each of the paper's benchmarks).
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
-from transformers_lvmae import LVMAEConfig
+from transformers_lvmae import LVMAEConfig, video_io
 from transformers_lvmae.data import (
     ImageClips,
     MaskedVideoClips,
@@ -153,6 +155,48 @@ def test_random_crops_keep_frames_aligned(splits):
         assert torch.equal(cropped, cropped[:1].expand_as(cropped))
         crops.add(tuple(cropped.flatten().tolist()[:50]))
     assert len(crops) == 5
+
+
+def test_several_clips_come_from_one_decoding(splits, monkeypatch):
+    opened = []
+    read = video_io._read_pyav
+    monkeypatch.setattr(video_io, "_read_pyav", lambda *args: (opened.append(args), read(*args))[1])
+    options = {"training": True, "frame_jitter": True, "min_crop_scale": 0.4, "label_column": "label", "seed": 2}
+    clips = masked(splits["train"], num_clips=3, **options)
+    items = clips.__getitems__([4, 5])
+    assert len(opened) == 2
+    assert [item["labels"] for item in items] == [splits["train"][number]["label"] for number in (4, 4, 4, 5, 5, 5)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        for key in ("pixel_values_videos", "noise"):
+            assert not torch.equal(items[one][key], items[other][key])
+    for key, value in clips[5].items():
+        assert np.array_equal(value, items[3][key])
+    batch = next(iter(DataLoader(clips, batch_size=4, collate_fn=default_data_collator)))
+    assert batch["pixel_values_videos"].shape == (12, 8, 3, 32, 32)
+    assert len(clips) == 16
+    assert masked(splits["train"], num_clips=3).num_clips == 1  # evaluation sees each video once
+
+
+def test_each_of_several_clips_has_its_own_frames(tmp_path):
+    """One decoding serves clips that ask for other frames, in other views: as decoding for each alone."""
+    (path,) = (FIXTURES / "odd").glob("carphone*")
+    samplers = [lambda metadata: [3, 9, 30], lambda metadata: [30, 2, 2]]
+    views = [lambda frame: frame[:, :40], lambda frame: frame[:1, :, :50].flip(2)]
+    together = video_io.decode_clips(path, samplers, views)
+    for (clip, metadata), sample, view in zip(together, samplers, views):
+        alone, expected = decode_video(path, sample, view=view)
+        assert torch.equal(clip, alone)
+        assert metadata == expected
+
+
+def test_persistent_workers_see_the_epoch(splits):
+    clips = masked(splits["train"], training=True)
+    loader = DataLoader(clips, batch_size=16, num_workers=1, persistent_workers=True)
+    first = next(iter(loader))["noise"]
+    clips.set_epoch(1)
+    later = next(iter(loader))["noise"]
+    assert torch.equal(later[0], clips[0]["noise"])
+    assert not torch.equal(first, later)
 
 
 def test_a_broken_video_is_named(tmp_path):

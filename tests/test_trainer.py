@@ -39,7 +39,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.masking import adaptive_decoder_mask
 from transformers_lvmae.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
-from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, train_and_save
+from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, soft_labels, train_and_save
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -450,6 +450,13 @@ def test_mixed_clips_cost_what_a_naive_loop_says(splits, tmp_path):
             for label, share in ((mine, shares[row, row].item()), (other, shares[row, row - 1].item())):
                 total += share * (0.9 * losses_of[row][label] + 0.1 * sum(losses_of[row]) / 8)
         assert loss.item() == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_label_sets_are_smoothed_each_in_itself():
+    soft = soft_labels(torch.tensor([[1, 0], [0, 2]]), [2, 3], 0.3)
+    third = [0.1, 0.1, 0.1]
+    expected = [[0.15, 0.85, 0.7 + third[0], *third[1:]], [0.85, 0.15, *third[:2], 0.7 + third[2]]]
+    torch.testing.assert_close(soft, torch.tensor(expected))
 
 
 def test_evaluation_is_of_plain_labels_and_clips(splits, tmp_path):

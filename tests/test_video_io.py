@@ -1,5 +1,6 @@
 """Reading and writing video files: whole, unusual and broken ones."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,12 @@ def test_sources_agree():
     with open(path, "rb") as file:
         for source in (str(path), data, file, {"path": str(path), "bytes": None}, {"path": "gone.mp4", "bytes": data}):
             assert torch.equal(decode_video(source, all_frames)[0], frames)
+
+
+def test_a_pipe_can_be_read():
+    path = ODD / "ten_frames.mp4"
+    with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as pipe:
+        assert torch.equal(decode_video(pipe.stdout, all_frames)[0], decode_video(path, all_frames)[0])
 
 
 def test_back_end_must_be_known():

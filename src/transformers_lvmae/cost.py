@@ -41,6 +41,12 @@ class StepCost:
         """Weights, gradients and AdamW's two moments, float32, spread over `shards` devices (FSDP, ZeRO-3); DDP is 1."""
         return -(-(4 * self.parameters + 12 * self.trainable_parameters) // shards)
 
+    @property
+    def step_bytes(self) -> int:
+        """What a step takes above weights, moments and batch: backward frees activations layer by layer and makes gradients in
+        their place, so that at the peak the larger of both is whole (model_cards/cost.md compares it with measured peaks)."""
+        return max(self.saved_bytes, 4 * self.trainable_parameters) + self.working_bytes
+
     def peak_bytes(self, shards: int = 1) -> int:
         """Everything at once: an upper bound where gradients are made as activations are freed."""
         return self.state_bytes(shards) + self.saved_bytes + self.working_bytes + self.input_bytes

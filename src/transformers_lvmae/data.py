@@ -30,6 +30,7 @@ from .video_seeking import VideoReadError
 
 
 MOST_REPLACEMENTS = 10
+DECODED = "decoded clip"  # a row's column of frames that were read already
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
@@ -124,6 +125,10 @@ class VideoClips(Dataset):
         check_sampling(frame_stride, frame_jitter, short_videos)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Got on_error={on_error!r}, expected 'raise' or 'skip': choose one of them.")
+        if num_clips < 1:
+            raise ValueError(
+                f"Got num_clips={num_clips}, expected at least 1: leave it out for one clip of each video."
+            )
         self.rows = rows
         self.processor = processor
         self.num_frames = num_frames
@@ -197,10 +202,10 @@ class VideoClips(Dataset):
 
     def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """All clips of a row's video to the model's inputs, with torch's current random numbers."""
-        return [self.make_item({**row, self.video_column: clip}) for clip in self.read_clips(row, self.num_clips)]
+        return [self.make_item({**row, DECODED: clip}) for clip in self.read_clips(row, self.num_clips)]
 
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One clip to the model's inputs; the row has its video, or the frames of [`read_clips`] in its place."""
+        """One clip to the model's inputs; a row may bring the clip's frames, out of [`read_clips`], under `DECODED`."""
         item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
         if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
@@ -219,8 +224,7 @@ class VideoClips(Dataset):
 
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
         """Frames (T, C, H, W) of a row's video, uint8, of the model's size."""
-        video = row[self.video_column]
-        return video if isinstance(video, torch.Tensor) else self.read_clips(row, 1)[0]
+        return row[DECODED] if DECODED in row else self.read_clips(row, 1)[0]
 
     def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
         """Several clips (T, C, H, W) from one decoding, uint8, of the model's size; each draws its own frames and view."""

@@ -62,7 +62,8 @@ def count_saved_bytes(model: nn.Module, work: Callable[[], Result]) -> tuple[Res
 
 @dataclass
 class Usage:
-    """What a piece of work used: seconds of wall clock, seconds of CPU (user and system), bytes above the start at the peak."""
+    """What a piece of work used: seconds of wall clock, seconds of CPU (user and system, of child processes that ended, too), and
+    bytes above the start at the peak, of this process alone."""
 
     wall: float
     cpu: float
@@ -83,6 +84,6 @@ def measure(work: Callable[[], Any]) -> Usage:
     ended = os.times()
     return Usage(
         wall=time.perf_counter() - wall,
-        cpu=ended.user + ended.system - times.user - times.system,
+        cpu=sum(ended[:4]) - sum(times[:4]),
         peak_bytes=_resident_bytes("VmHWM") - resident,
     )

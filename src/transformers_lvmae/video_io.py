@@ -134,6 +134,8 @@ def _openable(source: Any) -> Any:
         return os.fspath(source)
     if source is None:
         raise VideoReadError("got neither a path nor bytes, expected one of them: check the dataset's video column.")
+    if hasattr(source, "read") and not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
+        return io.BytesIO(source.read())  # a pipe: it is opened more than once
     return source
 
 
