@@ -235,6 +235,14 @@ def test_both_versions_in_one_folder_must_be_named(tmp_path):
     assert list(read_annotations("diving48", files).splits) == ["train"]
 
 
+def test_the_second_edition_of_epic_s_classes_counts(tmp_path):
+    made = make_epic_kitchens(tmp_path)
+    edition = (tmp_path / "EPIC_100_noun_classes.csv").read_text().replace(",tap,", ",faucet,")
+    (tmp_path / "EPIC_100_noun_classes_v2.csv").write_text(edition)
+    annotations = read_annotations("epic_kitchens_100", [made.annotations])
+    assert annotations.classes == {"verb": made.classes["verb"], "noun": ["faucet", *made.classes["noun"][1:]]}
+
+
 def test_kinetics_710_lists(tmp_path):
     """Several lists a split, paths with spaces, commas or blanks before the number; names from the label map."""
     for video in ("k400/train/air drumming/a.mp4", "k600/train/b_000001_000011.mp4", "k400/val/c.mp4"):

@@ -200,9 +200,13 @@ def read_diving48(files: Files) -> Annotations:
 def read_epic_kitchens(files: Files) -> Annotations:
     """EPIC-Kitchens-100's `EPIC_100_train.csv`, `EPIC_100_validation.csv` and the csv files of its verb and noun classes.
 
-    Clips are segments of long videos. The test split was published without labels.
+    Clips are segments of long videos. The test split was published without labels. Of two editions of the classes, as the authors'
+    repository has them, the second (`EPIC_100_noun_classes_v2.csv`) counts.
     """
-    classes = {name: _epic_classes(the_file(files, f"{name} classes")) for name in ("verb", "noun")}
+    classes = {}
+    for name in ("verb", "noun"):
+        newest = [path for path in files[f"{name} classes"] if path.stem.endswith("_v2")] or files[f"{name} classes"]
+        classes[name] = _epic_classes(the_file({f"{name} classes": newest}, f"{name} classes"))
     columns = ["video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"]
     splits = {
         split: [
@@ -472,11 +476,12 @@ def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
 
 
 def _find_video(video: str, folder: Path, index: Mapping[str, list[Path]]) -> Path | None:
-    if (folder / video).is_file():
-        return folder / video
     path = Path(video)
-    stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
-    return index[stem][0] if stem in index else None
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return index[path.name][0] if path.name in index else None
+    if (folder / path).is_file():
+        return folder / path
+    return index[path.stem][0] if path.stem in index else None
 
 
 def build_dataset(annotations: Annotations, videos: str | os.PathLike) -> BuiltDataset:
