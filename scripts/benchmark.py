@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 
-GROUPS = ("step", "budget", "finetune", "tokenizer", "input", "path", "cache")
+GROUPS = ("step", "budget", "finetune", "memory", "tokenizer", "input", "path", "cache")
 VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE": {},
     "LVMAE, nothing rebuilt": {"rebuild_activations": False},
@@ -99,6 +99,38 @@ def lvmae_classifier(case: Case) -> tuple[Any, Work]:
     if case.get("checkpointing") is not None:
         model.activation_checkpointing_enable(case["checkpointing"])
     return model, classifier_work(model, case)
+
+
+def lvmae_fine_tuning(case: Case) -> tuple[Any, Work]:
+    """A whole fine-tuning step, AdamW's included; its moments are there before, as in every step but the first."""
+    from peft import LoraConfig, get_peft_model
+
+    from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
+    from transformers_lvmae.augmentation import ClipMixing
+
+    config = LVMAEConfig(num_frames=case["frames"], problem_type="single_label_classification", **LABELS)
+    model: Any = LVMAEForVideoClassification(config).train()
+    if case["checkpointing"] != "none":
+        model.activation_checkpointing_enable({"mlp_only": case["checkpointing"] == "mlp"})
+    if case["lora_rank"]:
+        layers = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        model = get_peft_model(model, LoraConfig(r=case["lora_rank"], **layers))
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.0)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
+    clips, labels = torch.randn(case["batch"], case["frames"], 3, 224, 224), torch.eye(48)[: case["batch"]]
+    mixing = ClipMixing(0.8, 1.0) if case["mixing"] else None
+
+    def work() -> Any:
+        with torch.enable_grad():
+            mixed, shares = (clips, torch.eye(len(clips))) if mixing is None else mixing(clips)
+            model(pixel_values_videos=mixed, labels=shares @ labels).loss.backward()
+        optimizer.step()
+
+    return model, work
 
 
 def videomae_classifier(case: Case) -> tuple[Any, Work]:
@@ -438,6 +470,29 @@ def finetune_cases(args: argparse.Namespace) -> Iterator[Case]:
                 yield {"name": name, "build": "lvmae_classifier", **common, **fields}
 
 
+def memory_cases(args: argparse.Namespace) -> Iterator[Case]:
+    """Measured and computed peaks of whole fine-tuning steps, above weights, AdamW's moments and the batch."""
+    from transformers_lvmae import LVMAEConfig
+    from transformers_lvmae.cost import classification_cost
+
+    kinds: dict[str, dict[str, Any]] = {
+        "all weights": {},
+        "all weights, MLP checkpointed": {"checkpointing": "mlp"},
+        "LoRA of rank 8": {"lora_rank": 8},
+        "LoRA of rank 8, MLP checkpointed": {"lora_rank": 8, "checkpointing": "mlp"},
+        "all weights, MLP checkpointed, 2 mixed clips": {"checkpointing": "mlp", "batch": 2, "mixing": True},
+    }
+    for frames in args.memory_frames:
+        group = f"Memory of a fine-tuning step, ViT-B, {frames} frames, float32"
+        for name, fields in kinds.items():
+            case = {"frames": frames, "batch": 1, "checkpointing": "none", "lora_rank": 0, "mixing": False, **fields}
+            options = {"checkpointing": case["checkpointing"], "lora_rank": case["lora_rank"], "mixing": case["mixing"]}
+            cost = classification_cost(LVMAEConfig(num_frames=frames, **LABELS), case["batch"], **options)
+            computed = cost.step_bytes + (cost.input_bytes // 2 if case["mixing"] else 0)  # one batch is there before
+            known = {"computed": computed, "saved": cost.saved_bytes, "flops": cost.flops}
+            yield {"group": group, "name": name, "build": "lvmae_fine_tuning", **case, **known}
+
+
 def tokenizer_cases(args: argparse.Namespace) -> Iterator[Case]:
     layouts: dict[str, Case] = {
         "default": {},
@@ -582,7 +637,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         grouped.setdefault(run["group"], {}).setdefault(run["name"], []).append(run)
-    figures = ("cpu", "wall", "rss", "saved", "flops", "build_cpu", "gemm_rate", "sent")
+    figures = ("cpu", "wall", "rss", "computed", "saved", "flops", "build_cpu", "gemm_rate", "sent")
     return {
         group: {
             name: {
@@ -609,6 +664,7 @@ def table(group: str, rows: dict[str, dict[str, float]], repeats: dict[str, int]
         ("CPU s", "cpu", 1, 2),
         ("wall s", "wall", 1, 1),
         ("peak MiB", "rss", 2**20, 0),
+        ("computed peak MiB", "computed", 2**20, 0),
         ("saved MiB", "saved", 2**20, 0),
         ("GFLOP", "flops", 1e9, 0),
         ("build CPU s", "build_cpu", 1, 1),
@@ -663,6 +719,7 @@ def main() -> None:
     parser.add_argument("--frames", nargs="+", type=int, default=[16, 32, 64, 128], help="of the pre-training step")
     parser.add_argument("--attention", nargs="+", choices=["sdpa", "eager"], default=["sdpa", "eager"])
     parser.add_argument("--finetune_frames", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--memory_frames", nargs="+", type=int, default=[32], help="of the memory's fine-tuning steps")
     parser.add_argument("--layers", type=int, default=12, help="encoder layers of the classifiers")
     parser.add_argument("--names", nargs="+", help="only these rows of the groups")
     parser.add_argument("--no_count", action="store_true", help="neither FLOPs nor saved bytes: half the time")

@@ -1,6 +1,7 @@
 """What training costs on your hardware, before you rent it: memory and time from closed forms (transformers_lvmae.cost).
 
     python scripts/estimate_cost.py pretraining --size base --batch_size 8 --precision bfloat16 --memory 24 --peak 165
+    python scripts/estimate_cost.py finetuning --batch_size 8 --precision bfloat16 --checkpointing mlp --mixing
     python scripts/estimate_cost.py finetuning --checkpointing mlp --lora_rank 8 --frames 64
     python scripts/estimate_cost.py tokenizer --training
     python scripts/estimate_cost.py table                       # the table of model_cards/cost.md
@@ -56,7 +57,8 @@ def step_cost(task: str, args: argparse.Namespace, batch_size: int) -> StepCost:
     if task == "pretraining":
         budget = None if args.budget is None else int(args.budget * config.seq_length)
         return pretraining_cost(config, batch_size, **options, decoded_tokens=budget)
-    return classification_cost(config, batch_size, **options, training=task == "finetuning", lora_rank=args.lora_rank)
+    options |= {"training": task == "finetuning", "lora_rank": args.lora_rank, "mixing": args.mixing}
+    return classification_cost(config, batch_size, **options)
 
 
 def largest_batch(task: str, args: argparse.Namespace, memory: float, shards: int) -> int:
@@ -138,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     parser.add_argument("--checkpointing", default="none", choices=["none", "mlp", "layer"])
     parser.add_argument("--lora_rank", type=int, default=0, help="0 = all weights are trained")
+    parser.add_argument("--mixing", action="store_true", help="fine-tune with MixUp or CutMix")
     parser.add_argument("--training", action="store_true", help="train the tokenizer; without it, encode clips")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--sharded", action="store_true", help="FSDP or ZeRO-3: states are spread over the devices")

@@ -4,11 +4,24 @@
         --num_train_epochs 50 --learning_rate 1e-3
 
 The output folder holds the model with its class names and the processor, ready for `pipeline("video-classification")`. Interrupted
-runs go on where they were.
+runs go on where they were. `--label_column verb,noun` learns two labels at once, such as EPIC-Kitchens'.
+
+VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.08 --num_clips 2 --rand_augment_num_ops 4
+--random_erasing_prob 0.25 --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --config_overrides '{"drop_path_rate":
+0.1}'` (scripts/runs/ has it for each of the paper's benchmarks).
+
+With `--lora`, or any adapter of peft as `--peft_config`, the output folder holds the adapter alone, the processor, and the config with the
+class names, by which the base is loaded: README.md, "LoRA".
 """
 
+import json
+import resource
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
 from transformers import set_seed
 
 from transformers_lvmae import (
@@ -31,11 +44,85 @@ class FineTuningModelArguments(ModelArguments):
 @dataclass
 class LabelledVideoDataArguments(VideoDataArguments):
     test_split: str | None = field(default=None, metadata={"help": "Split to measure the final accuracy on."})
+    rand_augment_num_ops: int = field(
+        default=0, metadata={"help": "In training, operations of RandAugment on a clip (VideoMAE: 4); 0 = none."}
+    )
+    rand_augment_magnitude: int = field(default=7, metadata={"help": "Their strength, 0 to 10 (VideoMAE: 7)."})
+    random_erasing_prob: float = field(
+        default=0.0, metadata={"help": "In training, share of the clips with a box of noise (VideoMAE: 0.25)."}
+    )
+
+    def augmentation(self) -> dict[str, Any]:
+        names = ("rand_augment_num_ops", "rand_augment_magnitude", "random_erasing_prob")
+        return {**super().augmentation(), **{name: getattr(self, name) for name in names}}
+
+
+@dataclass
+class AdapterArguments:
+    """An adapter to train in place of all weights. What has no weights to start from, classifier and class attention, is trained whole."""
+
+    lora: bool = field(default=False, metadata={"help": "Train low-rank updates of frozen weights."})
+    lora_rank: int = field(default=8, metadata={"help": "Their rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "Their scale: they count lora_alpha / lora_rank."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "v_proj"],
+        metadata={"help": "Layers that get one: q_proj k_proj v_proj out_proj fc1 fc2 projection."},
+    )
+    peft_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of --lora, any config of peft: JSON with peft_type, or a folder with adapter_config.json."
+        },
+    )
+
+    def config(self) -> Any:
+        """The config of peft that is asked for; None for training all weights."""
+        from peft import LoraConfig, PeftConfig
+
+        if self.peft_config is None:
+            sizes = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
+            return LoraConfig(**sizes, target_modules=self.lora_target_modules) if self.lora else None
+        if self.lora:
+            raise ValueError("Got lora and peft_config, expected one of them: put LoRA's settings into peft_config.")
+        if Path(self.peft_config).is_dir():
+            return PeftConfig.from_pretrained(self.peft_config)
+        return PeftConfig.from_peft_type(**json.loads(self.peft_config))
+
+
+def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
+    """The model with an adapter and whole new layers to train, everything else frozen."""
+    from peft import get_peft_model
+
+    config.inference_mode = False
+    if config.modules_to_save is None:
+        config.modules_to_save = ["classifier"]
+        if model.config.pooling == "class_attention":
+            config.modules_to_save.append("pooler")
+            config.exclude_modules = r"pooler\..*"  # trained whole: an adapter inside would be a second one
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def report_size(model: nn.Module) -> dict[str, float]:
+    """What is trained and what memory that takes before any activation, float32 and AdamW: printed, and returned for the metrics."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(
+        f"Training {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters ({trained / total:.2%}): weights {4 * total / 2**20:.0f} MiB, "
+        f"gradients and AdamW's moments {12 * trained / 2**20:.0f} MiB."
+    )
+    return {"parameters": total, "trainable_parameters": trained, "trainable_share": trained / total}
+
+
+def peak_memory() -> float:
+    """MiB at the peak of this process: allocated on its GPU, or else resident (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments(
-        FineTuningModelArguments, LabelledVideoDataArguments, LVMAEClassificationArguments
+    model_args, data_args, adapter_args, training_args = parse_arguments(
+        FineTuningModelArguments, LabelledVideoDataArguments, AdapterArguments, LVMAEClassificationArguments
     )
     set_seed(training_args.seed)
     if data_args.streaming:
@@ -45,25 +132,24 @@ def main() -> None:
         data_args.dataset_name,
         data_args.dataset_config_name,
         data_args.video_column,
-        data_args.label_column,
+        data_args.label_columns,
         data_args.streaming,
     )
     train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
-    names = train_rows.features[data_args.label_column].names
-    overrides = {
-        **model_args.overrides(LVMAEConfig),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
+    names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
+    overrides = {**model_args.overrides(LVMAEConfig), **LVMAEConfig.label_fields(names)}
     if model_args.model_name_or_path:
         model = LVMAEForVideoClassification.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
         model = LVMAEForVideoClassification(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
+    adapter_config = adapter_args.config()
+    trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
+    size = report_size(trained_model)
 
-    sampling = {"label_column": data_args.label_column, "seed": training_args.seed, **data_args.sampling()}
+    sampling = {"label_column": data_args.label_columns, "seed": training_args.seed, **data_args.sampling()}
     train_clips = VideoClips(
         train_rows,
         processor,
@@ -74,7 +160,7 @@ def main() -> None:
         **sampling,
     )
     trainer = LVMAEClassificationTrainer(
-        model,
+        trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
         eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **sampling)),
@@ -82,13 +168,18 @@ def main() -> None:
     )
     with train_clips.broken.reported():
         train_and_save(trainer)
+    size["peak_memory_mib"] = peak_memory()
+    trainer.log_metrics("memory", size)
+    trainer.save_metrics("memory", size)
+    if adapter_config is not None and training_args.should_save:
+        model.config.save_pretrained(training_args.output_dir)
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
         result = trainer.predict(trainer_dataset(test_clips))
         metrics = {
             **(result.metrics or {}),
             "test_samples": len(result.predictions),
-            "test_classes": len(names),
+            "test_classes": model.config.num_labels,
         }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)

@@ -199,5 +199,8 @@ def test_states_are_spread_over_shards():
     assert cost.state_bytes() == 16 * cost.parameters
     assert cost.state_bytes(4) == 4 * cost.parameters
     assert cost.peak_bytes(4) == cost.peak_bytes() - 12 * cost.parameters
+    assert cost.step_bytes <= cost.peak_bytes() - 12 * cost.parameters
+    mixed, plain = (classification_cost(tiny_config(), 2, mixing=mixing) for mixing in (True, False))
+    assert mixed.peak_bytes() - plain.peak_bytes() == 2 * 8 * 3 * 32 * 32 * 4
     frozen = classification_cost(tiny_config(), lora_rank=2)
     assert frozen.state_bytes() == 4 * frozen.parameters + 12 * frozen.trainable_parameters

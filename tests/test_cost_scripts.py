@@ -33,6 +33,7 @@ def test_a_case_is_run_and_counted(benchmark):
 
 def test_every_group_has_cases_that_can_be_built(benchmark):
     arguments = {"sizes": ["base"], "attention": ["eager"], "frames": [128], "finetune_frames": [64], "layers": 2}
+    arguments["memory_frames"] = [32]
     args = benchmark.argparse.Namespace(**arguments)
     for group in benchmark.GROUPS:
         cases = list(getattr(benchmark, f"{group}_cases")(args))

@@ -692,6 +692,44 @@ def test_tubes_are_dropped_in_training_only(kind):
     assert torch.equal(dropped, expected)
 
 
+def test_labels_may_be_probabilities():
+    """torch's cross-entropy for probabilities, where the problem is one class a clip; transformers' own loss otherwise."""
+    clips, targets = torch.randn(4, 8, 3, 32, 32), torch.rand(4, 3).softmax(dim=-1)
+    model = LVMAEForVideoClassification(tiny_config(problem_type="single_label_classification")).eval()
+    outputs = model(clips, labels=targets)
+    naive = (
+        -sum(t * p for t, p in zip(targets.flatten().tolist(), outputs.logits.log_softmax(-1).flatten().tolist())) / 4
+    )
+    assert outputs.loss.item() == pytest.approx(naive, rel=1e-5)
+    torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, targets))
+    hard = torch.tensor([0, 2, 1, 2])
+    one_hot = torch.nn.functional.one_hot(hard, 3).float()
+    torch.testing.assert_close(model(clips, labels=one_hot).loss, model(clips, labels=hard).loss)
+    torch.testing.assert_close(model(clips, labels=targets, num_items_in_batch=8).loss, outputs.loss / 2)
+    multi = LVMAEForVideoClassification(tiny_config(problem_type="multi_label_classification")).eval()
+    outputs = multi(clips, labels=one_hot)
+    torch.testing.assert_close(
+        outputs.loss, torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, one_hot)
+    )
+
+
+def test_probabilities_of_label_sets_cost_the_mean_of_the_sets():
+    config = tiny_config(
+        num_labels=5, label_sets={"verb": [0, 2], "noun": [2, 5]}, problem_type="single_label_classification"
+    )
+    model, clips = LVMAEForVideoClassification(config).eval(), torch.randn(3, 8, 3, 32, 32)
+    targets = torch.cat([torch.rand(3, 2).softmax(-1), torch.rand(3, 3).softmax(-1)], dim=1)
+    outputs = model(clips, labels=targets)
+    cross_entropy = torch.nn.functional.cross_entropy
+    parts = [cross_entropy(outputs.logits[:, part], targets[:, part]) for part in (slice(0, 2), slice(2, 5))]
+    torch.testing.assert_close(outputs.loss, sum(parts) / 2)
+    hard = torch.tensor([[0, 2], [1, 0], [1, 1]])
+    one_hot = torch.cat([torch.nn.functional.one_hot(hard[:, 0], 2), torch.nn.functional.one_hot(hard[:, 1], 3)], dim=1)
+    torch.testing.assert_close(model(clips, labels=one_hot.float()).loss, model(clips, labels=hard).loss)
+    with pytest.raises(ValueError, match=r"Got labels of shape \(3, 4\), expected \(3, 5\) for the label sets"):
+        model(clips, labels=targets[:, :4])
+
+
 def test_class_attention_pools_with_one_query():
     model = build("class_attention", attn_implementation="eager")
     tokens = torch.randn(2, 10, 32)

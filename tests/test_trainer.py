@@ -15,13 +15,12 @@ import torch
 from conftest import load_script
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from transformers import (
     ConvNextImageProcessor,
-    EvalPrediction,
     ResNetConfig,
     ResNetForImageClassification,
+    TrainerCallback,
 )
 
 from transformers_lvmae import (
@@ -40,7 +39,7 @@ from transformers_lvmae import (
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.masking import adaptive_decoder_mask
 from transformers_lvmae.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
-from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, topk_accuracy, train_and_save
+from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, soft_labels, train_and_save
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -350,6 +349,143 @@ def test_figures_of_the_tokenizer_are_what_they_say(splits, tmp_path):
     assert peak_signal_to_noise_ratio(torch.ones(1, 4), torch.zeros(1, 4)).item() == 0.0
 
 
+RECIPE = {
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "label_smoothing_factor": 0.1,
+    "ema_decay": 0.9,
+    "base_learning_rate": 0.1,
+}
+
+
+def make_recipe_trainer(splits, output_dir, **arguments):
+    """VideoMAE's whole fine-tuning recipe: everything that draws random numbers."""
+    torch.manual_seed(0)
+    config = {**MODEL.to_dict(), "drop_path_rate": 0.3, "tube_drop_ratio": 0.25}
+    model = LVMAEForVideoClassification(LVMAEConfig(**config))
+    trainer = make_trainer("classification", splits, output_dir, model=model, **{**RECIPE, **arguments})
+    trainer.train_dataset = VideoClips(
+        splits["train"].select(range(8)),
+        trainer.processing_class,
+        8,
+        training=True,
+        min_crop_scale=0.5,
+        rand_augment_num_ops=4,
+        random_erasing_prob=0.25,
+        label_column="label",
+    )
+    return trainer
+
+
+def test_the_whole_recipe_resumed_equals_uninterrupted(splits, tmp_path):
+    """In the middle of an epoch: augmentations, mixing, drop path, tube drop and averaged weights go on as they were."""
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
+    whole = make_recipe_trainer(splits, tmp_path / "whole", **options)
+    train_and_save(whole)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    resumed = make_recipe_trainer(splits, tmp_path / "resumed", **options)
+    train_and_save(resumed)
+    assert losses(resumed)[-5:] == losses(whole)[-5:]
+    plain, averaged = weights(whole), load_file(tmp_path / "whole" / "model.safetensors")
+    for name, value in plain.items():
+        assert torch.equal(weights(resumed)[name], value)
+        assert torch.equal(load_file(tmp_path / "resumed" / "model.safetensors")[name], averaged[name])
+    assert not torch.equal(plain["classifier.weight"], averaged["classifier.weight"])
+    assert whole.args.learning_rate == pytest.approx(0.1 * 2 / 256)
+
+
+def test_the_classifier_s_averaged_weights_follow_the_steps(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path, ema_decay=0.75, max_steps=3, learning_rate=0.01)
+    averages = weights(trainer)
+
+    def average():
+        for name, value in trainer.model.state_dict().items():
+            averages[name] = 0.75 * averages[name] + 0.25 * value
+
+    trainer.add_callback(OnStep(average))
+    train_and_save(trainer)
+    saved = load_file(tmp_path / "model.safetensors")
+    for name, value in averages.items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-6)
+
+
+class OnStep(TrainerCallback):
+    def __init__(self, action):
+        self.action = action
+
+    def on_step_end(self, *args, **kwargs):
+        self.action()
+
+
+def classification_batch(trainer, rows=4):
+    return trainer.data_collator([trainer.train_dataset[number] for number in range(rows)])
+
+
+def test_smoothed_labels_cost_what_torch_s_do(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path, label_smoothing_factor=0.2)
+    batch = classification_batch(trainer)
+    trainer.model.train()
+    loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    expected = nn.CrossEntropyLoss(label_smoothing=0.2)(outputs.logits, batch["labels"])
+    torch.testing.assert_close(loss, expected)
+    accumulated = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(16))
+    torch.testing.assert_close(accumulated, expected / 4)
+
+
+def test_mixed_clips_cost_what_a_naive_loop_says(splits, tmp_path):
+    """Each clip's loss is its two labels' losses, weighted by their shares; smoothing on top."""
+    smoothing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing_factor": 0.1}
+    trainer = make_trainer("classification", splits, tmp_path, **smoothing)
+    batch = classification_batch(trainer)
+    labels = batch["labels"].tolist()
+    trainer.model.train()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        torch.manual_seed(seed)
+        clips, shares = trainer.mixing(batch["pixel_values_videos"])
+        losses_of = nn.functional.log_softmax(trainer.model(clips).logits, dim=-1).neg().tolist()
+        total = 0.0
+        for row, (mine, other) in enumerate(zip(labels, [labels[-1], *labels[:-1]])):
+            for label, share in ((mine, shares[row, row].item()), (other, shares[row, row - 1].item())):
+                total += share * (0.9 * losses_of[row][label] + 0.1 * sum(losses_of[row]) / 8)
+        assert loss.item() == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_label_sets_are_smoothed_each_in_itself():
+    soft = soft_labels(torch.tensor([[1, 0], [0, 2]]), [2, 3], 0.3)
+    third = [0.1, 0.1, 0.1]
+    expected = [[0.15, 0.85, 0.7 + third[0], *third[1:]], [0.85, 0.15, *third[:2], 0.7 + third[2]]]
+    torch.testing.assert_close(soft, torch.tensor(expected))
+
+
+def test_evaluation_is_of_plain_labels_and_clips(splits, tmp_path):
+    plain = make_trainer("classification", splits, tmp_path).evaluate()
+    softened = make_trainer("classification", splits, tmp_path, **{**RECIPE, "ema_decay": 0.0}).evaluate()
+    for name in ("eval_loss", "eval_accuracy", "eval_top5_accuracy"):
+        assert softened[name] == plain[name]
+
+
+def test_one_clip_cannot_be_mixed(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path, mixup_alpha=0.8, per_device_train_batch_size=1)
+    with pytest.raises(ValueError, match=r"Got batches of one clip .* expected two clips a device to mix: raise"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixup_alpha": -1.0}, "Got mixup_alpha=-1.0, expected at least 0"),
+        ({"ema_decay": 1.0}, r"Got ema_decay=1.0, expected a share in \[0, 1\)"),
+        ({"label_smoothing_factor": 1.0}, r"Got label_smoothing_factor=1.0, expected a share in \[0, 1\)"),
+        ({"layer_decay": 0.0}, r"Got layer_decay=0.0, expected a factor in \(0, 1\]"),
+    ],
+)
+def test_wrong_arguments_of_fine_tuning_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        LVMAEClassificationArguments(output_dir=str(tmp_path), **arguments)
+
+
 def test_layers_near_the_input_learn_more_slowly(splits, tmp_path):
     trainer = make_trainer("classification", splits, tmp_path, learning_rate=1.0, layer_decay=0.5)
     rates = {
@@ -387,14 +523,6 @@ def test_the_learning_rate_follows_the_real_batch(tmp_path):
         output_dir=str(tmp_path), per_device_train_batch_size=32, gradient_accumulation_steps=4, base_learning_rate=1e-3
     )
     assert arguments.learning_rate == pytest.approx(5e-4)
-
-
-def test_accuracies_equal_scikit_learn_s():
-    generator = np.random.default_rng(0)
-    logits, labels = generator.normal(size=(200, 9)), generator.integers(0, 9, 200)
-    metrics = topk_accuracy(EvalPrediction(predictions=logits, label_ids=labels))
-    assert metrics["accuracy"] == top_k_accuracy_score(labels, logits, k=1)
-    assert metrics["top5_accuracy"] == top_k_accuracy_score(labels, logits, k=5)
 
 
 def test_two_processes_learn_as_one(splits, tmp_path):

@@ -1,6 +1,7 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
-from typing import Literal
+from itertools import accumulate
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -68,6 +69,9 @@ class LVMAEConfig(PreTrainedConfig):
             one CaiT class-attention layer (the paper's choice for ViT-L).
         tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see while
             training (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). Never in evaluation.
+        label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels at once, such as EPIC-Kitchens' verb
+            and noun: each set's name and its classes' numbers [first, end) among the `num_labels` outputs. Together they
+            cover all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
         rebuild_activations (`bool`, defaults to `True`): make the outputs of norms and activations again in backward rather
             than keep them: a third less memory, bit-equal gradients, 3 % more CPU time (scripts/benchmark.py --cases step).
             Switch it off for `torch.func`.
@@ -108,6 +112,7 @@ class LVMAEConfig(PreTrainedConfig):
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
     tube_drop_ratio: float | int = 0.2
+    label_sets: dict[str, list[int]] | None = None
     rebuild_activations: bool = True
 
     @classmethod
@@ -116,6 +121,29 @@ class LVMAEConfig(PreTrainedConfig):
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    @staticmethod
+    def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:
+        """The config's fields for label sets, {name of the set: names of its classes}, in the order of the labels' columns.
+
+        One set gives an ordinary classifier, `id2label` and `label2id` alone. Several give `label_sets` too, and names such
+        as "verb: cut".
+        """
+        names = list(next(iter(class_names.values())))
+        fields: dict[str, Any] = {}
+        if len(class_names) > 1:
+            names = [f"{label_set}: {name}" for label_set, classes in class_names.items() for name in classes]
+            ends = list(accumulate(len(classes) for classes in class_names.values()))
+            fields["label_sets"] = {
+                label_set: [first, end] for label_set, first, end in zip(class_names, [0, *ends], ends)
+            }
+        return {**fields, "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+    @property
+    def label_slices(self) -> dict[str, slice]:
+        """Where each label set's logits are, in the order of the labels' columns; nothing for a model of one label."""
+        ranges = sorted((self.label_sets or {}).items(), key=lambda item: item[1])
+        return {name: slice(first, end) for name, (first, end) in ranges}
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -190,10 +218,23 @@ class LVMAEConfig(PreTrainedConfig):
                 raise ValueError(
                     f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction, not a percentage."
                 )
+        self._check_label_sets()
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
                 "expected no more random tokens than importance leaves over: lower decoder_random_ratio."
+            )
+
+    def _check_label_sets(self) -> None:
+        if self.label_sets is None:
+            return
+        ranges = sorted(self.label_sets.values())
+        ends = [0, *(end for *_, end in ranges)]
+        tiled = all(len(pair) == 2 and pair[0] == end < pair[1] for pair, end in zip(ranges, ends))
+        if not tiled or len(ranges) < 2 or ends[-1] != self.num_labels:
+            raise ValueError(
+                f"Got label_sets={self.label_sets} with num_labels={self.num_labels}, expected two or more ranges [first, end) "
+                "that follow each other from 0 to num_labels: make them with LVMAEConfig.label_fields."
             )
 
 

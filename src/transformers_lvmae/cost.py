@@ -41,6 +41,12 @@ class StepCost:
         """Weights, gradients and AdamW's two moments, float32, spread over `shards` devices (FSDP, ZeRO-3); DDP is 1."""
         return -(-(4 * self.parameters + 12 * self.trainable_parameters) // shards)
 
+    @property
+    def step_bytes(self) -> int:
+        """What a step takes above weights, moments and batch: backward frees activations layer by layer and makes gradients in
+        their place, so that at the peak the larger of both is whole (model_cards/cost.md compares it with measured peaks)."""
+        return max(self.saved_bytes, 4 * self.trainable_parameters) + self.working_bytes
+
     def peak_bytes(self, shards: int = 1) -> int:
         """Everything at once: an upper bound where gradients are made as activations are freed."""
         return self.state_bytes(shards) + self.saved_bytes + self.working_bytes + self.input_bytes
@@ -211,10 +217,12 @@ def classification_cost(
     checkpointing: Checkpointing = "none",
     training: bool = True,
     lora_rank: int = 0,
+    mixing: bool = False,
 ) -> StepCost:
     """A fine-tuning step of `LVMAEForVideoClassification` (mean pooling), or a forward pass with `training=False`.
 
     Args:
+        mixing: MixUp or CutMix makes a second batch of the first.
         lora_rank: not 0 = LoRA on `q_proj` and `v_proj`, everything else but the classifier frozen.
     """
     itemsize = 4 if precision == "float32" else 2
@@ -259,7 +267,7 @@ def classification_cost(
         flops=batch_size * flops,
         saved_bytes=batch_size * saved + (rounded if itemsize == 2 else 0),
         working_bytes=batch_size * working,
-        input_bytes=_clip_bytes(config, batch_size),
+        input_bytes=_clip_bytes(config, batch_size) * (2 if mixing else 1),
     )
 
 

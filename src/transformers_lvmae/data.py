@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from transformers import default_data_collator
 from transformers.video_utils import VideoMetadata
 
+from .augmentation import rand_augment, random_erasing
 from .broken_videos import BrokenVideos, TooManyBrokenVideos, read_broken_videos, report_broken_videos
 from .importance import CHOICES
 from .masking import ENCODER_MASKS
@@ -61,7 +62,8 @@ def _seconds(value: float | None) -> float | None:
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id). Where the rows have
+    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
+    columns a list of them). Where the rows have
     `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
 
     Each frame is brought to the model's size right after it is decoded, by the processor's resize and centre crop or by a random
@@ -77,6 +79,9 @@ class VideoClips(Dataset):
         min_crop_scale: in training, crop down to this share of the area at random; 1 = no random crop.
         crop_scales: in training, VideoMAE's [`MultiScaleCrop`] with these shares of the shorter side, instead.
         horizontal_flip: in training, mirror half of the clips.
+        rand_augment_num_ops: in training, operations of [`rand_augment`] on the cropped frames (VideoMAE: 4); 0 = none.
+        rand_augment_magnitude: their strength in [0, 10] (VideoMAE: 7).
+        random_erasing_prob: in training, share of the clips with a box of noise (VideoMAE: 0.25).
         num_clips: in training, clips of each video from one decoding (repeated augmentation), each with its own frames, crop and
             masks. A data loader's batch of B videos then holds B x num_clips clips, those of a video side by side; the
             length stays the number of videos, and indexing returns a video's first clip.
@@ -106,12 +111,15 @@ class VideoClips(Dataset):
         min_crop_scale: float = 1.0,
         crop_scales: Sequence[float] | None = None,
         horizontal_flip: bool = False,
+        rand_augment_num_ops: int = 0,
+        rand_augment_magnitude: int = 7,
+        random_erasing_prob: float = 0.0,
         num_clips: int = 1,
         on_error: str = "raise",
         max_broken_share: float = 0.1,
         broken_folder: str | os.PathLike | None = None,
         video_column: str = "video",
-        label_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
         seed: int = 0,
     ):
         check_sampling(frame_stride, frame_jitter, short_videos)
@@ -139,6 +147,12 @@ class VideoClips(Dataset):
         size = (processor.crop_size["height"], processor.crop_size["width"])
         crop = random_crop(size, min_crop_scale, crop_scales)
         self.crop = crop if training else None
+        self.recolor = self.erase = None
+        if training and rand_augment_num_ops > 0:
+            fill = [255 * mean for mean in processor.image_mean]
+            self.recolor = rand_augment(rand_augment_num_ops, rand_augment_magnitude, fill)
+        if training and random_erasing_prob > 0:
+            self.erase = random_erasing(random_erasing_prob)
 
     @property
     def epoch(self) -> int:
@@ -199,15 +213,20 @@ class VideoClips(Dataset):
     def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
         """One clip to the model's inputs; a row may bring the clip's frames, out of [`read_clips`], under `DECODED`."""
         item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
-        if self.label_column is not None:
+        if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
+        elif self.label_column is not None:
+            item["labels"] = [row[column] for column in self.label_column]
         return item
 
     def make_pixels(self, clip: torch.Tensor) -> torch.Tensor:
-        """Frames (T, C, H, W), uint8, of the model's size to its pixels."""
+        """Frames (T, C, H, W), uint8, of the model's size to its pixels; in training, RandAugment before and random erasing after."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         settings = {name: getattr(self.processor, name) for name in names}
-        return self.processor.rescale_and_normalize(clip, **{**settings, **self.processing})
+        if self.recolor is not None:
+            clip = self.recolor(clip)
+        pixels = self.processor.rescale_and_normalize(clip, **{**settings, **self.processing})
+        return pixels if self.erase is None else self.erase(pixels)
 
     def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
         """Frames (T, C, H, W) of a row's video, uint8, of the model's size."""

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -699,10 +700,20 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels).
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
+                `config.label_sets`, of shape `(batch_size, label sets)`: one class id of each set, counted from 0 in each.
+                With either, and `config.problem_type="single_label_classification"`, also probabilities of shape
+                `(batch_size, num_labels)` (each set's add up to 1): mixed clips have several classes. Without that
+                `problem_type`, floats are transformers' multi-label classification.
 
         Returns:
-            `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`.
+            `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets` the loss is the mean
+            of the sets' cross-entropies, and the logits are the logarithms of the probabilities within each set: a softmax over
+            all of them, as the pipeline takes it, gives every class its probability within its set, divided by the number of
+            sets.
+
+        Raises:
+            ValueError: as [`LVMAEModel`], and on labels of another shape than `config.label_sets` asks for.
         """
         dropped = num_visible = None
         if self.training and self.config.tube_drop_ratio > 0:
@@ -714,10 +725,36 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         outputs = self.lvmae(pixel_values_videos, dropped, num_visible, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        if self.config.label_sets is not None:
+            parts = [logits[:, part].float().log_softmax(dim=-1) for part in self.config.label_slices.values()]
+            logits = torch.cat(parts, dim=-1)
+        loss = None if labels is None else self.forward_loss(logits, labels, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Cross-entropy of logits (B, num_labels) and labels: class ids (B,), or (B, sets) with label sets, its mean over the sets;
+        or probabilities (B, num_labels)."""
+        is_soft = labels.is_floating_point() and self.config.problem_type == "single_label_classification"
+        slices = self.config.label_slices
+        if not slices:
+            if is_soft:
+                return fixed_cross_entropy(logits.float(), labels, **kwargs)
+            return self.loss_function(labels, logits, self.config, **kwargs)
+        expected = tuple(logits.shape) if is_soft else (logits.shape[0], len(slices))
+        if tuple(labels.shape) != expected:
+            raise ValueError(
+                f"Got labels of shape {tuple(labels.shape)}, expected {expected} for the label sets {list(slices)}: give one "
+                "class id of each set."
+            )
+        if is_soft:
+            chosen = labels * logits
+        else:
+            chosen = torch.stack([logits[:, part].gather(1, labels[:, [i]]) for i, part in enumerate(slices.values())])
+        # Trainer counts the labels of all accumulated batches, and every set's is one.
+        count = kwargs.get("num_items_in_batch")
+        return -chosen.sum() / (len(labels) * len(slices) if count is None else count)
 
 
 __all__ = ["LVMAEForPreTraining", "LVMAEForVideoClassification", "LVMAEModel", "LVMAEPreTrainedModel"]

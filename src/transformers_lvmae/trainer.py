@@ -21,6 +21,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .accuracy import topk_accuracies
+from .augmentation import ClipMixing
 from .importance import FlowEstimator, everest, flow_estimator, frame_difference, optical_flow
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask, topk_mask, uniform_decoder_mask
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
@@ -30,8 +32,6 @@ from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArgume
 
 
 logger = logging.get_logger(__name__)
-
-TOKENIZER_TRAINING_NAME = "tokenizer_training.pt"
 
 
 class _TellEpoch(TrainerCallback):
@@ -77,6 +77,114 @@ class _VideoTrainer(Trainer):
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
+class _OnOptimizerStep(TrainerCallback):
+    """Calls something right after each step of the model's optimizer."""
+
+    def __init__(self, action: Callable[[], None]):
+        self.action = action
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.action()
+
+
+class _AveragingTrainer(_VideoTrainer):
+    """What two of the three share: with `ema_decay` above 0 the averaged weights are the ones that are evaluated and saved, in
+    checkpoints too; `model` holds those of the last step.
+
+    A checkpoint's file `training_file` has what Trainer does not save: the state of `stateful_parts()` and, where its own
+    weights are the averaged ones, the plain ones.
+    """
+
+    training_file: str
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._check_parallelism()
+        self.averaged_model = self._make_averaged_model() if self.args.ema_decay > 0 else None
+        self.add_callback(_OnOptimizerStep(self._step_along))
+
+    def _check_parallelism(self) -> None:
+        if self.args.ema_decay > 0:
+            self._need_whole_weights(f"ema_decay={self.args.ema_decay}")
+
+    def _need_whole_weights(self, wanted: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                f"Got {wanted} under DeepSpeed or FSDP, expected whole weights on every process: train with plain DDP "
+                "(accelerate launch --multi_gpu)."
+            )
+
+    def _make_averaged_model(self) -> AveragedModel:
+        averaged = AveragedModel(
+            self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
+        )
+        averaged.update_parameters(self.model)  # the first update copies: the average starts from the weights at hand
+        return averaged.requires_grad_(False)
+
+    def _step_along(self) -> None:
+        """Called after each step of the model's optimizer."""
+        if self.averaged_model is not None:
+            self.averaged_model.update_parameters(self.model)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, `model` has the averaged weights, if there are any; outside, the very same tensors as before."""
+        self._exchange_weights()
+        try:
+            yield
+        finally:
+            self._exchange_weights()
+
+    def _exchange_weights(self) -> None:
+        if self.averaged_model is not None:
+            for plain, averaged in zip(self.model.parameters(), self.averaged_model.module.parameters()):
+                plain.data, averaged.data = averaged.data, plain.data
+
+    def evaluation_loop(self, *args, **kwargs) -> Any:
+        with self.averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self.averaged_weights():
+            super()._save(output_dir, state_dict)
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """What is saved and resumed besides model, optimizer and schedule; None where it is not in use."""
+        return {"averaged_model": self.averaged_model}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = {name: part.state_dict() for name, part in self.stateful_parts().items() if part is not None}
+        if self.averaged_model is not None:
+            state["model"] = self.model.state_dict()
+        if state and self.args.should_save:
+            torch.save(state, os.path.join(output_dir, self.training_file))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, self.training_file)
+        state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
+        parts = self.stateful_parts()
+        got, expected = sorted(state.keys() & parts.keys()), sorted(name for name in parts if parts[name] is not None)
+        if got != expected:
+            raise ValueError(
+                f"Got {checkpoint} with the state of {got}, expected {expected}: resume with the arguments of that run "
+                "(ema_decay, adversarial_weight), or start anew from its weights with model_name_or_path and another "
+                "output_dir."
+            )
+        for name in expected:
+            parts[name].load_state_dict(state[name])
+        if self.averaged_model is not None:  # the checkpoint's own weights are the averaged ones
+            self.model.load_state_dict(state["model"])
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.averaged_model is not None:
+            self.averaged_model.module.load_state_dict(self.model.state_dict())
+
+
 def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
     """dB per clip for values in [0, 1] (the prediction is clamped): (B, ...) twice -> (B,)."""
     error = (prediction.clamp(0, 1).float() - clips.float()).square().flatten(1).mean(dim=1)
@@ -93,17 +201,7 @@ def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torc
 KEPT_SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
 
 
-class _OnOptimizerStep(TrainerCallback):
-    """Calls something right after each step of the model's optimizer."""
-
-    def __init__(self, action: Callable[[], None]):
-        self.action = action
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.action()
-
-
-class FSQMagViTTrainer(_VideoTrainer):
+class FSQMagViTTrainer(_AveragingTrainer):
     """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`): squared error, and as the arguments
     ask a perceptual and an adversarial term (MAGVIT's recipe).
 
@@ -129,25 +227,20 @@ class FSQMagViTTrainer(_VideoTrainer):
 
     args: FSQMagViTTrainingArguments
     model: Any
+    training_file = "tokenizer_training.pt"
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", self._mean_metrics)
         super().__init__(*args, **kwargs)
         self._checked_range = False
         self._pair: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._check_parallelism()
         self.adversary = self._make_adversary() if self.args.adversarial_weight > 0 else None
         self.perceptual_loss = self._make_perceptual_loss() if self.args.perceptual_weight > 0 else None
-        self.averaged_model = self._make_averaged_model() if self.args.ema_decay > 0 else None
-        self.add_callback(_OnOptimizerStep(self._step_along))
 
     def _check_parallelism(self) -> None:
-        wanted = self.args.adversarial_weight > 0 or self.args.ema_decay > 0
-        if wanted and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                f"Got adversarial_weight={self.args.adversarial_weight} and ema_decay={self.args.ema_decay} under DeepSpeed or "
-                "FSDP, expected whole weights on every process: train with plain DDP (accelerate launch --multi_gpu)."
-            )
+        super()._check_parallelism()
+        if self.args.adversarial_weight > 0:
+            self._need_whole_weights(f"adversarial_weight={self.args.adversarial_weight}")
 
     def _make_adversary(self) -> Adversary:
         args, config = self.args, self.accelerator.unwrap_model(self.model).config
@@ -169,13 +262,6 @@ class FSQMagViTTrainer(_VideoTrainer):
             return None
         loss = PerceptualLoss.from_pretrained(self.args.perceptual_model, self.args.perceptual_frames)
         return loss.to(self.args.device)
-
-    def _make_averaged_model(self) -> AveragedModel:
-        averaged = AveragedModel(
-            self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
-        )
-        averaged.update_parameters(self.model)  # the first update copies: the average starts from the weights at hand
-        return averaged.requires_grad_(False)
 
     def learning_rate_of(self, name: str) -> float:
         lr = self.args.scorer_learning_rate
@@ -228,8 +314,7 @@ class FSQMagViTTrainer(_VideoTrainer):
     def _step_along(self) -> None:
         if self.adversary is not None and self.is_adversarial:
             self._parts.add(self.adversary.step())
-        if self.averaged_model is not None:
-            self.averaged_model.update_parameters(self.model)
+        super()._step_along()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.adversary is not None:
@@ -241,62 +326,8 @@ class FSQMagViTTrainer(_VideoTrainer):
             self.adversary.prepare(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, `model` has the averaged weights, if there are any; outside, the very same tensors as before."""
-        self._exchange_weights()
-        try:
-            yield
-        finally:
-            self._exchange_weights()
-
-    def _exchange_weights(self) -> None:
-        if self.averaged_model is not None:
-            for plain, averaged in zip(self.model.parameters(), self.averaged_model.module.parameters()):
-                plain.data, averaged.data = averaged.data, plain.data
-
-    def evaluation_loop(self, *args, **kwargs) -> Any:
-        with self.averaged_weights():
-            return super().evaluation_loop(*args, **kwargs)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with self.averaged_weights():
-            super()._save(output_dir, state_dict)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        state: dict[str, Any] = {}
-        if self.adversary is not None:
-            state["adversary"] = self.adversary.state_dict()
-        if self.averaged_model is not None:
-            state["averaged_model"] = self.averaged_model.state_dict()
-            state["model"] = self.model.state_dict()
-        if state and self.args.should_save:
-            torch.save(state, os.path.join(output_dir, TOKENIZER_TRAINING_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = os.path.join(checkpoint, TOKENIZER_TRAINING_NAME)
-        state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
-        parts = {"adversary": self.adversary, "averaged_model": self.averaged_model}
-        got, expected = sorted(state.keys() & parts.keys()), sorted(name for name in parts if parts[name] is not None)
-        if got != expected:
-            raise ValueError(
-                f"Got {checkpoint} with the state of {got}, expected {expected}: resume with the adversarial_weight and "
-                "ema_decay of that run, or start anew from its weights with model_name_or_path and another output_dir."
-            )
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["adversary"])
-        if self.averaged_model is not None:  # the checkpoint's own weights are the averaged ones
-            self.averaged_model.load_state_dict(state["averaged_model"])
-            self.model.load_state_dict(state["model"])
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.averaged_model is not None:
-            self.averaged_model.module.load_state_dict(self.model.state_dict())
+    def stateful_parts(self) -> dict[str, Any]:
+        return {"adversary": self.adversary, **super().stateful_parts()}
 
     def topk_sigma(self) -> torch.Tensor:
         """The noise of the perturbed top-k at this step: a geometric fall from `config.topk_sigma` to `topk_sigma_end`."""
@@ -598,17 +629,57 @@ def _missing(config: Any, needs_targets: bool, has_codes: bool) -> str:
     )
 
 
-class LVMAEClassificationTrainer(_VideoTrainer):
+class LVMAEClassificationTrainer(_AveragingTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
-    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise.
+    In training, labels become probabilities: MixUp or CutMix mixes the clips of a batch on the device and their labels with
+    them, with torch's own random numbers (Trainer's checkpoints keep their state), and `label_smoothing_factor` of each label is
+    spread over all classes. In evaluation, loss and metrics are of plain labels.
+
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise; of a model with label sets, for each
+    set and for all of them at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights
+    are evaluated and saved.
+
+    Raises:
+        ValueError: a batch of one clip to mix; averaged weights under DeepSpeed or FSDP.
     """
 
     args: LVMAEClassificationArguments
+    training_file = "averaged_weights.pt"
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("compute_metrics", topk_accuracy)
+        kwargs.setdefault("compute_metrics", self._accuracies)
         super().__init__(*args, **kwargs)
+        self.label_smoother = None  # transformers' own smooths evaluation's loss, too, and takes no mixed labels
+        alphas = self.args.mixup_alpha, self.args.cutmix_alpha
+        repeats = getattr(self.train_dataset, "num_clips", 1)
+        self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        if model.training and (self.mixing is not None or self.args.label_smoothing_factor > 0):
+            inputs = self.soften(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def soften(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with its clips mixed and its `labels`, class ids (B,) or (B, sets), made probabilities (B, num_labels)."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.problem_type = config.problem_type or "single_label_classification"
+        clips = inputs["pixel_values_videos"]
+        sizes = [part.stop - part.start for part in config.label_slices.values()] or [config.num_labels]
+        labels = soft_labels(inputs["labels"], sizes, self.args.label_smoothing_factor)
+        if self.mixing is not None:
+            if len(clips) == 1 == self.args.train_batch_size:  # not an epoch's last batch
+                raise ValueError(
+                    "Got batches of one clip with mixup_alpha or cutmix_alpha, expected two clips a device to mix: raise "
+                    "per_device_train_batch_size or set both to 0."
+                )
+            clips, shares = self.mixing(clips)
+            labels = shares @ labels
+        return {**inputs, "pixel_values_videos": clips, "labels": labels}
+
+    def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        label_sets = self.accelerator.unwrap_model(self.model).config.label_sets
+        return topk_accuracies(logits_of(prediction), np.asarray(prediction.label_ids), label_sets)
 
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
@@ -617,12 +688,21 @@ class LVMAEClassificationTrainer(_VideoTrainer):
         return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
 
 
-def topk_accuracy(prediction: EvalPrediction, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
-    """Shares of clips whose class is among the k highest logits (B, classes): `accuracy`, `top5_accuracy`."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    ranked = np.argsort(-logits, axis=-1, kind="stable")
-    hits = ranked == np.asarray(prediction.label_ids)[:, None]
-    return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in ks}
+def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:
+    """Class ids (B,), or (B, sets) of sets of `sizes` classes, -> probabilities (B, sum of sizes).
+
+    In each set `smoothing` of a row is spread evenly over all classes.
+    """
+    columns = labels.view(len(labels), -1).unbind(dim=1)
+    parts = [
+        nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in zip(columns, sizes)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Logits (clips, classes) of what the trainer collected, which may hold hidden states besides."""
+    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 
 def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:

@@ -55,7 +55,12 @@ class VideoDataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
-    label_column: str = field(default="label", metadata={"help": "Column of classes (names or ids)."})
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
+        },
+    )
     frame_stride: int | None = field(
         default=None,
         metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
@@ -92,6 +97,11 @@ class VideoDataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
+
+    @property
+    def label_columns(self) -> str | list[str]:
+        """`label_column`, or the list of its parts where it names several."""
+        return self.label_column.split(",") if "," in self.label_column else self.label_column
 
     def sampling(self) -> dict[str, Any]:
         """What clips of every split have in common, as keywords of `VideoClips`."""
@@ -239,10 +249,32 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
 @dataclass
 class LVMAEClassificationArguments(TrainingArguments):
-    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine."""
+    """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
+    What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    and averaged weights. Label smoothing and mixing are training's alone: evaluation's loss and metrics are of plain labels.
+    """
+
+    base_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256 (VideoMAE: 5e-4)."
+        },
+    )
     layer_decay: float = field(
         default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one of them."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -255,6 +287,15 @@ class LVMAEClassificationArguments(TrainingArguments):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"Got layer_decay={self.layer_decay}, expected a factor in (0, 1]: 1 switches it off.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
+        for name in ("ema_decay", "label_smoothing_factor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
+        if self.base_learning_rate is not None:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * batch / 256
 
 
 __all__ = [

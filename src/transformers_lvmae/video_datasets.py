@@ -32,7 +32,7 @@ def load_video_dataset(
     name: str | os.PathLike | Mapping[str, Any],
     config_name: str | None = None,
     video_column: str = "video",
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     streaming: bool = False,
 ) -> Splits:
     """Load rows of videos, by split, from what `name` is:
@@ -48,17 +48,20 @@ def load_video_dataset(
     Columns `start` and `end`, in seconds, cut segments out of longer videos ([`VideoClips`]); an empty cell is the video's own.
 
     Args:
-        label_column: made a `ClassLabel`, with one list of names for all splits; None leaves labels alone. In a stream without
+        label_column: made a `ClassLabel`, with one list of names for all splits; several columns for several label sets; None
+            leaves labels alone. In a stream without
             `ClassLabel` the names are collected by reading that column once.
         streaming: iterate without downloading (Hub) and without reading tables into memory: an `IterableDatasetDict`.
 
     Raises:
         ValueError: a column is missing, or a file of an unknown kind.
     """
-    wanted = [column for column in (video_column, label_column) if column is not None]
-    splits = _load_splits(AnyVideoFolder, name, config_name, wanted, streaming)
+    label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
+    splits = _load_splits(AnyVideoFolder, name, config_name, [video_column, *label_columns], streaming)
     splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    return splits if label_column is None else _encode_labels(splits, label_column)
+    for column in label_columns:
+        splits = _encode_labels(splits, column)
+    return splits
 
 
 def load_image_dataset(
