@@ -3,8 +3,8 @@
     python scripts/finetune.py --model_name_or_path runs/pretrain --dataset_name FOLDER_OR_HUB_ID --output_dir runs/finetune \\
         --num_train_epochs 50 --learning_rate 1e-3
 
-The output folder holds the model with its class names and the processor, ready for `pipeline("video-classification")`. Interrupted
-runs go on where they were.
+The output folder holds the model with its class names, the processor and a model card, ready for `pipeline("video-classification")`;
+--push_to_hub uploads it. Interrupted runs go on where they were.
 """
 
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ def main() -> None:
         eval_dataset=VideoClips(eval_rows, processor, model.config.num_frames, **sampling),
         processing_class=processor,
     )
-    train_and_save(trainer)
+    train_and_save(trainer, dataset=data_args.dataset_name)
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
         metrics = {
@@ -88,6 +88,9 @@ def main() -> None:
         }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)
+        trainer.create_model_card()
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main() -> None:
         processing_class=processor,
         video_tokenizer=tokenizer,
     )
-    train_and_save(trainer)
+    train_and_save(trainer, dataset=data_args.dataset_name)
 
 
 if __name__ == "__main__":
