@@ -24,6 +24,7 @@ ALLOWED = {
         "modeling_lvmae",
         "video_processing_lvmae",
     },
+    "features": {"data", "video_io"},
     "image_processing_lvmae": {"image_processing_pil_lvmae"},
     "image_processing_pil_lvmae": set(),
     "importance": set(),
