@@ -13,6 +13,7 @@ is; without one, a short one is written.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -33,6 +34,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def upload(folder: Path, repo_id: str, private: bool) -> str:
+    """Everything but a card that somebody wrote or changed on the Hub; returns the address of the commit."""
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    left_out = []
+    if api.file_exists(repo_id, CARD_NAME):
+        with tempfile.TemporaryDirectory() as there:
+            api.hf_hub_download(repo_id, CARD_NAME, local_dir=there)
+            left_out = [] if may_write_card(there) else [CARD_NAME]
+    return api.upload_folder(
+        repo_id=repo_id, folder_path=folder, ignore_patterns=left_out, commit_message="Model with its code"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     model = load_any_model(args.checkpoint).eval()
@@ -48,9 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         export_onnx(model, args.output_dir / "onnx")
     print(f"{args.output_dir}: {', '.join(sorted(path.name for path in args.output_dir.iterdir()))}")
     if args.push_to_hub:
-        api = HfApi()
-        repo_id = api.create_repo(args.push_to_hub, private=args.private or None, exist_ok=True).repo_id
-        print(api.upload_folder(repo_id=repo_id, folder_path=args.output_dir, commit_message="Model with its code"))
+        print(upload(args.output_dir, args.push_to_hub, args.private))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_sliding_clips_of_long_videos_have_times_and_features_of_their_own(check
     times = [(row["start"], row["end"]) for row in clips.select(range(4))]
     np.testing.assert_allclose(times, [(0, 0.5), (0.3, 0.8), (0.6, 1.1), (0.78, 1.28)], atol=1e-9)
     assert clips["row"][:] == [number for number in range(8) for _ in range(4)]
-    tokens = TokenFeatures(tmp_path, "test", label_column="digit")
+    tokens = TokenFeatures(tmp_path, "test", clips["digit"][:])
     for number in (0, 2, 3, 31):
         row = clips[number]
         expected = naive_tokens(checkpoint, row["video"], start=row["start"], end=row["end"])
@@ -91,7 +91,7 @@ def test_sliding_clips_of_long_videos_have_times_and_features_of_their_own(check
 def test_tokens_of_several_shards_are_read_in_order_in_workers_too(checkpoint, tmp_path):
     arguments = ["--tokens", "--splits", "test", "--shard_size", "3"]
     extract([str(checkpoint), str(CLIPS), str(tmp_path), *arguments])
-    tokens = TokenFeatures(tmp_path, "test", label_column="digit")
+    tokens = TokenFeatures(tmp_path, "test")
     paths = load_features(tmp_path, "test")["video"][:]
     alone = [tokens[number]["tokens"] for number in range(8)]
     np.testing.assert_allclose(alone[6], naive_tokens(checkpoint, paths[6]), rtol=2e-3, atol=2e-3)

@@ -33,6 +33,7 @@ ALLOWED = {
     "modelcard": set(),
     "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
     "modeling_lvmae": {"configuration_lvmae", "masking", "recompute"},
+    "probe": {"configuration_lvmae", "modeling_lvmae"},
     "recompute": set(),
     "tokenizer_losses": set(),
     "tokenizer_training": {"tokenizer_losses", "training_args"},

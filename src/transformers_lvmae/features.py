@@ -6,7 +6,7 @@ the shards that exist are the work that is done, whoever did it and however it e
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,15 +189,19 @@ def _is_scalar(feature: Any) -> bool:
     return isinstance(feature, (datasets.Value, datasets.ClassLabel))
 
 
+def split_settings(folder: str | os.PathLike, split: str) -> dict[str, Any]:
+    """How a split's features were made (`model`, `dataset_name`, ...); raises ValueError where there is no such split."""
+    path = Path(folder) / f"{split}.json"
+    if not path.exists():
+        known = sorted(item.stem for item in Path(folder).glob("*.json"))
+        raise ValueError(f"Got split {split!r} of {folder}, expected one of {known}: extract its features first.")
+    return json.loads(path.read_text())
+
+
 def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
     """The files of a split that is complete; raises ValueError where shards are missing."""
-    folder = Path(folder)
-    path = folder / f"{split}.json"
-    if not path.exists():
-        known = sorted(item.stem for item in folder.glob("*.json"))
-        raise ValueError(f"Got split {split!r} of {folder}, expected one of {known}: extract its features first.")
-    settings = json.loads(path.read_text())
-    files = ShardedSplit(folder, split, settings["num_rows"], settings["shard_size"])
+    settings = split_settings(folder, split)
+    files = ShardedSplit(Path(folder), split, settings["num_rows"], settings["shard_size"])
     done = sum(files.is_done(shard) for shard in range(files.num_shards))
     if done < files.num_shards:
         raise ValueError(
@@ -221,16 +225,15 @@ def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
 class TokenFeatures(Dataset):
     """Tokens of a split's clips, read from disk one clip at a time.
 
-    An item is a dict with `tokens` (N, D), float32, and `labels`, a class id.
+    An item is a dict with `tokens` (N, D), float32, and with `labels` (a class id for each clip) its own as `labels`.
 
     Raises:
         ValueError: shards are missing, or the split has no tokens.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str, label_column: str = "label"):
-        self.clips = load_features(folder, split)
-        self.labels = np.asarray(self.clips[label_column])
+    def __init__(self, folder: str | os.PathLike, split: str, labels: Sequence[int] | np.ndarray | None = None):
         files = open_split(folder, split)
+        self.labels = labels
         self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
         if not self.paths[0].exists():
             raise ValueError(
@@ -249,12 +252,15 @@ class TokenFeatures(Dataset):
         return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
-        return {"tokens": self._tokens[shard][index - first].float(), "labels": int(self.labels[index])}
+        item: dict[str, Any] = {"tokens": self._tokens[shard][index - first].float()}
+        if self.labels is not None:
+            item["labels"] = int(self.labels[index])
+        return item
 
 
-__all__ = ["ShardedSplit", "TokenFeatures", "encode_clips", "load_features", "open_split", "save_shard", "sliding_rows"]
+__all__ = ["ShardedSplit", "TokenFeatures", "encode_clips", "load_features", "open_split", "save_shard", "sliding_rows", "split_settings"]
