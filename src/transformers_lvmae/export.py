@@ -64,7 +64,7 @@ def save_with_code(
     Raises:
         ValueError: a model of neither family.
     """
-    if model.config.model_type not in AUTO_CLASSES or not isinstance(model, tuple(MODEL_CLASSES.values())):
+    if not isinstance(model, tuple(MODEL_CLASSES.values())):
         raise ValueError(
             f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge an adapter first "
             "(merge_and_unload)."
