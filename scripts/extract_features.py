@@ -56,29 +56,28 @@ def extract_split(
     rows = rows.add_column("row", list(range(len(rows))))
     shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)
     todo = [shard for shard in shards if not files.is_done(shard)]
+    sampling = {"frame_stride": args.frame_stride, "video_column": args.video_column}
     total = sum(len(files.rows(shard)) for shard in todo)
-    with tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process) as progress:
-        progress.set_postfix(shards_done=len(shards) - len(todo))
-        for shard in todo:
-            clips = list(rows.select(files.rows(shard)))
-            if args.clip_seconds is not None:
-                stride = args.stride_seconds or args.clip_seconds
-                clips = sliding_rows(clips, args.clip_seconds, stride, args.video_column)
-                progress.total += len(clips) - len(files.rows(shard))
-            source = VideoClips(
-                clips,  # type: ignore[arg-type]
-                processor,
-                model.config.num_frames,
-                frame_stride=args.frame_stride,
-                video_column=args.video_column,
-            )
-            features = []
-            for batch in encode_clips(
-                model, source, not args.tokens, args.batch_size, args.num_workers, accelerator.autocast
-            ):
-                features.append(batch)
-                progress.update(len(batch))
-            save_shard(files, shard, clips, torch.cat(features), rows.features, args.video_column)
+    progress = tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process)
+    progress.set_postfix(shards_done=len(shards) - len(todo))
+    for shard in todo:
+        clips = clips_of(args, rows.select(files.rows(shard)))
+        progress.total = total = total + len(clips) - len(files.rows(shard))
+        features = []
+        source = VideoClips(clips, processor, model.config.num_frames, **sampling)
+        workers = args.batch_size, args.num_workers
+        for batch in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
+            features.append(batch)
+            progress.update(len(batch))
+        save_shard(files, shard, clips, torch.cat(features), rows.features, args.video_column)
+    progress.close()
+
+
+def clips_of(args: argparse.Namespace, rows: Any) -> Any:
+    """A dict for each clip: the rows themselves, or the clips that slide over them."""
+    if args.clip_seconds is None:
+        return list(rows)
+    return sliding_rows(rows, args.clip_seconds, args.stride_seconds or args.clip_seconds, args.video_column)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -73,7 +73,7 @@ def run_seed(
         train, validation = split_by_video(train, 0.2, seed)
     probe = None
     if args.probe == "linear":
-        found, scores = linear_probe(train, validation, config.num_labels)
+        found, scores = linear_probe(train, validation, len(config.id2label or {}))
     else:
         options = {"dataloader_num_workers": args.num_workers, "bf16": args.bf16}
         found, scores, probe = attentive_probe(
@@ -97,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, names = load_data(args)
     encoder = split_settings(args.features, args.train_split)["model"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
     config = LVMAEConfig.from_pretrained(encoder, pooling="class_attention", **labels)
     seeds = []
     best: tuple[float, Any] = (-1.0, None)

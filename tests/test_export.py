@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from transformers.exporters.configs import DynamoConfig
 
 from transformers_lvmae import (
     FSQMagViTModel,
-    LVMAEConfig,
     LVMAEForPreTraining,
     LVMAEForVideoClassification,
     LVMAEModel,
@@ -103,7 +100,9 @@ def test_exported_folders_load_without_this_package_bit_for_bit(tmp_path):
     processor = processor_for(models["mean"].config)
     inputs = processor(str(CLIP), num_frames=8, do_sample_frames=True, return_tensors="pt")
     pixels = processor(str(CLIP), num_frames=8, do_sample_frames=True, do_normalize=False, return_tensors="pt")
-    masks = {name: torch.rand(1, 64).argsort() < count for name, count in (("bool_masked_pos", 32), ("bool_decoded_pos", 16))}
+    masks = {
+        name: torch.rand(1, 64).argsort() < count for name, count in (("bool_masked_pos", 32), ("bool_decoded_pos", 16))
+    }
     torch.save(masks, tmp_path / "masks.pt")
     with torch.no_grad():
         tokens = models["tokenizer"].encode(pixels["pixel_values_videos"])
@@ -128,7 +127,9 @@ def test_exported_folders_load_without_this_package_bit_for_bit(tmp_path):
     scores = {answer["label"]: answer["score"] for answer in found["pipeline"]}
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     assert list(scores) == [NAMES[number] for number in expected["mean"][0].argsort(descending=True).tolist()]
-    torch.testing.assert_close(torch.tensor(list(scores.values())), expected["mean"][0].softmax(0).sort(descending=True)[0])
+    torch.testing.assert_close(
+        torch.tensor(list(scores.values())), expected["mean"][0].softmax(0).sort(descending=True)[0]
+    )
 
 
 def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
@@ -204,7 +205,13 @@ def test_push_to_hub_uploads_weights_config_processor_card_and_code(hub, tmp_pat
     write_model_card(checkpoint, model.config, type(model).__name__, ModelCardFacts("finetune", dataset="demo"))
     export_model([str(checkpoint), str(tmp_path / "out"), "--push_to_hub", "user/name"])
     files = hub["user/name"]
-    assert {"README.md", "config.json", "model.safetensors", "video_preprocessor_config.json", "modeling_lvmae.py"} <= set(files)
+    assert {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "video_preprocessor_config.json",
+        "modeling_lvmae.py",
+    } <= set(files)
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert files["README.md"] == (checkpoint / "README.md").read_bytes()
 

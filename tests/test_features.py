@@ -73,7 +73,17 @@ def test_class_labels_keep_their_names(checkpoint, tmp_path):
 
 
 def test_sliding_clips_of_long_videos_have_times_and_features_of_their_own(checkpoint, tmp_path):
-    arguments = ["--splits", "test", "--clip_seconds", "0.5", "--stride_seconds", "0.3", "--tokens", "--batch_size", "4"]
+    arguments = [
+        "--splits",
+        "test",
+        "--clip_seconds",
+        "0.5",
+        "--stride_seconds",
+        "0.3",
+        "--tokens",
+        "--batch_size",
+        "4",
+    ]
     extract([str(checkpoint), str(CLIPS), str(tmp_path), *arguments])
     clips = load_features(tmp_path, "test")  # 32 frames, 25 a second: 1.28 s
     assert "features" not in clips.column_names

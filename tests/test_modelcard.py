@@ -46,7 +46,13 @@ def test_the_hub_reads_metrics_data_base_model_and_licence(tmp_path):
     found = {(item.dataset_split, item.metric_type): item.metric_value for item in card.data.eval_results}
     assert found == {("eval", "accuracy"): 0.75, ("test", "accuracy"): 0.5}
     assert {item.dataset_type for item in card.data.eval_results} == {"user/diving48"}
-    for text in (FACTS.command, "| test | accuracy | 0.5 |", "| train | loss | 0.5 |", "| learning_rate | 0.001 |", "8 frames"):
+    for text in (
+        FACTS.command,
+        "| test | accuracy | 0.5 |",
+        "| train | loss | 0.5 |",
+        "| learning_rate | 0.001 |",
+        "8 frames",
+    ):
         assert text in card.content
     assert "runtime" not in card.content
 
@@ -147,7 +153,14 @@ def test_the_trainer_uploads_model_processor_card_and_results(tmp_path, monkeypa
 def test_the_fine_tuning_script_puts_the_test_accuracy_on_the_card(tmp_path, monkeypatch):
     overrides = {
         name: getattr(tiny_config(), name)
-        for name in ("image_size", "patch_size", "num_frames", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in (
+            "image_size",
+            "patch_size",
+            "num_frames",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        )
     }
     arguments = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--test_split", "test", "--max_steps", "1"]
     arguments += ["--config_overrides", json.dumps(overrides), "--report_to", "none", "--output_dir", str(tmp_path)]

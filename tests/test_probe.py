@@ -13,7 +13,15 @@ from transformers import pipeline
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.data import processor_for
-from transformers_lvmae.probe import AttentiveProbe, ProbeData, ProbeSweep, attentive_probe, class_ids, linear_probe, split_by_video
+from transformers_lvmae.probe import (
+    AttentiveProbe,
+    ProbeData,
+    ProbeSweep,
+    attentive_probe,
+    class_ids,
+    linear_probe,
+    split_by_video,
+)
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"

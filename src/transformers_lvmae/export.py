@@ -105,7 +105,7 @@ def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
     exported = OnnxExporter().export(
         model.eval(), {"pixel_values_videos": clips}, config=OnnxConfig(dynamic_shapes=shapes)
     )
-    exported.save_pretrained(folder)
+    exported.save_pretrained(Path(folder))
     return Path(folder) / "model.onnx"
 
 

@@ -25,9 +25,7 @@ from .data import VideoClips
 from .video_io import decode_video, video_name
 
 
-def sliding_segments(
-    start: float, end: float, clip_seconds: float, stride_seconds: float
-) -> list[tuple[float, float]]:
+def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
     """Clips of `clip_seconds` that begin every `stride_seconds` from `start` on, and one that ends at `end` where those leave a rest.
 
     A segment shorter than a clip is one clip. Times in seconds.
@@ -263,4 +261,13 @@ class TokenFeatures(Dataset):
         return item
 
 
-__all__ = ["ShardedSplit", "TokenFeatures", "encode_clips", "load_features", "open_split", "save_shard", "sliding_rows", "split_settings"]
+__all__ = [
+    "ShardedSplit",
+    "TokenFeatures",
+    "encode_clips",
+    "load_features",
+    "open_split",
+    "save_shard",
+    "sliding_rows",
+    "split_settings",
+]

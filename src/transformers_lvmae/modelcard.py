@@ -101,9 +101,13 @@ def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, 
     if not may_write_card(folder):
         logger.warning(f"{path} was written or changed by hand and stays as it is; delete it for a new card.")
         return False
-    content = f"---\n{card_metadata(config, architecture, facts).to_yaml()}\n---\n\n{_body(config, architecture, facts)}"
+    content = (
+        f"---\n{card_metadata(config, architecture, facts).to_yaml()}\n---\n\n{_body(config, architecture, facts)}"
+    )
     text = str(ModelCard(content)).rstrip("\n") + "\n"
-    mark = f"\n<!-- Written by transformers-lvmae, {_digest(text)}: a card that was changed is never written over. -->\n"
+    mark = (
+        f"\n<!-- Written by transformers-lvmae, {_digest(text)}: a card that was changed is never written over. -->\n"
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     path.write_text(text + mark, encoding="utf-8")
     return True
@@ -117,7 +121,7 @@ def card_metadata(config: Any, architecture: str, facts: ModelCardFacts) -> Mode
     """What the Hub reads: licence, tags, data, base model, and the metrics as model-index."""
     task = _PIPELINE_TAGS.get(architecture)
     tags = ["video", config.model_type, *([task] if task == "video-classification" else []), *facts.tags]
-    metrics = _metrics(facts)
+    metrics, dataset_id = _metrics(facts), _hub_id(facts.dataset)
     return ModelCardData(
         license=facts.license,
         language=facts.language,
@@ -125,13 +129,13 @@ def card_metadata(config: Any, architecture: str, facts: ModelCardFacts) -> Mode
         pipeline_tag=task,
         tags=list(dict.fromkeys(tags)),
         base_model=_hub_id(facts.finetuned_from),
-        datasets=[facts.dataset] if _hub_id(facts.dataset) else None,
+        datasets=[dataset_id] if dataset_id else None,
         metrics=["accuracy"] if any(name == "accuracy" for _, name, _ in metrics) else None,
         model_name=facts.model_name,
         eval_results=[
             EvalResult(
                 task_type=task or "video-to-video",
-                dataset_type=_hub_id(facts.dataset) or "video",
+                dataset_type=dataset_id or "video",
                 dataset_name=os.path.basename(os.path.normpath(facts.dataset)) if facts.dataset else "unnamed",
                 dataset_split=split,
                 metric_type=name,
@@ -205,7 +209,10 @@ def _usage(architecture: str) -> str:
     lines = [f"from transformers import {loader}, AutoVideoProcessor", "", "import transformers_lvmae", ""]
     if architecture == "LVMAEForVideoClassification":
         lines = ["from transformers import pipeline", "", "import transformers_lvmae", ""]
-        lines += ['classifier = pipeline("video-classification", model="PATH_OR_ID", top_k=5)', 'classifier("clip.mp4")']
+        lines += [
+            'classifier = pipeline("video-classification", model="PATH_OR_ID", top_k=5)',
+            'classifier("clip.mp4")',
+        ]
     else:
         lines += [f'model = {loader}.from_pretrained("PATH_OR_ID")']
         lines += ['processor = AutoVideoProcessor.from_pretrained("PATH_OR_ID")']

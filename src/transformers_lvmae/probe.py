@@ -43,7 +43,7 @@ class AttentiveProbe(LVMAEPreTrainedModel):
         super().__init__(config)
         self.pooler = LVMAEClassAttention(config)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
         self.post_init()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,9 @@ class ProbeData:
     videos: np.ndarray
 
     def subset(self, numbers: np.ndarray) -> "ProbeData":
-        taken = Subset(self.features, numbers.tolist()) if isinstance(self.features, Dataset) else self.features[numbers]
+        taken = (
+            Subset(self.features, numbers.tolist()) if isinstance(self.features, Dataset) else self.features[numbers]
+        )
         return ProbeData(taken, self.labels[numbers], self.videos[numbers])
 
     def accuracy(self, scores: np.ndarray, k: int = 1) -> float:
@@ -94,9 +96,7 @@ class ProbeData:
         return float((ranked == self.labels[first, None]).any(axis=1).mean())
 
 
-def class_ids(
-    splits: dict[str, datasets.Dataset], label_column: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Class ids of each split's clips, and the classes' names: a ClassLabel's own, or the values sorted.
 
     Raises:

@@ -57,25 +57,29 @@ class _VideoTrainer(Trainer):
         """
         self._card_facts.update({name: value for name, value in facts.items() if value is not None})
         if self.is_world_process_zero():
-            self._write_card(self.args.output_dir)
+            self._write_card(self._run_folder)
+
+    @property
+    def _run_folder(self) -> str:
+        return self.args.output_dir or "."
 
     def _write_card(self, folder: str) -> None:
         model: Any = self.accelerator.unwrap_model(self.model)
         is_adapter = hasattr(model, "get_base_model")
         model = model.get_base_model() if is_adapter else model
         facts = {
-            "model_name": Path(self.args.output_dir).absolute().name,
+            "model_name": Path(self._run_folder).absolute().name,
             "finetuned_from": model.config._name_or_path or None,
             "command": command_line(num_processes=self.args.world_size),
             "hyperparameters": extract_hyperparameters_from_trainer(self),
-            "results": run_results(self.args.output_dir, self.state.log_history),
+            "results": run_results(self._run_folder, self.state.log_history),
             "library_name": "peft" if is_adapter else "transformers",
             **self._card_facts,
         }
         write_model_card(folder, model.config, type(model).__name__, ModelCardFacts(**facts))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = output_dir or self.args.output_dir
+        folder = output_dir or self._run_folder
         may_write = may_write_card(folder)
         super()._save(output_dir, state_dict)
         if may_write:  # and if peft has written one by now, it is a form to fill in
