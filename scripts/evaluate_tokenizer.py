@@ -87,7 +87,7 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
         processing_class=processor,
         data_collator=SelectionCollator([selection], model.config.window_grid_size),
     )
-    train_and_save(trainer)
+    train_and_save(trainer, dataset=args.dataset_name)
     return model
 
 

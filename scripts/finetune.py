@@ -3,8 +3,9 @@
     python scripts/finetune.py --model_name_or_path runs/pretrain --dataset_name FOLDER_OR_HUB_ID --output_dir runs/finetune \\
         --num_train_epochs 50 --learning_rate 1e-3
 
-The output folder holds the model with its class names and the processor, ready for `pipeline("video-classification")`. Interrupted
-runs go on where they were. `--label_column verb,noun` learns two labels at once, such as EPIC-Kitchens'.
+The output folder holds the model with its class names, the processor and a model card, ready for `pipeline("video-classification")`;
+--push_to_hub uploads it. Interrupted runs go on where they were. `--label_column verb,noun` learns two labels at once, such as
+EPIC-Kitchens'.
 
 VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.08 --num_clips 2 --rand_augment_num_ops 4
 --random_erasing_prob 0.25 --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --config_overrides '{"drop_path_rate":
@@ -167,7 +168,7 @@ def main() -> None:
         processing_class=processor,
     )
     with train_clips.broken.reported():
-        train_and_save(trainer)
+        train_and_save(trainer, dataset=data_args.dataset_name)
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
     trainer.save_metrics("memory", size)
@@ -183,6 +184,9 @@ def main() -> None:
         }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)
+        trainer.create_model_card()
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
 
 
 if __name__ == "__main__":

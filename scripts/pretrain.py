@@ -119,7 +119,7 @@ def main() -> None:
     )
     trainer.add_callback(PredictionPictures(trainer, clips_to_train_on(*evaluated, whole_clips=True, **sampling)))
     with train_clips.broken.reported():
-        train_and_save(trainer)
+        train_and_save(trainer, dataset=data_args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each adds only what its stage needs; loops, devices, checkpoints, resuming and l
 """
 
 import functools
+import json
 import math
 import os
 import re
@@ -19,12 +20,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, Trainer, TrainerCallback, default_data_collator, logging
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .accuracy import topk_accuracies
 from .augmentation import ClipMixing
 from .importance import FlowEstimator, everest, flow_estimator, frame_difference, optical_flow
 from .masking import adaptive_decoder_mask, first_slot_and_topk_mask, topk_mask, uniform_decoder_mask
+from .modelcard import ModelCardFacts, command_line, may_write_card, write_model_card
 from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
 from .tokenizer_training import Adversary, RunningMeans
 from .tokens import PixelScale, compact_scores, indices_to_codes, tokenizer_view
@@ -43,13 +46,51 @@ class _TellEpoch(TrainerCallback):
 
 
 class _VideoTrainer(Trainer):
-    """What the three share: the training set knows its epoch, parameters may learn at different rates, and logs have the parts
-    of the loss."""
+    """What the three share: the training set knows its epoch, parameters may learn at different rates, logs have the parts of the
+    loss, and whatever is saved has a model card."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._parts = RunningMeans()
         self.add_callback(_TellEpoch())
+        self._card_facts: dict[str, Any] = {}
+
+    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
+        """Write README.md to the output folder, unless a person wrote the one that is there.
+
+        Args:
+            facts: fields of `ModelCardFacts` (`dataset`, `license`, `tags`, ...); kept for the cards of later saves.
+        """
+        self._card_facts.update({name: value for name, value in facts.items() if value is not None})
+        if self.is_world_process_zero():
+            self._write_card(self._run_folder)
+
+    @property
+    def _run_folder(self) -> str:
+        return self.args.output_dir or "."
+
+    def _write_card(self, folder: str) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        is_adapter = hasattr(model, "get_base_model")
+        model = model.get_base_model() if is_adapter else model
+        facts = {
+            "model_name": Path(self._run_folder).absolute().name,
+            "finetuned_from": model.config._name_or_path or None,
+            "command": command_line(num_processes=self.args.world_size),
+            "hyperparameters": extract_hyperparameters_from_trainer(self),
+            "results": run_results(self._run_folder, self.state.log_history),
+            "library_name": "peft" if is_adapter else "transformers",
+            **self._card_facts,
+        }
+        write_model_card(folder, model.config, type(model).__name__, ModelCardFacts(**facts))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self._run_folder
+        may_write = may_write_card(folder)
+        super()._save(output_dir, state_dict)
+        if may_write:  # and if peft has written one by now, it is a form to fill in
+            Path(folder, "README.md").unlink(missing_ok=True)
+            self._write_card(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -711,10 +752,27 @@ def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
-def train_and_save(trainer: Trainer) -> None:
+def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The numbers of a run by split: of its `*_results.json`, and of the last evaluation where that has none."""
+    results = {}
+    for split in ("train", "eval", "test"):
+        path = Path(folder, f"{split}_results.json")
+        logged = [logs for logs in log_history if any(name.startswith(f"{split}_") for name in logs)]
+        if path.exists():
+            results[split] = json.loads(path.read_text())
+        elif logged and split == "eval":
+            results[split] = logged[-1]
+    return results
+
+
+def train_and_save(trainer: _VideoTrainer, **facts: Any) -> None:
     """Train, going on from the newest checkpoint in the output folder if there is one; save model, processor and metrics.
 
-    Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model.
+    Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model, and a model card; with
+    `push_to_hub` the whole folder, without its checkpoints, is uploaded in the end.
+
+    Args:
+        facts: for the card, as `create_model_card` takes them: `dataset`.
     """
     checkpoint = trainer.args.resume_from_checkpoint or newest_checkpoint(trainer.args.output_dir)
     if checkpoint:
@@ -728,6 +786,9 @@ def train_and_save(trainer: Trainer) -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.create_model_card(**facts)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
 
 
 __all__ = ["FSQMagViTTrainer", "LVMAEClassificationTrainer", "LVMAEPreTrainer"]

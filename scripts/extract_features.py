@@ -1,0 +1,96 @@
+"""Run videos through a frozen encoder once, and keep what it makes of them.
+
+    python scripts/extract_features.py runs/pretrain DATA features
+    accelerate launch scripts/extract_features.py runs/pretrain DATA token_features --tokens --batch_size 4 --num_workers 8
+
+A clip's feature is the mean of its tokens after the final norm: one Parquet row with the video's path, times and labels, which
+`datasets.load_dataset("features")` reads. With --tokens, all tokens are kept, in float16 and safetensors (19 MB for a clip of ViT-B at
+128 frames). Every video is one clip, sampled evenly; with --clip_seconds it is many, sliding by --stride_seconds, each with its start
+and end.
+
+Finished shards are never made again: a run that was killed goes on when started again with the same arguments. Processes share the
+shards among them.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import AutoModel, AutoVideoProcessor
+
+from transformers_lvmae.data import VideoClips, load_video_dataset, select_split
+from transformers_lvmae.features import ShardedSplit, encode_clips, save_shard, sliding_rows
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub id of a pre-trained or fine-tuned LVMAE")
+    parser.add_argument("dataset_name", help="a folder of videos, a dataset saved to disk, or a dataset id on the Hub")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--splits", nargs="+", help="splits to run (default: all)")
+    parser.add_argument("--tokens", action="store_true", help="keep all tokens of a clip, not their mean")
+    parser.add_argument("--clip_seconds", type=float, help="length of sliding clips (default: one clip a video)")
+    parser.add_argument("--stride_seconds", type=float, help="from clip to clip (default: --clip_seconds)")
+    parser.add_argument("--frame_stride", type=int, help="frames this far apart, from the middle (default: evenly)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips at once (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: %(default)s)")
+    parser.add_argument("--shard_size", type=int, default=64, help="videos of a shard (default: %(default)s)")
+    parser.add_argument("--video_column", default="video", help="column of videos (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.stride_seconds is not None and args.clip_seconds is None:
+        parser.error(f"got --stride_seconds {args.stride_seconds} alone, expected --clip_seconds beside it: add it")
+    return args
+
+
+def extract_split(
+    args: argparse.Namespace, accelerator: Accelerator, model: Any, processor: Any, rows: Any, split: str
+) -> None:
+    """This process's share of a split's shards."""
+    files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
+    kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
+    files.check_settings({name: getattr(args, name) for name in kept}, write=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    rows = rows.add_column("row", list(range(len(rows))))
+    shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)
+    todo = [shard for shard in shards if not files.is_done(shard)]
+    sampling = {"frame_stride": args.frame_stride, "video_column": args.video_column}
+    total = sum(len(files.rows(shard)) for shard in todo)
+    progress = tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process)
+    progress.set_postfix(shards_done=len(shards) - len(todo))
+    for shard in todo:
+        clips = clips_of(args, rows.select(files.rows(shard)))
+        progress.total = total = total + len(clips) - len(files.rows(shard))
+        features = []
+        source = VideoClips(clips, processor, model.config.num_frames, **sampling)
+        workers = args.batch_size, args.num_workers
+        for batch in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
+            features.append(batch)
+            progress.update(len(batch))
+        save_shard(files, shard, clips, torch.cat(features), rows.features, args.video_column)
+    progress.close()
+
+
+def clips_of(args: argparse.Namespace, rows: Any) -> Any:
+    """A dict for each clip: the rows themselves, or the clips that slide over them."""
+    if args.clip_seconds is None:
+        return list(rows)
+    return sliding_rows(rows, args.clip_seconds, args.stride_seconds or args.clip_seconds, args.video_column)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    accelerator = Accelerator()
+    model = AutoModel.from_pretrained(args.model).to(accelerator.device)
+    processor = AutoVideoProcessor.from_pretrained(args.model)
+    splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
+    for split in args.splits or splits:
+        extract_split(args, accelerator, model, processor, select_split(splits, split), split)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Judge a frozen encoder by what a small classifier gets out of its features.
+
+    python scripts/extract_features.py runs/pretrain DATA features
+    python scripts/probe.py linear features runs/linear_probe
+
+    python scripts/extract_features.py runs/pretrain DATA token_features --tokens
+    python scripts/probe.py attentive token_features runs/attentive_probe
+
+linear is logistic regression on clip features; attentive is V-JEPA's probe on tokens, with its sweep of 20 learning rates and weight
+decays trained at once. Settings are chosen on --validation_split, or on a fifth of the training videos drawn by the seed; the test
+split is looked at once a seed, with the settings chosen. results.json holds every seed's choice and accuracy, their mean and
+deviation. The attentive probe of the best validation accuracy is saved with its encoder, ready for pipeline("video-classification").
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoVideoProcessor
+
+from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
+from transformers_lvmae.features import TokenFeatures, load_features, split_settings
+from transformers_lvmae.probe import ProbeData, attentive_probe, class_ids, linear_probe, split_by_video
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("probe", choices=("linear", "attentive"))
+    parser.add_argument("features", type=Path, help="folder of extract_features.py; with --tokens for attentive")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--label_column", default="label", help="column of classes (default: %(default)s)")
+    parser.add_argument("--train_split", default="train", help="(default: %(default)s)")
+    parser.add_argument("--validation_split", help="(default: a fifth of the training videos)")
+    parser.add_argument("--test_split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="how often to repeat it (default: %(default)s)")
+    parser.add_argument("--num_train_epochs", type=float, default=20, help="attentive (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, help="attentive, clips (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=0, help="attentive, readers (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="attentive, mixed precision")
+    return parser.parse_args(argv)
+
+
+def load_data(args: argparse.Namespace) -> tuple[dict[str, ProbeData], list[str]]:
+    """The splits' features and labels, and the names of the classes."""
+    splits = [name for name in (args.train_split, args.validation_split, args.test_split) if name]
+    clips = {split: load_features(args.features, split) for split in splits}
+    ids, names = class_ids(clips, args.label_column)
+    data = {}
+    for split in splits:
+        features: Any = None
+        if args.probe == "attentive":
+            features = TokenFeatures(args.features, split, ids[split])
+        elif "features" in clips[split].column_names:
+            features = np.asarray(clips[split]["features"][:], dtype=np.float32)
+        else:
+            raise ValueError(
+                f"Got tokens in {args.features}, expected clip features for a linear probe: extract without --tokens."
+            )
+        data[split] = ProbeData(features, ids[split], np.asarray(clips[split]["row"][:]))
+    return data, names
+
+
+def run_seed(
+    args: argparse.Namespace, data: dict[str, ProbeData], config: LVMAEConfig, seed: int
+) -> tuple[dict[str, float], Any]:
+    """One seed's settings and accuracies, and its probe if it is an attentive one."""
+    train = data[args.train_split]
+    if args.validation_split:
+        validation = data[args.validation_split]
+    else:
+        train, validation = split_by_video(train, 0.2, seed)
+    probe = None
+    if args.probe == "linear":
+        found, scores = linear_probe(train, validation, len(config.id2label or {}))
+    else:
+        options = {"dataloader_num_workers": args.num_workers, "bf16": args.bf16}
+        found, scores, probe = attentive_probe(
+            train, validation, config, seed, args.num_train_epochs, args.batch_size, **options
+        )
+    test = data[args.test_split]
+    test_scores = scores(test)
+    accuracies = {"test_accuracy": test.accuracy(test_scores), "test_top5_accuracy": test.accuracy(test_scores, 5)}
+    return {"seed": seed, **found, **accuracies}, probe
+
+
+def save_classifier(probe: Any, encoder: str, config: LVMAEConfig, folder: Path) -> None:
+    """The encoder with the probe as its head, and the processor."""
+    model = LVMAEForVideoClassification.from_pretrained(encoder, config=config)
+    model.load_state_dict({**model.state_dict(), **probe.to(model.device).state_dict()})
+    model.save_pretrained(folder)
+    AutoVideoProcessor.from_pretrained(encoder).save_pretrained(folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    data, names = load_data(args)
+    encoder = split_settings(args.features, args.train_split)["model"]
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+    config = LVMAEConfig.from_pretrained(encoder, pooling="class_attention", **labels)
+    seeds = []
+    best: tuple[float, Any] = (-1.0, None)
+    for seed in range(args.seeds):
+        found, probe = run_seed(args, data, config, seed)
+        print(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+        seeds.append(found)
+        best = max(best, (found["validation_accuracy"], probe), key=lambda item: item[0])
+    test = data[args.test_split]
+    videos, first = np.unique(test.videos, return_index=True)
+    accuracies = [found["test_accuracy"] for found in seeds]
+    results = {
+        "probe": args.probe,
+        "model": encoder,
+        "features": str(args.features),
+        "test_videos": len(videos),
+        "test_accuracy_mean": float(np.mean(accuracies)),
+        "test_accuracy_std": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
+        "largest_class": float(np.bincount(test.labels[first]).max() / len(videos)),
+        "seeds": seeds,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    if best[1] is not None:
+        save_classifier(best[1], encoder, config, args.output_dir)
+    print(f"test accuracy {results['test_accuracy_mean']:.4f} (largest class: {results['largest_class']:.4f})")
+
+
+if __name__ == "__main__":
+    main()
