@@ -88,6 +88,7 @@ def main() -> None:
         }
         trainer.log_metrics("test", metrics)
         trainer.save_metrics("test", metrics)
+    trainer.end()
 
 
 if __name__ == "__main__":

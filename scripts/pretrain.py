@@ -72,6 +72,7 @@ def main() -> None:
         video_tokenizer=tokenizer,
     )
     train_and_save(trainer)
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Each adds only what its stage needs; loops, devices, checkpoints, resuming and logging are Trainer's own.
 """
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional  # before the process group is made, which it would hold on to: see _VideoTrainer.end
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -43,6 +45,18 @@ class _VideoTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(_TellEpoch())
+
+    def end(self) -> None:
+        """Leave the other processes, once, as the last thing that a script does; trackers finish first.
+
+        gloo's threads are joined when the last reference to the process group goes, and one that is still at work when the
+        interpreter shuts down aborts the process. So DDP's references go before the group does, and nobody leaves early.
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+        gc.collect()
 
     def learning_rate_of(self, name: str) -> float:
         """Peak learning rate of the parameter called `name`."""
@@ -169,6 +183,11 @@ class FSQMagViTTrainer(_VideoTrainer):
     def learning_rate_of(self, name: str) -> float:
         lr = self.args.scorer_learning_rate
         return lr if lr is not None and re.search(r"(^|\.)scorer\.", name) else self.args.learning_rate
+
+    def end(self) -> None:
+        if self.adversary is not None:
+            self.adversary.wrapped = self.adversary.losses
+        super().end()
 
     @property
     def is_adversarial(self) -> bool:
