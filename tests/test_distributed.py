@@ -75,7 +75,7 @@ def test_fsdp_wraps_what_the_model_says(monkeypatch):
     plugin.set_auto_wrap_policy(model)
     is_wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
     wrapped = {type(module).__name__ for module in model.modules() if is_wrapped(module)}
-    assert wrapped == {"LVMAEEmbeddings", "LVMAELayer"}
+    assert wrapped == {"LVMAEEmbeddings", "LVMAEPatchEmbeddings", "LVMAELayer"}
 
 
 def test_the_shell_files_parse():
