@@ -1,13 +1,22 @@
-"""Convert a transformers VideoMAE checkpoint (folder or Hub id) into the LVMAE class that corresponds.
+"""Convert a VideoMAE checkpoint into the LVMAE class that corresponds: transformers' (folder or Hub id) or an original .pth file.
 
     python scripts/convert_videomae.py MCG-NJU/videomae-base runs/videomae-base-128 --num_frames 128
+    python scripts/convert_videomae.py vit_b_k710_dl_from_giant.pth runs/videomae2-base-128 --num_frames 128
 
 VideoMAEModel becomes LVMAEModel, VideoMAEForPreTraining LVMAEForPreTraining with pixel targets, and VideoMAEForVideoClassification
 LVMAEForVideoClassification; which one, the checkpoint's config says. Positions are computed, so --num_frames changes no weight.
 The source's processor comes along where there is one.
+
+Original files are those of MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2, DeepSpeed's mp_rank_00_model_states.pt included. They have no
+config: sizes are read off the weights' shapes, heads off the width, and class names are not in them. Files are read with
+weights_only=True.
 """
 
 import argparse
+import os
+import pickle
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +38,7 @@ from transformers_lvmae import (
     LVMAEModel,
     LVMAEVideoProcessor,
 )
+from transformers_lvmae.data import processor_for
 
 
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -63,6 +73,23 @@ RENAMES = {
     "layernorm_before.": "layer_norm1.",
     "layernorm_after.": "layer_norm2.",
 }
+# The original's names, as regular expressions; its encoder is called "encoder" only where there is a decoder too.
+ORIGINAL_RENAMES = {
+    r"^(encoder\.)?patch_embed\.proj\.": "lvmae.embeddings.patch_embeddings.projection.",
+    r"^(encoder\.)?blocks\.": "lvmae.encoder.layers.",
+    r"^(encoder\.)?norm\.": "lvmae.layernorm.",
+    r"^decoder\.blocks\.": "decoder.layers.",
+    r"^decoder\.norm\.": "decoder.layernorm.",
+    r"^encoder_to_decoder\.": "decoder.embed.",
+    r"^mask_token$": "decoder.mask_token",
+    r"^head\.": "classifier.",
+    r"\.norm([12])\.": r".layer_norm\1.",
+    r"\.attn\.([qv])_bias$": r".attention.\1_proj.bias",
+    r"\.attn\.([qkv])_proj\.": r".attention.\1_proj.",
+    r"\.attn\.proj\.": ".attention.out_proj.",
+}
+ORIGINAL_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")  # of torch.compile, DDP, detection code, remote code
+ORIGINAL_HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # by width, encoders and decoders
 
 
 def architecture_of(config: PreTrainedConfig) -> str | None:
@@ -145,12 +172,171 @@ def convert(src: str, dst: str, num_frames: int | None = None) -> None:
         processor.save_pretrained(dst)
 
 
+def load_original(path: str) -> dict[str, torch.Tensor]:
+    """The weights of an original checkpoint under the names of its own model, out of whatever they are wrapped in.
+
+    Raises:
+        ValueError: a file that torch.load(weights_only=True) cannot read, or one without weights.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the run's arguments, beside the weights
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"Got {path}, which torch.load(weights_only=True) refuses ({str(error).splitlines()[0]}), expected tensors in plain "
+            "containers: download it again, or, if you trust it, load it with weights_only=False and save its weights alone "
+            "with torch.save({'model': weights}, path)."
+        ) from error
+    for key in ("model", "module"):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        raise ValueError(
+            f"Got {path} without weights at its top, under 'model' or under 'module', expected a VideoMAE checkpoint: save its "
+            "weights with torch.save({'model': weights}, path)."
+        )
+    weights = dict(checkpoint)
+    while prefix := next((p for p in ORIGINAL_PREFIXES if weights and all(n.startswith(p) for n in weights)), None):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    if not any(re.match(r"(encoder\.)?patch_embed\.proj\.weight", name) for name in weights):
+        raise ValueError(
+            f"Got {path} with {sorted(weights)[:5]}, expected VideoMAE's names (patch_embed.proj.weight, blocks.0.norm1.weight, "
+            "...): give another checkpoint."
+        )
+    return weights
+
+
+def original_config(
+    weights: Mapping[str, torch.Tensor],
+    num_frames: int = 16,
+    image_size: int = 224,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+) -> LVMAEConfig:
+    """The LVMAE config of an original model, from the shapes of its weights; the original's norms have an eps of 1e-6.
+
+    Raises:
+        ValueError: heads that neither the width nor an argument tells, patches that are not square, or a classifier that reads
+            the first token.
+    """
+    encoder = "encoder." if "encoder.patch_embed.proj.weight" in weights else ""
+    hidden_size, num_channels, tubelet_size, height, width = weights[f"{encoder}patch_embed.proj.weight"].shape
+    if height != width:
+        raise ValueError(f"Got patches of {height} x {width}, expected a square: LVMAE has no others, retrain the model.")
+    if not encoder and "head.weight" in weights and "norm.weight" in weights:
+        raise ValueError(
+            "Got a classifier with norm.weight and no fc_norm.weight, which reads the first token, expected mean pooling: save its "
+            "weights without head.* to convert the encoder, and train a new classifier."
+        )
+    fields = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count_blocks(weights, encoder),
+        "num_attention_heads": heads_of(hidden_size, num_attention_heads, "num_attention_heads"),
+        "intermediate_size": weights[f"{encoder}blocks.0.mlp.fc1.weight"].shape[0],
+        "qv_bias": f"{encoder}blocks.0.attn.q_bias" in weights,
+        "final_layer_norm": f"{encoder}norm.weight" in weights,
+    }
+    if encoder:
+        decoder_size = weights["encoder_to_decoder.weight"].shape[0]
+        fields |= {
+            "decoder_hidden_size": decoder_size,
+            "decoder_num_hidden_layers": count_blocks(weights, "decoder."),
+            "decoder_num_attention_heads": heads_of(
+                decoder_size, decoder_num_attention_heads, "decoder_num_attention_heads"
+            ),
+            "decoder_intermediate_size": weights["decoder.blocks.0.mlp.fc1.weight"].shape[0],
+        }
+    return LVMAEConfig(
+        image_size=image_size,
+        patch_size=height,
+        num_channels=num_channels,
+        num_frames=num_frames,
+        tubelet_size=tubelet_size,
+        num_labels=weights["head.weight"].shape[0] if "head.weight" in weights else 0,
+        target_type="pixels",
+        **fields,
+    )
+
+
+def count_blocks(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """Transformer layers under `prefix`, "" for a model that is an encoder alone."""
+    return sum(re.fullmatch(rf"{re.escape(prefix)}blocks\.\d+\.norm1\.weight", name) is not None for name in weights)
+
+
+def heads_of(width: int, given: int | None, option: str) -> int:
+    """Attention heads, as given or as in the original models of that width: shapes do not tell them."""
+    heads = ORIGINAL_HEADS.get(width) if given is None else given
+    if heads is None:
+        raise ValueError(
+            f"Got a width of {width}, expected one of {sorted(ORIGINAL_HEADS)}, whose heads are known: give --{option}."
+        )
+    return heads
+
+
+def convert_original_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The original's weights under LVMAE's names: one matrix for query, key and value becomes three."""
+    split = {}
+    for name, tensor in weights.items():
+        if name.endswith(".attn.qkv.weight"):
+            split |= {name.replace(".qkv.", f".{part}_proj."): rows for part, rows in zip("qkv", tensor.chunk(3))}
+        else:
+            split[name] = tensor.flatten(1) if name.endswith("patch_embed.proj.weight") else tensor
+    converted = {}
+    for name, tensor in split.items():
+        for old, new in ORIGINAL_RENAMES.items():
+            name = re.sub(old, new, name)
+        converted[name] = tensor.contiguous()
+    return converted
+
+
+def convert_original(src: str, dst: str, num_frames: int | None = None, **options: Any) -> None:
+    """Read the original checkpoint `src` (a file) and write the LVMAE checkpoint `dst` with the processor that fits it.
+
+    Args:
+        num_frames: frames of the clips that it is for; 16 by default.
+        options: as [`original_config`].
+
+    Raises:
+        ValueError: as [`load_original`] and [`original_config`], or weights that LVMAE has no place for.
+    """
+    weights = load_original(src)
+    config = original_config(weights, 16 if num_frames is None else num_frames, **options)
+    converted = convert_original_state_dict(weights)
+    model: Any
+    if "decoder.embed.weight" in converted:
+        model = LVMAEForPreTraining(config)
+    elif "fc_norm.weight" in converted:
+        model = LVMAEForVideoClassification(config)
+    else:
+        model = LVMAEModel(config)
+        converted = {name.removeprefix("lvmae."): tensor for name, tensor in converted.items()}
+    names = model.state_dict().keys()
+    if faults := sorted(names ^ converted.keys()):
+        raise ValueError(
+            f"Got {src}, of which {sorted(converted.keys() - names)} have no place in {type(model).__name__} and "
+            f"{sorted(names - converted.keys())} are missing ({len(faults)} in all), expected VideoMAE's weights with sines and "
+            "cosines as positions, without layer scale and cosine attention: convert another checkpoint."
+        )
+    model.to(converted[next(iter(names))].dtype).load_state_dict(converted)
+    model.save_pretrained(dst)
+    processor_for(config).save_pretrained(dst)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("src", help="folder or Hub id of a transformers VideoMAE")
+    parser.add_argument("src", help="folder or Hub id of a transformers VideoMAE, or an original .pth file")
     parser.add_argument("dst", help="folder to write")
     parser.add_argument("--num_frames", type=int, help="frames of the clips that it is for; by default the source's")
-    convert(**vars(parser.parse_args()))
+    original = parser.add_argument_group("original files", "what their weights' shapes do not tell")
+    original.add_argument("--image_size", type=int, default=224, help="pixels a side of a frame")
+    original.add_argument("--num_attention_heads", type=int, help="of the encoder, where its width is not a known one")
+    original.add_argument("--decoder_num_attention_heads", type=int, help="of the decoder, likewise")
+    args = parser.parse_args()
+    if os.path.isfile(args.src):
+        convert_original(**vars(args))
+    else:
+        convert(args.src, args.dst, args.num_frames)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ def main() -> None:
         trainer.create_model_card()
         if training_args.push_to_hub:
             trainer.push_to_hub()
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def main() -> None:
     trainer.add_callback(PredictionPictures(trainer, clips_to_train_on(*evaluated, whole_clips=True, **sampling)))
     with train_clips.broken.reported():
         train_and_save(trainer, dataset=data_args.dataset_name)
+    trainer.end()
 
 
 if __name__ == "__main__":

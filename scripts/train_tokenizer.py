@@ -115,6 +115,7 @@ def main() -> None:
         train_and_save(trainer, dataset=data_args.dataset_name)
     if trainer.is_world_process_zero():
         save_curves(os.path.join(training_args.output_dir, "losses.png"), trainer.state.log_history)
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """scripts/convert_videomae.py: what the converted model computes is what VideoMAE computes."""
 
+import argparse
 import json
 import sys
 
@@ -230,3 +231,162 @@ def test_other_models_are_refused(folders):
     ViTModel(ViTConfig(hidden_size=12, num_hidden_layers=1, intermediate_size=8)).save_pretrained(folders[0])
     with pytest.raises(ValueError, match=r"Got .* with model_type='vit' .*expected 'videomae' and one of .*: give"):
         script.convert(*folders)
+
+
+def original_layout(model) -> dict[str, torch.Tensor]:
+    """The weights of a transformers VideoMAE under the names of MCG-NJU/VideoMAE, layer by layer."""
+    base = getattr(model, "videomae", model)
+    decoder = getattr(model, "decoder", None)
+    encoder = "encoder." if decoder is not None else ""
+    weights = {
+        f"{encoder}patch_embed.proj.weight": base.embeddings.patch_embeddings.projection.weight,
+        f"{encoder}patch_embed.proj.bias": base.embeddings.patch_embeddings.projection.bias,
+    }
+    stacks = [(f"{encoder}blocks", base.encoder.layer)]
+    norms = [(f"{encoder}norm", base.layernorm)]
+    if decoder is not None:
+        stacks.append(("decoder.blocks", decoder.decoder_layers))
+        norms += [("decoder.norm", decoder.norm), ("decoder.head", decoder.head)]
+        weights |= {"encoder_to_decoder.weight": model.encoder_to_decoder.weight, "mask_token": model.mask_token}
+    if hasattr(model, "classifier"):
+        norms += [("fc_norm", model.fc_norm), ("head", model.classifier)]
+    for prefix, layers in stacks:
+        for number, layer in enumerate(layers):
+            inner = layer.attention.attention
+            name = f"{prefix}.{number}"
+            qkv = [inner.query.weight, inner.key.weight, inner.value.weight]
+            weights[f"{name}.attn.qkv.weight"] = torch.cat(qkv)
+            weights |= {f"{name}.attn.q_bias": inner.query.bias, f"{name}.attn.v_bias": inner.value.bias}
+            norms += [
+                (f"{name}.norm1", layer.layernorm_before),
+                (f"{name}.norm2", layer.layernorm_after),
+                (f"{name}.attn.proj", layer.attention.output.dense),
+                (f"{name}.mlp.fc1", layer.intermediate.dense),
+                (f"{name}.mlp.fc2", layer.output.dense),
+            ]
+    for name, module in norms:
+        if module is not None:
+            weights |= {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+HEADS = {"image_size": 32, "num_attention_heads": 4, "decoder_num_attention_heads": 2}  # of `videomae`
+WRAPPINGS = {
+    "VideoMAE": lambda weights: {"model": weights, "epoch": 7, "args": argparse.Namespace(lr=1e-3)},
+    "VideoMAE V2": lambda weights: {"module": weights},
+    "bare": lambda weights: weights,
+    "compiled": lambda weights: {"model": {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}},
+    "detection": lambda weights: {"module": {f"backbone.{name}": tensor for name, tensor in weights.items()}},
+}
+
+
+@pytest.mark.parametrize("num_frames", [None, 128])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_original_encoders_are_videomaes(tmp_path, wrapping, num_frames):
+    source = videomae(VideoMAEModel, tmp_path / "source", use_mean_pooling=False, layer_norm_eps=1e-6)
+    torch.save(WRAPPINGS[wrapping](original_layout(source)), tmp_path / "original.pth")
+    script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), num_frames, **HEADS)
+    model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    assert type(model) is LVMAEModel
+    assert not any(report.values())
+    clip = random_clip(num_frames or 16).double()  # states of 3 and more: float32 alone is off by 1e-5 at one in thousands
+    with torch.no_grad():
+        expected = longer(source, num_frames or 16).double()(clip, output_hidden_states=True)
+        outputs = model.double()(clip, output_hidden_states=True)
+    torch.testing.assert_close(outputs.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+    for state, expected_state in zip(outputs.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(state, expected_state, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [16, 128])
+def test_original_pretraining_is_videomaes(tmp_path, monkeypatch, num_frames):
+    """From the command line; hidden states of the encoder, predictions of the decoder."""
+    source = videomae(VideoMAEForPreTraining, tmp_path / "source", use_mean_pooling=False, layer_norm_eps=1e-6)
+    torch.save({"model": original_layout(source)}, tmp_path / "original.pth")
+    options = [f"--{name}={value}" for name, value in {**HEADS, "num_frames": num_frames}.items()]
+    arguments = [str(tmp_path / "original.pth"), str(tmp_path / "converted"), *options]
+    monkeypatch.setattr(sys, "argv", ["convert_videomae.py", *arguments])
+    script.main()
+    model, report = AutoModelForPreTraining.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    assert type(model) is LVMAEForPreTraining
+    assert not any(report.values())
+    processor = AutoVideoProcessor.from_pretrained(tmp_path / "converted")
+    assert list(processor.image_mean) == IMAGENET_DEFAULT_MEAN
+    clip = random_clip(num_frames)
+    masked = topk_mask(torch.rand(2, model.config.seq_length), int(0.9 * model.config.seq_length))
+    reference = longer(source, num_frames)
+    with torch.no_grad():
+        expected, outputs = reference(clip, masked), model(clip, masked)
+        encoded = reference.videomae(clip, masked).last_hidden_state
+        torch.testing.assert_close(model.lvmae(clip, masked).last_hidden_state, encoded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=3e-5 * expected.logits.abs().max(), rtol=0)
+
+
+def test_original_classifiers_are_videomaes(tmp_path):
+    source = videomae(VideoMAEForVideoClassification, tmp_path / "source", layer_norm_eps=1e-6, num_labels=5)
+    torch.save({"module": original_layout(source)}, tmp_path / "original.pth")
+    script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
+    model, report = AutoModelForVideoClassification.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    assert type(model) is LVMAEForVideoClassification
+    assert not any(report.values())
+    assert model.config.num_labels == 5
+    clip = random_clip(16)
+    with torch.no_grad():
+        expected, outputs = source(clip), model(clip)
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=3e-5 * expected.logits.abs().max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("width", "patch", "intermediate", "decoder_width", "heads", "decoder_heads"),
+    [(768, 16, 3072, 384, 12, 6), (1280, 16, 5120, 640, 16, 8), (1408, 14, 6144, 512, 16, 8)],
+)
+def test_sizes_are_read_off_the_shapes(width, patch, intermediate, decoder_width, heads, decoder_heads):
+    """VideoMAE's base and huge models and VideoMAE V2's giant, without memory."""
+    shapes = {"encoder.patch_embed.proj.weight": (width, 3, 2, patch, patch)}
+    shapes |= {"encoder_to_decoder.weight": (decoder_width, width), "encoder.norm.weight": (width,)}
+    shapes |= {f"encoder.blocks.{number}.norm1.weight": (width,) for number in range(12)}
+    shapes |= {f"decoder.blocks.{number}.norm1.weight": (decoder_width,) for number in range(4)}
+    shapes |= {"encoder.blocks.0.mlp.fc1.weight": (intermediate, width), "encoder.blocks.0.attn.q_bias": (width,)}
+    shapes |= {"decoder.blocks.0.mlp.fc1.weight": (4 * decoder_width, decoder_width)}
+    config = script.original_config({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    assert (config.hidden_size, config.patch_size, config.intermediate_size) == (width, patch, intermediate)
+    assert (config.num_attention_heads, config.decoder_num_attention_heads) == (heads, decoder_heads)
+    assert (config.num_hidden_layers, config.decoder_num_hidden_layers) == (12, 4)
+    assert (config.decoder_hidden_size, config.decoder_intermediate_size) == (decoder_width, 4 * decoder_width)
+    assert config.qv_bias
+    assert config.final_layer_norm
+    assert config.layer_norm_eps == 1e-6
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code that a checkpoint must not run",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {"model": weights, "hook": Harmful()}, r"weights_only=True\) refuses .*expected tensors.*: down"),
+        (lambda weights: {"weights": weights}, r"without weights at its top, under .*expected a VideoMAE .*: save"),
+        (lambda weights: {"conv.weight": torch.zeros(1)}, r"Got .* with \['conv.weight'\], expected VideoMAE's names .*: give"),
+        (lambda weights: {**weights, "pos_embed": torch.zeros(1)}, r"of which \['pos_embed'\] have no place .*: convert"),
+        (lambda weights: {**weights, "head.weight": torch.zeros(2, 32)}, r"reads the first token, expected mean .*: save"),
+        (
+            lambda weights: {name: value for name, value in weights.items() if "1.mlp.fc2.bias" not in name},
+            r"and \['encoder.layers.1.mlp.fc2.bias'\] are missing",
+        ),
+    ],
+)
+def test_original_files_that_do_not_fit_are_refused(tmp_path, capsys, change, message):
+    source = videomae(VideoMAEModel, tmp_path / "source", use_mean_pooling=False)
+    torch.save(change(original_layout(source)), tmp_path / "original.pth")
+    with pytest.raises(ValueError, match=message):
+        script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
+    assert "code that" not in capsys.readouterr().out
+    assert not (tmp_path / "converted").exists()
+
+
+def test_unknown_heads_are_asked_for(tmp_path):
+    torch.save(original_layout(videomae(VideoMAEModel, tmp_path / "source")), tmp_path / "original.pth")
+    with pytest.raises(ValueError, match=r"Got a width of 32, expected one of .*: give --num_attention_heads"):
+        script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"))

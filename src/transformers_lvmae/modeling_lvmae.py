@@ -405,7 +405,8 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LVMAEEmbeddings", "LVMAELayer"]
+    # The patch embeddings inside the embeddings: FSDP2 gives input embeddings a unit of their own, which none around them may forestall.
+    _no_split_modules = ["LVMAEEmbeddings", "LVMAEPatchEmbeddings", "LVMAELayer"]
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
     _supports_flash_attn = True

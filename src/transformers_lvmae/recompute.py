@@ -60,12 +60,14 @@ def _rebuild(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def rebuilt(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> torch.Tensor:
     """`function(tensor)`, for [`project`] to forget until backward; a plain call where `enabled` is False.
 
+    A function that is called through hooks is called plainly too: a unit of FSDP2 has its real parameters only inside its call.
+
     Args:
         function: cheap, and the same for the same input: a norm, an activation without randomness. It runs twice a step.
 
     Gradients are bit-equal to the plain call's.
     """
-    if not enabled or torch.compiler.is_compiling():
+    if not enabled or torch.compiler.is_compiling() or function._forward_pre_hooks:
         return function(tensor)
     return _Rebuilt.apply(function, tensor, *function.parameters())
 

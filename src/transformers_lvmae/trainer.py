@@ -4,6 +4,7 @@ Each adds only what its stage needs; loops, devices, checkpoints, resuming and l
 """
 
 import functools
+import gc
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional  # before the process group is made, which it would hold on to: see _VideoTrainer.end
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -96,6 +98,18 @@ class _VideoTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._parts.pop(self.accelerator))
         super().log(logs, start_time)
+
+    def end(self) -> None:
+        """Leave the other processes, once, as the last thing that a script does; trackers finish first.
+
+        gloo's threads are joined when the last reference to the process group goes, and one that is still at work when the
+        interpreter shuts down aborts the process. So DDP's references go before the group does, and nobody leaves early.
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+        gc.collect()
 
     def learning_rate_of(self, name: str) -> float:
         """Peak learning rate of the parameter called `name`."""
@@ -307,6 +321,11 @@ class FSQMagViTTrainer(_AveragingTrainer):
     def learning_rate_of(self, name: str) -> float:
         lr = self.args.scorer_learning_rate
         return lr if lr is not None and re.search(r"(^|\.)scorer\.", name) else self.args.learning_rate
+
+    def end(self) -> None:
+        if self.adversary is not None:
+            self.adversary.wrapped = self.adversary.losses
+        super().end()
 
     @property
     def is_adversarial(self) -> bool:
