@@ -17,8 +17,8 @@ compare() {  # nuisance, seed of the tokenizer, where to look for what moves
             "min_keep_ratio": 0.05, "keep_ratio": 0.5, "unmasked_clip_ratio": 0.25}' \
         --max_steps 2400 --per_device_train_batch_size 2 --learning_rate 2e-3 --scorer_learning_rate 1e-3 --adam_beta1 0.9 \
         --warmup_steps 0.05 --perceptual_weight 0 --logging_steps 100 --save_strategy no --report_to none --use_cpu
-    python scripts/evaluate_tokenizer.py $run/$1/base_$2 $run/$1/data $run/$1/forks_$2 --fork_steps 200 --seeds 3 --batch_size 2 --max_samples 40 \
-        --learning_rate 5e-4 --moving_in $3
+    python scripts/evaluate_tokenizer.py $run/$1/base_$2 $run/$1/data $run/$1/forks_$2 --fork_steps 200 --seeds 3 \
+        --batch_size 2 --learning_rate 5e-4 --max_samples 40 --moving_in $3
 }
 
 if [ $# -gt 0 ]; then runs="$1:${2:-0}"; else runs="grain:0 flicker:0 camera:0 grain:1 grain:2"; fi
