@@ -1,7 +1,7 @@
 """Time, memory and FLOPs of LVMAE beside what transformers has, in one interleaved run.
 
     python scripts/benchmark.py --cases step --sizes base --frames 128 --repeats 3
-    python scripts/benchmark.py --cases budget finetune tokenizer input path cache
+    python scripts/benchmark.py --cases budget finetune tokenizer tokenizers input path cache
 
 Every case runs in a fresh process, on one thread, once a repeat, round-robin: what else the machine does meets all cases alike. CPU
 seconds are the figure to compare; wall clock is the machine's mood. One JSON line a run goes to OUTPUT/results.jsonl, medians with
@@ -10,11 +10,13 @@ ratios to the first case of each group to OUTPUT/tables.md, and the decoder budg
 Fair by construction: float32, batch 1, one thread, real inputs built before the clock starts, targets given to LVMAE (cached) and
 pixels to the others (which they make in the step). Weights are random: cost does not depend on them. FLOPs and saved bytes are
 counted in a second step of the first repeat, after the one that is timed; --no_count saves that time. Those of LVMAE's pre-training
-steps are the closed form's (transformers_lvmae.cost), which the tests hold to the counter.
+steps are the closed form's (transformers_lvmae.cost), which the tests hold to the counter. Other projects' tokenizers are run where
+their packages (diffusers, magvit2-pytorch) are installed, and left out with a message where they are not.
 """
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,7 +32,7 @@ from typing import Any
 import torch
 
 
-GROUPS = ("step", "budget", "finetune", "memory", "tokenizer", "input", "path", "cache")
+GROUPS = ("step", "budget", "finetune", "memory", "tokenizer", "tokenizers", "input", "path", "cache")
 VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE": {},
     "LVMAE, nothing rebuilt": {"rebuild_activations": False},
@@ -168,9 +170,42 @@ def classifier_work(model: Any, case: Case) -> Work:
 def tokenizer_encode(case: Case) -> tuple[Any, Work]:
     from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
 
-    model = FSQMagViTModel(FSQMagViTConfig(**case.get("fields", {}))).eval()
+    model = FSQMagViTModel(FSQMagViTConfig.from_size(case.get("size", "base"))).eval()
     clip = torch.rand(1, case["frames"], 3, *model.config.frame_size)
     return model, lambda: model.encode(clip).codes
+
+
+def cosmos_encode(case: Case) -> tuple[Any, Work]:
+    """The encoder of Cosmos DV 4x8x8 in diffusers' code: that of its continuous tokenizer at 4 frames a slot, Haar patches of 4
+    pixels, 128 x (1, 2, 4, 4) channels, without the discrete one's last linear and rounding."""
+    from diffusers import AutoencoderKLCosmos
+
+    model = AutoencoderKLCosmos(temporal_compression_ratio=4).encoder.eval()
+    clip = torch.randn(1, 3, case["frames"], 112, 112)
+    return model, lambda: model(clip)
+
+
+def magvit2_encode(case: Case) -> tuple[Any, Work]:
+    """magvit2-pytorch with the layers of its README, and FSQ."""
+    from magvit2_pytorch import VideoTokenizer
+
+    twice = ("consecutive_residual", 2)
+    layers = [
+        "residual",
+        "compress_space",
+        twice,
+        "compress_space",
+        twice,
+        "linear_attend_space",
+        "compress_space",
+        twice,
+    ]
+    layers += ["attend_space", "compress_time", twice, "compress_time", twice, "attend_time"]
+    sizes = {"image_size": 112, "init_dim": 64, "max_dim": 512, "layers": tuple(layers)}
+    untrained = {"use_gan": False, "perceptual_loss_weight": 0.0}
+    model = VideoTokenizer(**sizes, **untrained, use_fsq=True, fsq_levels=[8, 8, 8, 5, 5, 5]).eval()
+    clip = torch.rand(1, 3, case["frames"], 112, 112)
+    return model, lambda: model.encode(clip, quantize=True)
 
 
 def video_file(case: Case) -> str:
@@ -494,18 +529,38 @@ def memory_cases(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def tokenizer_cases(args: argparse.Namespace) -> Iterator[Case]:
-    layouts: dict[str, Case] = {
-        "default": {},
-        "MAGVIT-B": {
-            "stem_patch_size": (1, 1, 1),
-            "channel_multipliers": (1, 2, 2, 4),
-            "temporal_downsample": (True, False, False),
-        },
-    }
     for frames in (16, 128):
-        for name, fields in layouts.items():
+        for name, size in {"default": "base", "MAGVIT-B": "magvit_base"}.items():
             group = f"Tokenizer encode, {frames} frames of 112 pixels"
-            yield {"group": group, "name": name, "build": "tokenizer_encode", "frames": frames, "fields": fields}
+            yield {"group": group, "name": name, "build": "tokenizer_encode", "frames": frames, "size": size}
+
+
+def tokenizers_cases(args: argparse.Namespace) -> Iterator[Case]:
+    """Ours and others', where their packages are installed, at one grid of 8 x 14 x 14 tokens and on clips of one length.
+
+    The others code the first frame on its own and four frames a token after it: 29 frames make 8 slots, 17 make 5.
+    """
+    others = {
+        "Cosmos DV 4x8x8": ("cosmos_encode", "diffusers"),
+        "magvit2-pytorch": ("magvit2_encode", "magvit2_pytorch"),
+    }
+    for group, frames in {
+        "Encoders, 8 x 14 x 14 tokens": 29,
+        "Encoders, a clip of 16 or 17 frames of 112 pixels": 17,
+    }.items():
+        for name, size in {"default": "base", "MAGVIT-B": "magvit_base"}.items():
+            yield {
+                "group": group,
+                "name": f"{name}, 16 frames",
+                "build": "tokenizer_encode",
+                "frames": 16,
+                "size": size,
+            }
+        for name, (build, package) in others.items():
+            if importlib.util.find_spec(package) is None:
+                print(f"{name} is left out: {package} is not installed.", file=sys.stderr)
+            else:
+                yield {"group": group, "name": f"{name}, {frames} frames", "build": build, "frames": frames}
 
 
 def input_cases(args: argparse.Namespace) -> Iterator[Case]:

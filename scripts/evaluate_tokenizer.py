@@ -7,8 +7,9 @@ each choice, a copy is trained for `fork_steps` with its own choice, and judged 
 reconstructed from the first slot and a budget of other tokens, as in training; budgets are shares of the window's tokens.
 
 PSNR is the mean over windows, in dB, of all pixels and of moving pixels alone: those that differ from the window's first frame by
-more than 0.1 of the range in any channel. Copying that frame is the floor. Intervals are 95 % of Student's t over seeds, for
-differences paired by seed.
+more than 0.1 of the range in any channel. Copying that frame is the floor. Where flicker or noise makes every pixel differ,
+--moving_in names a dataset with the same clips without it, which then say what moves. Intervals are 95 % of Student's t over
+seeds, for differences paired by seed.
 
 A fork that is judged is not trained again, and one that was interrupted goes on; delete its folder to start anew. With
 --fork_steps 0 the tokenizer itself is judged with every choice. Results go to results.json, table.md and psnr.png.
@@ -53,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=4, help="windows a step (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to judge on (default: %(default)s)")
     parser.add_argument("--max_samples", type=int, default=None, help="judge on the first so many videos")
+    parser.add_argument("--moving_in", help="the same clips without their nuisance: what moves in these is what moves")
     parser.add_argument(
         "--min_crop_scale", type=float, default=1.0, help="in training, crop down to this share of the area"
     )
@@ -91,18 +93,29 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
     return model
 
 
+def moving_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Clips (B, T, C, H, W) -> bool of the same shape, True = differs from the first frame."""
+    return ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
+
+
 @torch.no_grad()
-def judge(model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: int) -> dict[str, dict[str, float]]:
-    """Mean PSNR of all and of moving pixels, for copying the first frame and for each budget."""
+def judge(
+    model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: int, twins: VideoClips | None = None
+) -> dict[str, dict[str, float]]:
+    """Mean PSNR of all and of moving pixels, for copying the first frame and for each budget.
+
+    What moves is what moves in `twins`, by default the clips themselves.
+    """
     model.eval()
     grid_size = model.config.window_grid_size
     collate = SelectionCollator([selection], grid_size)
     figures: dict[str, dict[str, list[float]]] = {"all": {}, "moving": {}}
-    for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
+    loaders = DataLoader(clips, batch_size=batch_size, collate_fn=collate), DataLoader(twins or clips, batch_size)
+    for batch, twin in zip(*loaders, strict=True):
         pixels = batch["pixel_values_videos"].to(model.device)
         _, codes, _, importance = model.encode(pixels).to_tuple()
         scores = batch.get("importance_scores", importance).to(model.device)
-        moving = ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
+        moving = moving_pixels(twin["pixel_values_videos"].to(model.device))
         predictions = {"copy": pixels[:, :1].expand_as(pixels)}
         for budget in BUDGETS:
             kept = first_slot_and_topk_mask(scores, grid_size[1] * grid_size[2], budget)
@@ -127,12 +140,18 @@ def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, d
     record = folder / "psnr.json"
     if not record.is_file():
         model = train_fork(args, selection, seed, folder)
-        rows = select_split(load_video_dataset(args.dataset_name), args.split, args.max_samples)
         processor = processor_for(model.config, do_normalize=False)
-        set_seed(seed)
-        figures = judge(
-            model, selection, VideoClips(rows, processor, model.config.window_size, frame_stride=1), args.batch_size
+        clips, twins = (
+            VideoClips(
+                select_split(load_video_dataset(name), args.split, args.max_samples),
+                processor,
+                model.config.window_size,
+                frame_stride=1,
+            )
+            for name in (args.dataset_name, args.moving_in or args.dataset_name)
         )
+        set_seed(seed)
+        figures = judge(model, selection, clips, args.batch_size, twins)
         folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(figures, indent=2))
     return json.loads(record.read_text())

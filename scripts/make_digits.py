@@ -2,11 +2,17 @@
 
     python scripts/make_digits.py data/digits-motion --task motion
     python scripts/make_digits.py data/digits-flash --task flash --train 1200 --test 360
+    python scripts/make_digits.py data/digits-grain --task motion --nuisance grain
     load_dataset("videofolder", data_dir="data/digits-motion")
 
 motion: how the digit moves (8 classes), plain in any few frames.
 flash:  how often it turns white for 2 frames, 0 to 5 times at random moments.
 hop:    how often it hops away for 2 frames and comes back.
+
+A nuisance changes many pixels that tell nothing; all else is as in the set without it:
+grain:   a quarter of the picture is noise, new in each frame, behind digit and distractors.
+flicker: all of the picture brightens and darkens from frame to frame.
+camera:  it trembles, and takes the whole picture along.
 
 Notable choices:
 - Only the label's own cue tells the label. Digit, colour, place, size, ground and distractors are drawn alike for every class;
@@ -41,6 +47,9 @@ CLASSES = {
 EVENT_LENGTH = 2  # frames
 EVENT_SPACING = 6  # frames from one event's start to the next one's, at the least
 EVENT_MARGIN = 4  # frames before the first and after the last event
+NUISANCES = ("grain", "flicker", "camera")
+GRAIN, FLICKER = 0.25, 0.12  # largest change of a pixel, of the range
+TREMBLE = 2  # pixels of 64, largest shift of the picture
 GLYPH_SCALE = 16  # glyph lookups per pixel of scikit-learn's 8 x 8 images
 VERSION = 2  # part of the set's arguments: raise it when the same arguments draw other pixels
 
@@ -64,6 +73,7 @@ class DigitScene:
     seed: int
     split_number: int
     index: int
+    nuisance: str | None = None
 
     @functools.cached_property
     def label(self) -> int:
@@ -104,12 +114,19 @@ class DigitScene:
         """uint8 frames (num_frames, image_size, image_size, 3)."""
         rng = self._generator(3)
         frames = draw_ground(rng, self.image_size, self.num_frames, self.ground_velocity)
+        if self.nuisance == "grain":
+            add_grain(self._generator(4), frames)
         for _ in range(4):
             draw_distractor(rng, frames)
         path = self._path(rng)
         colour = np.where(path.white[:, None], 1.0, bright_colour(rng, 0.8))
         glyph = digit_images()[0][self.image_number]
         paste(frames, path.centre, colour, glyph, path.size, tilt=rng.uniform(-0.2, 0.2))
+        if self.nuisance == "flicker":
+            lift = self._generator(4).uniform(-FLICKER, FLICKER, (self.num_frames, 1, 1, 1))
+            frames = (frames + lift).clip(0, 1)
+        if self.nuisance == "camera":
+            frames = tremble(self._generator(4), frames)
         return np.rint(frames * 255).astype(np.uint8)
 
     def _generator(self, stream: int) -> np.random.Generator:
@@ -205,6 +222,23 @@ def draw_ground(rng: np.random.Generator, image_size: int, num_frames: int, pan:
     return (dark + panned * (light - dark)).astype(np.float32)
 
 
+def add_grain(rng: np.random.Generator, frames: np.ndarray) -> None:
+    """Noise of each frame's own in a square of half the picture's side, at a random place; `frames` (T, H, W, 3) in place."""
+    num_frames, image_size = frames.shape[:2]
+    side = image_size // 2
+    row, column = rng.integers(0, image_size - side + 1, 2)
+    square = frames[:, row : row + side, column : column + side]
+    noise = rng.uniform(-GRAIN, GRAIN, (num_frames, side, side, 1))
+    square[:] = (square + GRAIN + noise).clip(0, 1)
+
+
+def tremble(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+    """Each frame of (T, H, W, 3) shifted by whole pixels of its own, around the edges."""
+    reach = TREMBLE * frames.shape[1] // 64
+    shifts = rng.integers(-reach, reach + 1, (len(frames), 2))
+    return np.stack([np.roll(frame, shift, axis=(0, 1)) for frame, shift in zip(frames, shifts)])
+
+
 def draw_distractor(rng: np.random.Generator, frames: np.ndarray) -> None:
     """A small disc, ring or square that drifts across `frames` (T, H, W, 3), drawn in place."""
     num_frames, image_size = frames.shape[:2]
@@ -298,6 +332,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir")
     parser.add_argument("--task", choices=list(CLASSES), default="motion")
+    parser.add_argument("--nuisance", choices=NUISANCES, help="what else changes in the picture (default: nothing)")
     parser.add_argument("--train", type=int, default=640, help="number of clips (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=80, help="number of clips (default: %(default)s)")
     parser.add_argument("--test", type=int, default=160, help="number of clips (default: %(default)s)")
@@ -310,11 +345,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def write_set(args: argparse.Namespace) -> None:
     settings = {"task": args.task, "image_size": args.image_size, "num_frames": args.num_frames, "seed": args.seed}
+    nuisance = {} if args.nuisance is None else {"nuisance": args.nuisance}
     write_videofolder(
         args.output_dir,
         {split: getattr(args, split) for split in SPLITS},
-        functools.partial(DigitScene, *settings.values()),
-        {"set": "digits", "version": VERSION, **settings},
+        functools.partial(DigitScene, *settings.values(), **nuisance),
+        {"set": "digits", "version": VERSION, **settings, **nuisance},
         args.workers,
     )
 

@@ -40,7 +40,9 @@ from transformers_lvmae.visualization import save_curves
 
 @dataclass
 class TokenizerModelArguments(ModelArguments):
-    model_size: str = field(default="base", metadata={"help": "tiny, base, patched or large, for a new model."})
+    model_size: str = field(
+        default="base", metadata={"help": "tiny, base, large, magvit_base or magvit_large, for a new model."}
+    )
     image_tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a tokenizer trained on pictures, to start from."}
     )

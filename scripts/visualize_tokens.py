@@ -1,4 +1,5 @@
-"""Show what a tokenizer keeps of a video: its importance, the tokens chosen by it, by optical flow and at random, what they give back.
+"""Show what a tokenizer keeps of a video: its importance, the tokens chosen by it, by optical flow, at random or else, what they give
+back.
 
     python scripts/visualize_tokens.py runs/tokenizer VIDEO.mp4 OUTPUT_DIR --keep_ratio 0.15
 
@@ -8,6 +9,7 @@ window besides, as the tokenizer is trained.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +29,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep_ratio", type=float, default=0.15, help="share of the clip's tokens (default: %(default)s)"
     )
+    parser.add_argument(
+        "--choices",
+        nargs="+",
+        choices=list(CHOICES),
+        default=["flow", "random"],
+        help="beside it (default: flow random)",
+    )
     parser.add_argument("--num_frames", type=int, default=None, help="frames of the clip (default: the tokenizer's)")
     parser.add_argument("--frame_stride", type=int, default=None, help="frames apart (default: evenly over the video)")
     parser.add_argument("--moments", type=int, default=8, help="columns of the strip (default: %(default)s)")
@@ -34,17 +43,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @torch.no_grad()
-def make_panels(model: FSQMagViTModel, pixels: torch.Tensor, keep_ratio: float) -> dict[str, Frames]:
-    """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length."""
+def make_panels(
+    model: FSQMagViTModel, pixels: torch.Tensor, keep_ratio: float, choices: Sequence[str]
+) -> dict[str, Frames]:
+    """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length.
+
+    `choices` are names of `importance.CHOICES`, shown beside the learned one.
+    """
     config = model.config
     latents, token_codes, _, importance = model.encode(pixels[None]).to_tuple()
     grid = tuple(latents.shape[1:4])
     frames = to_frames(pixels)
-    scores = {
-        "learned": importance,
-        f"flow ({flow_estimator()[0]})": CHOICES["flow"](pixels[None], grid),
-        "random": CHOICES["random"](pixels[None], grid),
-    }
+    scores = {"learned": importance}
+    for name in choices:
+        label = f"flow ({flow_estimator()[0]})" if name == "flow" else name
+        scores[label] = CHOICES[name](pixels[None], grid)
     panels = {"video": frames, "importance": show_scores(frames, importance[0], grid)}
     panels["all tokens,\ndecoded"] = to_frames(model.decode(token_codes, grid)[0])
     first_slots = torch.zeros(1, *grid, dtype=torch.bool)
@@ -67,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"Got {num_frames} frames, expected a multiple of the window's {window}: change --num_frames.")
     processor = processor_for(model.config, do_normalize=False)
     clips = VideoClips([{"video": str(args.video)}], processor, num_frames, frame_stride=args.frame_stride)
-    panels = make_panels(model, clips[0]["pixel_values_videos"], args.keep_ratio)
+    panels = make_panels(model, clips[0]["pixel_values_videos"], args.keep_ratio, args.choices)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     strip, film = (args.output_dir / f"{args.video.stem}{ending}" for ending in (".png", ".mp4"))

@@ -61,6 +61,7 @@ def tiny_tokenizer_config(**overrides) -> FSQMagViTConfig:
         "base_channels": 8,
         "channel_multipliers": (1, 1, 2),
         "temporal_downsample": (True, False),
+        "stem_patch_size": (1, 1, 1),
         "num_res_blocks": 1,
         "norm_num_groups": 4,
         "levels": (8, 5, 5),

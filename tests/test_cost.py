@@ -133,15 +133,8 @@ def test_classifying():
 
 TOKENIZERS = {
     "tiny": tiny_tokenizer_config(),
-    "default": FSQMagViTConfig(image_size=16, num_frames=20, base_channels=16),
-    "patchified": FSQMagViTConfig(
-        image_size=32,
-        num_frames=20,
-        base_channels=16,
-        stem_patch_size=(2, 4, 4),
-        channel_multipliers=(2, 4),
-        temporal_downsample=(False,),
-    ),
+    "default": FSQMagViTConfig(image_size=32, num_frames=20, base_channels=16),
+    "magvit": FSQMagViTConfig.from_size("magvit_base", image_size=16, num_frames=20, base_channels=16),
 }
 
 

@@ -75,6 +75,34 @@ def test_workers_do_not_change_a_byte(make_digits, tmp_path):
     assert one == two
 
 
+@pytest.mark.parametrize("nuisance", ["grain", "flicker", "camera"])
+def test_a_nuisance_changes_the_pixels_and_nothing_else(make_digits, nuisance):
+    scenes = [make_digits.DigitScene("motion", 64, 16, 0, 0, 3, kind) for kind in (None, nuisance, nuisance)]
+    clean, disturbed, again = (scene.render().astype(int) for scene in scenes)
+    assert scenes[0].attributes == scenes[1].attributes
+    assert np.array_equal(disturbed, again)
+    change = disturbed - clean
+    if nuisance == "grain":
+        rows, columns = (np.flatnonzero(change.any(axis=(0, 3, other))) for other in (2, 1))
+        assert len(rows) == len(columns) == 32
+        assert np.ptp(rows) == np.ptp(columns) == 31
+        assert change.min() >= 0
+        assert 120 <= change.max() <= 0.5 * 255 + 1
+        noise = change[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, 0]
+        assert np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1] < 0.6  # new in each frame
+    elif nuisance == "flicker":
+        lifts = np.median(change, axis=(1, 2, 3))
+        assert np.abs(lifts).max() <= 0.12 * 255 + 1
+        assert lifts.std() > 8
+        inside = (disturbed > 0) & (disturbed < 255)
+        assert np.abs(change - lifts[:, None, None, None])[inside].max() <= 1
+    else:
+        for before, after in zip(clean, disturbed):
+            shifted = [np.roll(before, (y, x), axis=(0, 1)) for y in range(-2, 3) for x in range(-2, 3)]
+            assert any(np.array_equal(after, frame) for frame in shifted)
+        assert change.any()
+
+
 def test_seed_and_split_change_the_clips(make_digits):
     clips = [make_digits.DigitScene("flash", 32, 64, seed, split, 5) for seed, split in ((0, 0), (1, 0), (0, 1))]
     assert len({json.dumps(clip.attributes) for clip in clips}) == 3

@@ -84,3 +84,27 @@ def test_intervals_are_students():
         "random": {"moving": {f"{budget:.0%}": [2.0, 4.0, 3.0] for budget in script.BUDGETS}},
     }
     assert "| random | +1.00 ± 0.00 |" in script.difference_table(results, "moving")
+
+
+def test_twins_say_what_moves(tokenizer):
+    """Of clips whose pixels all flicker, those count that move in the same clips without flicker."""
+    model = FSQMagViTModel.from_pretrained(tokenizer).eval()
+    rows = load_video_dataset(CLIPS)["test"].select(range(3))
+    clips = VideoClips(rows, processor_for(TOKENIZER, do_normalize=False), 8, frame_stride=1)
+
+    class Flickering(VideoClips):
+        def make_item(self, row):
+            pixels = super().make_item(row)["pixel_values_videos"]
+            return {"pixel_values_videos": (0.5 * pixels + 0.4 * torch.rand(len(pixels), 1, 1, 1))}
+
+    flickering = Flickering(rows, clips.processor, 8, frame_stride=1)
+    own, twins = (script.judge(model, "learned", flickering, 2, other) for other in (None, clips))
+    assert own["all"] == twins["all"]
+    expected = []
+    for number in range(3):
+        pixels, still = (source[number]["pixel_values_videos"] for source in (flickering, clips))
+        moving = (still - still[0]).abs().amax(dim=1) > 0.1
+        error = (pixels[:1] - pixels).movedim(1, -1)[moving]
+        expected.append(-10 * np.log10(error.square().mean().item()))
+    assert twins["moving"]["copy"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert twins["moving"]["copy"] != pytest.approx(own["moving"]["copy"], abs=0.1)

@@ -28,6 +28,12 @@ EVEN, ODD, MIXED = (8, 8, 8, 8, 8, 8), (5, 7, 3), (8, 6, 5, 4, 7)
 every_levels = pytest.mark.parametrize("levels", [EVEN, ODD, MIXED], ids=["even", "odd", "mixed"])
 # A floor under the root keeps its gradient finite: nothing that stands still scores lower.
 STILL = math.sqrt(1e-6)
+# Both layouts at tiny width: MAGVIT's, which halves time inside, and the default, whose stem folds it.
+LAYOUTS = {
+    "magvit": {},
+    "default": {"stem_patch_size": (2, 4, 4), "channel_multipliers": (1, 2), "temporal_downsample": (False,)},
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
 def build(**overrides) -> FSQMagViTModel:
@@ -147,7 +153,7 @@ def test_default_grid_is_that_of_the_vit():
     assert (config.tubelet_size, config.patch_size) == (2, 8)
     assert config.grid_size == (64, 14, 14)
     assert config.codebook_size == 2**18
-    stem = FSQMagViTConfig(stem_patch_size=(2, 2, 2), temporal_downsample=(False,), channel_multipliers=(1, 2))
+    stem = FSQMagViTConfig(stem_patch_size=(2, 2, 2))
     assert (stem.tubelet_size, stem.patch_size, stem.grid_size) == (2, 4, (64, 28, 28))
 
 
@@ -251,11 +257,14 @@ def test_a_still_clip_scores_the_same_everywhere(first_slot_score):
     torch.testing.assert_close(scores, torch.full_like(scores, STILL), atol=1e-5, rtol=0)
 
 
-def test_a_steady_pan_shows_no_seam_between_windows():
+@every_layout
+def test_a_steady_pan_shows_no_seam_between_windows(layout):
     """A texture with a period of two tokens that moves by one token a slot: every slot differs alike from the one before."""
-    texture = torch.rand(1, 3, 16, 8).repeat(1, 1, 1, 2)
-    clip = torch.stack([texture.roll(2 * frame, dims=-1) for frame in range(16)], dim=1)
-    scores = encode(build(), clip).importance_scores.view(8, 16)
+    size = 4 * tiny_tokenizer_config(image_size=32, **layout).patch_size
+    model = build(image_size=size, **layout)
+    texture = torch.rand(1, 3, size, size // 2).repeat(1, 1, 1, 2)
+    clip = torch.stack([texture.roll(size // 8 * frame, dims=-1) for frame in range(16)], dim=1)
+    scores = encode(model, clip).importance_scores.view(8, 16)
     torch.testing.assert_close(scores, scores[:1].expand(8, -1), atol=1e-6, rtol=1e-5)
     assert scores.min() > 10 * STILL
 
@@ -461,7 +470,7 @@ def train_briefly(model: FSQMagViTModel) -> None:
     model.train()
     for _ in range(25):
         optimizer.zero_grad()
-        model(panning_clips(4, 16)).loss.backward()
+        model(panning_clips(4, 16, model.config.frame_size[0])).loss.backward()
         optimizer.step()
     model.eval()
     assert any((was - now).abs().max() > 0.01 for was, now in zip(before, model.scorer.parameters()))
@@ -469,12 +478,14 @@ def train_briefly(model: FSQMagViTModel) -> None:
 
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "panning"])
-def test_every_slot_of_a_window_is_chosen_equally_often(trained, moving):
+@every_layout
+def test_every_slot_of_a_window_is_chosen_equally_often(layout, trained, moving):
     """No seam: over the whole clip, as for the decoder mask, no slot of the windows draws more of the budget than another."""
-    model = build(window_size=16, keep_ratio=0.2)
+    size = 4 * tiny_tokenizer_config(image_size=32, **layout).patch_size
+    model = build(image_size=size, window_size=16, keep_ratio=0.2, **layout)
     if trained:
         train_briefly(model)
-    clips = panning_clips(32, 64) if moving else random_clip(1, rows=32).expand(-1, 64, -1, -1, -1)
+    clips = panning_clips(32, 64, size) if moving else random_clip(1, rows=32, size=size).expand(-1, 64, -1, -1, -1)
     scores = encode(model, clips).importance_scores
     chosen = adaptive_decoder_mask(scores, round(0.15 * scores.shape[1]), 0).view(32, 4, 8, 16)
     share = chosen.float().sum(dim=(0, 1, 3)) / chosen.sum()
@@ -631,24 +642,28 @@ def test_configs_that_do_not_fit_are_refused(fields, message):
 # Sizes, and starting from pictures
 
 
-def test_the_sizes_are_magvit_s():
-    """B is 64 wide and L 128, with otherwise one layout; all have tokens of the same 2 x 8 x 8 pixels."""
-    sizes = {size: FSQMagViTConfig.from_size(size, image_size=64) for size in ("tiny", "base", "patched", "large")}
-    widths = {"tiny": 32, "base": 64, "patched": 64, "large": 128}
-    assert {name: config.base_channels for name, config in sizes.items()} == widths
+def test_sizes_are_64_and_128_wide_in_two_layouts():
+    """As MAGVIT's B and L are; all have tokens of the same 2 x 8 x 8 pixels, and as many channels at the tokens."""
+    names = ("tiny", "base", "large", "magvit_base", "magvit_large")
+    sizes = {size: FSQMagViTConfig.from_size(size, image_size=64) for size in names}
+    assert [config.base_channels for config in sizes.values()] == [32, 64, 128, 64, 128]
     assert sizes["base"].to_dict() == FSQMagViTConfig(image_size=64).to_dict()
-    assert {**sizes["large"].to_dict(), "base_channels": 64} == sizes["base"].to_dict()
+    for layout in ("", "magvit_"):
+        small, large = sizes[f"{layout}base"], sizes[f"{layout}large"]
+        assert {**large.to_dict(), "base_channels": 64} == small.to_dict()
+    assert sizes["base"].channel_multipliers == sizes["magvit_base"].channel_multipliers[2:]
+    assert sizes["magvit_base"].stem_patch_size == (1, 1, 1)
     assert {(config.tubelet_size, config.patch_size) for config in sizes.values()} == {(2, 8)}
     with pytest.raises(
-        ValueError, match=r"Got size='huge', expected one of \['base', 'large', 'patched', 'tiny'\]: choose"
+        ValueError, match=r"Got size='huge', expected one of \['base', 'large', 'magvit_base', .*: choose"
     ):
         FSQMagViTConfig.from_size("huge")
 
 
-def test_the_patched_size_costs_less_than_a_quarter_of_b():
+def test_the_default_costs_less_than_a_quarter_of_magvit_b():
     """FLOPs of one window of 112 pixels, both ways; the scorer is the same."""
     flops = {}
-    for size in ("base", "patched"):
+    for size in ("magvit_base", "base"):
         with torch.device("meta"):
             model = FSQMagViTModel(FSQMagViTConfig.from_size(size))
             clip, codes = torch.empty(1, 3, 16, 112, 112), torch.empty(1, 6, 8, 14, 14)
@@ -656,8 +671,8 @@ def test_the_patched_size_costs_less_than_a_quarter_of_b():
             with FlopCounterMode(display=False) as counter:
                 assert module(values).numel() == (clip if name == "decoder" else codes).numel()
             flops[size, name] = counter.get_total_flops()
-    assert flops["patched", "encoder"] < flops["base", "encoder"] / 4.5
-    assert flops["patched", "decoder"] < flops["base", "decoder"] / 6
+    assert flops["base", "encoder"] < flops["magvit_base", "encoder"] / 4.5
+    assert flops["base", "decoder"] < flops["magvit_base", "decoder"] / 6
 
 
 STEMS = {

@@ -91,3 +91,31 @@ seen["labels"], seen["finite"] = logits.shape[1], logits.isfinite().all().item()
     assert result["finite"]
     assert result["peak"] < 8 * 2**30
     assert result["build_cpu"] < 3
+
+
+TOPK_CALLS = 10
+
+
+@pytest.mark.parametrize("tokens", [1_372, 12_544], ids=["a window", "a clip"])
+@pytest.mark.parametrize("samples", [16, 64, 256])
+def test_the_perturbed_topk_keeps_5_bytes_a_sample_and_token(samples, tokens):
+    """Forward and backward of one row, the budget a tensor as in training; besides what is kept, sorting needs room for a while."""
+    result = run(
+        f"""from transformers_lvmae.masking import perturbed_topk_mask
+from transformers_lvmae.measure import count_saved_bytes
+scores, weights = torch.rand(1, {tokens}, requires_grad=True), torch.randn(1, {tokens})
+def soft(sigma=0.05):
+    return perturbed_topk_mask(scores, torch.tensor([[{tokens} // 4]]), sigma, {samples})
+(soft() * weights).sum().backward()  # libraries load and allocate with the first call
+seen_saved = count_saved_bytes(torch.nn.Module(), soft)[1]""",
+        f"""for _ in range({TOPK_CALLS}):
+    (soft() * weights).sum().backward()
+seen["saved"] = seen_saved""",
+    )
+    elements = samples * tokens
+    print(
+        f"{samples} samples x {tokens:,} tokens: {1000 * result['cpu'] / TOPK_CALLS:.1f} CPU ms, peak "
+        f"{result['above_start'] / 2**20:.1f} MiB, kept {result['saved'] / 2**20:.1f} MiB"
+    )
+    assert result["saved"] == 5 * elements
+    assert result["above_start"] < 32 * elements + 2**21

@@ -17,10 +17,10 @@ VIDEO = CLIPS.parent / "odd" / "carphone.mp4"
 def test_panels_show_the_kept_tokens_and_what_they_give_back():
     torch.manual_seed(0)
     model, pixels = FSQMagViTModel(TOKENIZER).eval(), torch.rand(16, 3, 16, 16)
-    panels = script.make_panels(model, pixels, 0.25)
+    panels = script.make_panels(model, pixels, 0.25, ["flow", "random", "motion"])
     assert list(panels)[:3] == ["video", "importance", "all tokens,\ndecoded"]
     frames = pixels.permute(0, 2, 3, 1).numpy()
-    for name in ("learned", "flow (DIS)", "random"):
+    for name in ("learned", "flow (DIS)", "random", "motion"):
         shown = (panels[f"{name},\n25% kept"] == frames).all(axis=-1)
         cells = shown.reshape(8, 2, 4, 4, 4, 4)  # tokens of 2 x 4 x 4 pixels
         assert cells.all(axis=(1, 3, 5)).sum() == cells.any(axis=(1, 3, 5)).sum() == 32

@@ -18,5 +18,5 @@ train() {  # name, steps, the config's fields that make the stem
 patched='"stem_patch_size": [2, 4, 4], "channel_multipliers": [2, 4], "temporal_downsample": [false]'
 time train patched_300 300 "$patched"
 time train frames_apart_300 300 '"stem_patch_size": [1, 4, 4], "channel_multipliers": [2, 4], "temporal_downsample": [true]'
-time train magvit_300 300 '"stem_patch_size": [1, 1, 1]'
+time train magvit_300 300 '"stem_patch_size": [1, 1, 1], "channel_multipliers": [1, 2, 2, 4], "temporal_downsample": [true, false, false]'
 time train patched_1500 1500 "$patched"

@@ -10,10 +10,11 @@ from transformers import PreTrainedConfig
 @strict
 class FSQMagViTConfig(PreTrainedConfig):
     r"""
-    Configuration of [`FSQMagViTModel`]. The defaults are MAGVIT's B layout with one temporal downsampling, so that a token
-    covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give 64 x 14 x 14 tokens, the grid of the 224-pixel ViT. The
-    paper does not state these numbers; they are the ones its token counts point to. Other sizes:
-    [`FSQMagViTConfig.from_size`].
+    Configuration of [`FSQMagViTModel`]. By default a token covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give
+    64 x 14 x 14 tokens, the grid of the 224-pixel ViT. The paper does not state these numbers; they are the ones its token
+    counts point to. The layout is MAGVIT's, its two finest levels folded into channels: coding a clip then costs a third of
+    the pre-training step that it serves, where MAGVIT's own costs twice that step (model_cards/cost.md). Other sizes, MAGVIT's
+    among them: [`FSQMagViTConfig.from_size`].
 
     Args:
         image_size (`int` or pair (height, width), defaults to 112): pixels of the clips that it is meant for; any other
@@ -25,15 +26,13 @@ class FSQMagViTConfig(PreTrainedConfig):
             natural pictures. Clips are centred and scaled with them before the first convolution, and back after the last.
             Far from the truth, training starts slowly.
         base_channels (`int`, defaults to 64): feature channels at the finest level (MAGVIT-B 64, L 128).
-        channel_multipliers (`tuple[int]`, defaults to (1, 2, 2, 4)): channels per level, finest first, as multiples of
-            `base_channels`. Height and width halve between levels.
-        temporal_downsample (`tuple[bool]`, defaults to (True, False, False)): where time halves too; one entry between
-            each two levels.
+        channel_multipliers (`tuple[int]`, defaults to (2, 4)): channels per level, finest first, as multiples of
+            `base_channels`; MAGVIT has (1, 2, 2, 4). Height and width halve between levels.
+        temporal_downsample (`tuple[bool]`, defaults to (False,)): where time halves too; one entry between each two levels.
         num_res_blocks (`int`, defaults to 2): residual blocks per level, and again at the bottom.
         norm_num_groups (`int`, defaults to 32): groups of the GroupNorms (fewer where the channels are no multiple).
-        stem_patch_size (`tuple[int, int, int]`, defaults to (1, 1, 1)): frames, rows and columns folded into channels
-            before the first convolution (space to depth), and unfolded after the last. (1, 1, 1) is MAGVIT; larger ones
-            trade detail for speed.
+        stem_patch_size (`tuple[int, int, int]`, defaults to (2, 4, 4)): frames, rows and columns folded into channels
+            before the first convolution (space to depth), and unfolded after the last. (1, 1, 1), nothing folded, is MAGVIT's.
         levels (`tuple[int]`, defaults to six times 8): FSQ levels; 8 ** 6 = 2 ** 18 codes, the size the paper found best.
         scorer_hidden_size (`int`, defaults to 64): channels of the token scorer's features.
         first_slot_score (`"previous_window"` or `"copy_next"`, defaults to `"previous_window"`): what a window's first slot
@@ -61,11 +60,11 @@ class FSQMagViTConfig(PreTrainedConfig):
     pixel_mean: float | int = 0.45
     pixel_std: float | int = 0.225
     base_channels: int = 64
-    channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 4)
-    temporal_downsample: list[bool] | tuple[bool, ...] = (True, False, False)
+    channel_multipliers: list[int] | tuple[int, ...] = (2, 4)
+    temporal_downsample: list[bool] | tuple[bool, ...] = (False,)
     num_res_blocks: int = 2
     norm_num_groups: int = 32
-    stem_patch_size: list[int] | tuple[int, int, int] = (1, 1, 1)
+    stem_patch_size: list[int] | tuple[int, int, int] = (2, 4, 4)
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
     scorer_hidden_size: int = 64
     first_slot_score: Literal["previous_window", "copy_next"] = "previous_window"
@@ -79,10 +78,13 @@ class FSQMagViTConfig(PreTrainedConfig):
     topk_regularization: float | int = 0.1
 
     @classmethod
-    def from_size(cls, size: Literal["tiny", "base", "patched", "large"], **overrides) -> "FSQMagViTConfig":
-        """MAGVIT's B or L; "patched", B with its finest levels folded into channels, which costs a fifth; or a tiny one for a CPU.
+    def from_size(
+        cls, size: Literal["tiny", "base", "large", "magvit_base", "magvit_large"], **overrides
+    ) -> "FSQMagViTConfig":
+        """The default, "base", and "large", twice as wide; MAGVIT's B and L, with nothing folded into channels, whose encoders
+        cost five times as much; "tiny", for a CPU.
 
-        Tokens have the same size in all of them; `overrides` are fields of the config.
+        A token has 2 x 8 x 8 pixels in all of them; `overrides` are fields of the config.
         """
         if size not in FSQ_MAGVIT_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
@@ -181,12 +183,17 @@ class FSQMagViTConfig(PreTrainedConfig):
             )
 
 
+MAGVIT_LAYOUT: dict[str, Any] = {
+    "channel_multipliers": (1, 2, 2, 4),
+    "temporal_downsample": (True, False, False),
+    "stem_patch_size": (1, 1, 1),
+}
 FSQ_MAGVIT_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"base_channels": 32, "channel_multipliers": (1, 2), "temporal_downsample": (True,), "num_res_blocks": 1,
-             "stem_patch_size": (1, 4, 4)},
+    "tiny": {"base_channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1},
     "base": {},
-    "patched": {"channel_multipliers": (2, 4), "temporal_downsample": (False,), "stem_patch_size": (2, 4, 4)},
     "large": {"base_channels": 128},
-}  # fmt: skip
+    "magvit_base": MAGVIT_LAYOUT,
+    "magvit_large": {**MAGVIT_LAYOUT, "base_channels": 128},
+}
 
 __all__ = ["FSQMagViTConfig"]
