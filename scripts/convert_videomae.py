@@ -88,8 +88,22 @@ ORIGINAL_RENAMES = {
     r"\.attn\.([qkv])_proj\.": r".attention.\1_proj.",
     r"\.attn\.proj\.": ".attention.out_proj.",
 }
-ORIGINAL_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")  # of torch.compile, DDP, detection code, remote code
-ORIGINAL_HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # by width, encoders and decoders
+ORIGINAL_PREFIXES = (
+    "_orig_mod.",
+    "module.",
+    "backbone.",
+    "model.",
+)  # of torch.compile, DDP, detection code, remote code
+ORIGINAL_HEADS = {
+    192: 3,
+    384: 6,
+    512: 8,
+    640: 8,
+    768: 12,
+    1024: 16,
+    1280: 16,
+    1408: 16,
+}  # by width, encoders and decoders
 
 
 def architecture_of(config: PreTrainedConfig) -> str | None:
@@ -222,7 +236,9 @@ def original_config(
     encoder = "encoder." if "encoder.patch_embed.proj.weight" in weights else ""
     hidden_size, num_channels, tubelet_size, height, width = weights[f"{encoder}patch_embed.proj.weight"].shape
     if height != width:
-        raise ValueError(f"Got patches of {height} x {width}, expected a square: LVMAE has no others, retrain the model.")
+        raise ValueError(
+            f"Got patches of {height} x {width}, expected a square: LVMAE has no others, retrain the model."
+        )
     if not encoder and "head.weight" in weights and "norm.weight" in weights:
         raise ValueError(
             "Got a classifier with norm.weight and no fc_norm.weight, which reads the first token, expected mean pooling: save its "

@@ -289,7 +289,9 @@ def test_original_encoders_are_videomaes(tmp_path, wrapping, num_frames):
     model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True)
     assert type(model) is LVMAEModel
     assert not any(report.values())
-    clip = random_clip(num_frames or 16).double()  # states of 3 and more: float32 alone is off by 1e-5 at one in thousands
+    clip = random_clip(
+        num_frames or 16
+    ).double()  # states of 3 and more: float32 alone is off by 1e-5 at one in thousands
     with torch.no_grad():
         expected = longer(source, num_frames or 16).double()(clip, output_hidden_states=True)
         outputs = model.double()(clip, output_hidden_states=True)
@@ -366,11 +368,23 @@ class Harmful:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: {"model": weights, "hook": Harmful()}, r"weights_only=True\) refuses .*expected tensors.*: down"),
+        (
+            lambda weights: {"model": weights, "hook": Harmful()},
+            r"weights_only=True\) refuses .*expected tensors.*: down",
+        ),
         (lambda weights: {"weights": weights}, r"without weights at its top, under .*expected a VideoMAE .*: save"),
-        (lambda weights: {"conv.weight": torch.zeros(1)}, r"Got .* with \['conv.weight'\], expected VideoMAE's names .*: give"),
-        (lambda weights: {**weights, "pos_embed": torch.zeros(1)}, r"of which \['pos_embed'\] have no place .*: convert"),
-        (lambda weights: {**weights, "head.weight": torch.zeros(2, 32)}, r"reads the first token, expected mean .*: save"),
+        (
+            lambda weights: {"conv.weight": torch.zeros(1)},
+            r"Got .* with \['conv.weight'\], expected VideoMAE's names .*: give",
+        ),
+        (
+            lambda weights: {**weights, "pos_embed": torch.zeros(1)},
+            r"of which \['pos_embed'\] have no place .*: convert",
+        ),
+        (
+            lambda weights: {**weights, "head.weight": torch.zeros(2, 32)},
+            r"reads the first token, expected mean .*: save",
+        ),
         (
             lambda weights: {name: value for name, value in weights.items() if "1.mlp.fc2.bias" not in name},
             r"and \['encoder.layers.1.mlp.fc2.bias'\] are missing",

@@ -317,7 +317,9 @@ def test_two_hosts_train_are_lost_and_go_on(two_hosts, tokenizer, tmp_path):
         deadline = time.time() + 600
         while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
             assert time.time() < deadline
-            assert all(launcher.poll() is None for launcher in launchers), (tmp_path / "first-0.log").read_text()[-3000:]
+            assert all(launcher.poll() is None for launcher in launchers), (tmp_path / "first-0.log").read_text()[
+                -3000:
+            ]
             time.sleep(0.01)
     finally:
         for launcher in launchers:
