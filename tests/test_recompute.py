@@ -140,3 +140,12 @@ def test_mlp_checkpointing_is_every_n_layers_and_can_be_taken_back():
     model.activation_checkpointing_disable()
     assert not model.is_activation_checkpointing
     assert not any(layer.gradient_checkpointing or layer.mlp_checkpointing for layer in layers)
+
+
+def test_a_function_with_hooks_is_called_plainly():
+    """FSDP2 gathers a unit's parameters in a hook before its call: those at hand outside of it are shards."""
+    norm = nn.LayerNorm(4)
+    tensor = torch.randn(2, 4, requires_grad=True)
+    assert type(rebuilt(norm, tensor).grad_fn).__name__ == "_RebuiltBackward"
+    norm.register_forward_pre_hook(lambda module, args: None)
+    assert type(rebuilt(norm, tensor).grad_fn).__name__ == "NativeLayerNormBackward0"
