@@ -2,10 +2,10 @@
 
     python scripts/compare_masks.py tests/fixtures/clips --output masks.md
 
-Each combination trains for a few steps; then its loss must be finite, every clip must show and decode exactly as many tokens as the
-config says, and the loss must depend on what is predicted at every hidden token that is decoded and at none that is visible. Prints
-a table of Markdown and what the combinations that make no sense are told; ends with status 1 if any check fails. The tokenizer has
-random weights: the losses show that a combination trains, not what it is worth.
+Each combination trains for a few steps on one batch; then its loss must be finite and have fallen, every clip must show and decode
+exactly as many tokens as the config says, and the loss must depend on what is predicted at every hidden token that is decoded and at
+none that is visible. Prints a table of Markdown and what the combinations that make no sense are told; ends with status 1 if any check
+fails. The tokenizer has random weights: the losses show that a combination trains, not what it is worth.
 """
 
 import argparse
@@ -34,11 +34,17 @@ from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, proces
 
 
 # 4 x 4 x 4 tokens of 2 x 8 x 8 pixels, of which 16 are visible and, with a decoder mask, 12 + 6 decoded.
-MODEL = {"image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 32, "num_hidden_layers": 1}
+MODEL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 32, "num_hidden_layers": 1}
 MODEL |= {"num_attention_heads": 4, "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
 MODEL |= {"decoder_num_attention_heads": 4, "decoder_intermediate_size": 64, "levels": (8, 8, 5)}
 MODEL |= {"mask_ratio": 0.75, "decoder_mask_ratio": 0.8, "decoder_random_ratio": 0.1}
-TOKENIZER = {"image_size": 16, "num_frames": 8, "window_size": 8, "base_channels": 8, "channel_multipliers": (1, 2)}
+TOKENIZER: dict[str, Any] = {
+    "image_size": 16,
+    "num_frames": 8,
+    "window_size": 8,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+}
 TOKENIZER |= {"temporal_downsample": (True,), "num_res_blocks": 1, "stem_patch_size": (1, 2, 2), "levels": (8, 8, 5)}
 
 
@@ -65,7 +71,8 @@ class Result:
         slots, height, width = self.config.grid_size
         shown = slots * (height * width - int(self.config.mask_ratio * height * width))
         checks = {
-            f"losses {self.losses}": all(map(math.isfinite, self.losses)),
+            f"losses {self.losses} that are not finite": all(map(math.isfinite, self.losses)),
+            f"losses {self.losses} that do not fall": len(self.losses) < 2 or self.losses[-1] < self.losses[0],
             f"{self.visible} visible tokens, not {shown}": set(self.visible) == {shown},
             f"{self.decoded} decoded tokens, not {self.config.token_budget}": set(self.decoded)
             == {self.config.token_budget},
@@ -75,8 +82,8 @@ class Result:
         return [fault for fault, passed in checks.items() if not passed]
 
 
-def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int = 1, **kwargs: Any) -> LVMAEPreTrainer:
-    """The pre-trainer of a combination; the same clips and starts every time."""
+def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int = 1, **kwargs: Any) -> Any:
+    """The `LVMAEPreTrainer` of a combination; the same clips and starts every time."""
     set_seed(0)
     tokenizer = FSQMagViTModel(FSQMagViTConfig(**TOKENIZER))
     config = LVMAEConfig(**{**MODEL, **options})
@@ -85,7 +92,6 @@ def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int
         rows,
         processor,
         config.num_frames,
-        training=True,
         grid_size=config.grid_size,
         mask_ratio=config.mask_ratio,
         encoder_mask=config.encoder_mask,
@@ -100,6 +106,7 @@ def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=False,
         **kwargs.pop("arguments", {}),
     )
     kwargs = {"processing_class": processor, "video_tokenizer": tokenizer, **kwargs}
@@ -116,7 +123,7 @@ def run(rows: Dataset, folder: str, options: dict[str, Any], steps: int) -> Resu
     return judge(trainer, losses)
 
 
-def judge(trainer: LVMAEPreTrainer, losses: list[float]) -> Result:
+def judge(trainer: Any, losses: list[float]) -> Result:
     """A batch's counts and gradients."""
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[number] for number in range(2)]))
     output = trainer.model(**trainer.add_targets(batch))
@@ -206,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("decoder_mask", "encoder_mask", "target_type"):
         parser.add_argument(f"--{name}", nargs="+", default=choices(name), help="default: all")
     args = parser.parse_args(argv)
-    rows = select_split(load_video_dataset(args.data), "train", 8)
+    rows = select_split(load_video_dataset(args.data), "train", 4)
     results, faults = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for decoder, encoder, target in itertools.product(args.decoder_mask, args.encoder_mask, args.target_type):

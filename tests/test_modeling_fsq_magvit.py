@@ -78,6 +78,24 @@ def test_codes_indices_and_gradients_are_vector_quantize_pytorchs(levels):
 
 
 @every_levels
+def test_bounded_latents_are_what_is_rounded_to_codes(levels):
+    quantizer, latents = FiniteScalarQuantizer(levels), 3 * torch.randn(500, len(levels))
+    bounded, half = quantizer.bounded_latents(latents), torch.tensor(levels) // 2
+    assert torch.equal((bounded * half).round() / half, quantizer(latents))
+    assert bounded.abs().max() <= 1 + 1e-3
+    assert not torch.equal(bounded, quantizer(latents))
+    assert quantizer.bounded_latents(latents.bfloat16()).dtype == torch.float32
+
+
+@every_levels
+def test_the_quantizer_s_constants_are_in_no_checkpoint_and_survive_half_precision(levels):
+    quantizer, latents = FiniteScalarQuantizer(levels), 3 * torch.randn(500, len(levels))
+    codes = quantizer(latents)
+    assert quantizer.state_dict() == {}
+    assert torch.equal(quantizer.bfloat16()(latents), codes)
+
+
+@every_levels
 def test_zero_is_the_code_zero(levels):
     quantizer = FiniteScalarQuantizer(levels)
     codes = quantizer(torch.zeros(1, len(levels)))

@@ -29,6 +29,7 @@ MODELS = {
     "encoder": (LVMAEModel, AutoModel, {}),
     "encoder_without_norm": (LVMAEModel, AutoModel, {"final_layer_norm": False, "qv_bias": False}),
     "codes": (LVMAEForPreTraining, AutoModelForPreTraining, {}),
+    "levels": (LVMAEForPreTraining, AutoModelForPreTraining, {"target_type": "levels"}),
     "pixels": (LVMAEForPreTraining, AutoModelForPreTraining, {"target_type": "pixels"}),
     "mean": (LVMAEForVideoClassification, AutoModelForVideoClassification, {"tube_drop_ratio": 0}),
     "class_attention": (
@@ -67,8 +68,10 @@ def inputs_for(model, rows: int = 2) -> dict[str, torch.Tensor]:
     inputs["bool_masked_pos"] = masked
     if isinstance(model, LVMAEForPreTraining):
         inputs["bool_decoded_pos"] = decoded
-        if config.target_type == "codes":
-            inputs["target_codes"] = torch.rand(rows, config.seq_length, len(config.levels)) * 2 - 1
+        if config.target_type != "pixels":
+            half = torch.tensor(config.levels) // 2
+            below = torch.rand(rows, config.seq_length, len(config.levels)) * torch.tensor(config.levels)
+            inputs["target_codes"] = (below.floor() - half) / half
     return inputs
 
 
@@ -251,6 +254,26 @@ def test_default_config_is_the_papers_base_model():
     assert config.token_budget == 1881
     assert config.target_size == 6
     assert LVMAEConfig(target_type="pixels").target_size == 1536
+    assert LVMAEConfig(target_type="latents").target_size == 6
+    assert LVMAEConfig(target_type="levels", levels=(8, 5, 5)).target_size == 18
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "budget"),
+    [
+        ("none", None, 64 * 176),
+        ("random", (0, 1881), 1881),
+        ("uniform", (1881, 0), 1881),
+        ("adaptive", (1881, 0), 1881),
+        ("flow", (1254, 627), 1881),
+        ("motion", (1254, 627), 1881),
+        ("everest", (1254, 627), 1881),
+    ],
+)
+def test_all_decoder_masks_have_one_budget_but_none(kind, counts, budget):
+    config = LVMAEConfig(decoder_mask=kind)
+    assert config.token_budget == budget
+    assert counts is None or config.decoder_token_counts(12_544) == counts
 
 
 @pytest.mark.parametrize(
@@ -541,6 +564,59 @@ def test_decoder_sees_every_visible_token_and_no_undecoded_position():
     torch.testing.assert_close(flipped, run(model, inputs), atol=2e-6, rtol=1e-5)
 
 
+def test_loss_of_levels_is_the_mean_cross_entropy_of_each_channel_on_its_own():
+    """Written out: token by token, channel by channel, from probabilities."""
+    model = build("levels")
+    inputs = inputs_for(model)
+    with torch.no_grad():
+        output = model(**inputs)
+    assert output.logits.shape == (2, 16, 8 + 5 + 5)
+    clips, parts = [], []
+    for row in range(2):
+        tokens = []
+        for place, position in enumerate(inputs["bool_decoded_pos"][row].nonzero().flatten().tolist()):
+            if not inputs["bool_masked_pos"][row, position]:
+                continue
+            losses = []
+            for channel, (first, level) in enumerate(((0, 8), (8, 5), (13, 5))):
+                chances = output.logits[row, place, first : first + level].double().softmax(dim=0)
+                code = inputs["target_codes"][row, position, channel].item()
+                losses.append(-chances[round(code * (level // 2)) + level // 2].log())
+            tokens.append(torch.stack(losses))
+        clips.append(torch.stack(tokens).mean(dim=0))
+    parts = torch.stack(clips).mean(dim=0)
+    torch.testing.assert_close(output.channel_losses.double(), parts, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(output.loss.double(), parts.mean(), atol=1e-6, rtol=1e-6)
+
+
+def test_predicted_codes_are_what_the_tokenizer_can_decode():
+    model = build("levels")
+    codes = inputs_for(model)["target_codes"]
+    half = torch.tensor(model.config.levels) // 2
+    numbers = (codes * half).round().long() + half
+    logits = torch.cat([torch.eye(level)[numbers[..., i]] for i, level in enumerate((8, 5, 5))], dim=-1)
+    assert torch.equal(model.predicted_codes(logits - 0.5), codes)
+    assert torch.equal(build("codes").predicted_codes(codes), codes)
+    with pytest.raises(ValueError, match=r"Got config.target_type='pixels', expected a model that predicts codes"):
+        build("pixels").predicted_codes(codes)
+
+
+@pytest.mark.parametrize("kind", ["codes", "pixels"])
+def test_channel_losses_are_the_parts_of_the_loss(kind):
+    model = build(kind)
+    inputs = inputs_for(model)
+    with torch.no_grad():
+        output = model(**inputs)
+    assert output.channel_losses.shape == (3,)  # three FSQ channels, or three colours
+    torch.testing.assert_close(output.channel_losses.mean(), output.loss)
+    where = (inputs["bool_masked_pos"] & inputs["bool_decoded_pos"])[inputs["bool_decoded_pos"]].view(2, -1)
+    decoded = inputs["bool_decoded_pos"].nonzero()[:, 1].view(2, -1)
+    targets = model.gather_targets(inputs["pixel_values_videos"], inputs.get("target_codes"), decoded)
+    error = (output.logits - targets).square()
+    first = (error[..., 0] if kind == "codes" else error[..., ::3].mean(dim=-1)) * where
+    torch.testing.assert_close(output.channel_losses[0], (first.sum(dim=1) / where.sum(dim=1)).mean())
+
+
 def test_128_frames_of_224_pixels_give_the_papers_token_counts():
     """90 % hidden as VideoMAE rounds it (20 of 196 cells stay), 15 % decoded: 1,280 tokens encoded, 3,161 in the decoder."""
     sizes = {
@@ -570,7 +646,7 @@ def test_128_frames_of_224_pixels_give_the_papers_token_counts():
     assert logits.shape == (1, 1881, 3)
 
 
-@pytest.mark.parametrize("kind", ["codes", "pixels", "tubelets"])
+@pytest.mark.parametrize("kind", ["codes", "levels", "pixels", "tubelets"])
 def test_pretraining_step_compiles_into_one_graph(kind):
     """Forward and backward, masks given, without their counts: those are the config's."""
     model = build("codes" if kind == "tubelets" else kind).train()
