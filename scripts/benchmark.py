@@ -115,8 +115,10 @@ def lvmae_fine_tuning(case: Case) -> tuple[Any, Work]:
     if case["checkpointing"] != "none":
         model.activation_checkpointing_enable({"mlp_only": case["checkpointing"] == "mlp"})
     if case["lora_rank"]:
-        layers = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
-        model = get_peft_model(model, LoraConfig(r=case["lora_rank"], **layers))
+        layers = ["q_proj", "v_proj"]
+        model = get_peft_model(
+            model, LoraConfig(r=case["lora_rank"], target_modules=layers, modules_to_save=["classifier"])
+        )
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
     for weight in weights:
@@ -410,11 +412,11 @@ def worker_item(case: Case) -> tuple[None, Work]:
     config = LVMAEConfig()
     rows = Dataset.from_dict({"video": [video_file(case)]}).cast_column("video", Video(decode=False))
     cache = None
-    if case["sent"] == "visible":
+    if case["form"] == "visible":
         tokenizer = FSQMagViTModel(FSQMagViTConfig.from_size("tiny"))
         cache = cache_of(rows, config, tokenizer, tempfile.mkdtemp())
     clips: VideoClips = clips_to_train_on(rows, processor_for(config), config, cache)
-    if case["sent"] == "floats":
+    if case["form"] == "floats":
         clips = VideoClips(rows, processor_for(config), config.num_frames)
     return None, lambda: collate_masked_clips([clips[0]])
 
@@ -595,12 +597,12 @@ def cache_cases(args: argparse.Namespace) -> Iterator[Case]:
     for name, source in (("on the fly", "fly"), ("cached", "cache"), ("making the cache", "make")):
         yield {"group": group, "name": name, "build": "demo_epoch", "source": source}
     group = "A clip from its worker, 128 of 300 frames of 340 x 256, at 224 pixels"
-    for name, sent in (
+    for name, form in (
         ("normalised float32", "floats"),
         ("uint8", "bytes"),
         ("visible uint8 tubelets and cached targets", "visible"),
     ):
-        yield {"group": group, "name": name, "build": "worker_item", "sent": sent, "picture": (340, 256)}
+        yield {"group": group, "name": name, "build": "worker_item", "form": form, "picture": (340, 256)}
 
 
 # Running

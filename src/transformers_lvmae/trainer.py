@@ -106,7 +106,7 @@ class _VideoTrainer(Trainer):
         interpreter shuts down aborts the process. So DDP's references go before the group does, and nobody leaves early.
         """
         self.accelerator.wait_for_everyone()
-        self.model_wrapped = self.model
+        self.model_wrapped: Any = self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()
@@ -150,6 +150,8 @@ class _AveragingTrainer(_VideoTrainer):
     weights are the averaged ones, the plain ones.
     """
 
+    args: Any
+    model: Any
     training_file: str
 
     def __init__(self, *args, **kwargs):
