@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_script, tiny_config, tiny_tokenizer_config
 from huggingface_hub import HfApi
-from transformers import pipeline
+from transformers import AttentionInterface, pipeline
 from transformers.exporters import DynamoExporter
 from transformers.exporters.configs import DynamoConfig
 
@@ -21,7 +21,7 @@ from transformers_lvmae import (
     LVMAEModel,
 )
 from transformers_lvmae.data import processor_for
-from transformers_lvmae.export import export_onnx, load_any_model, save_with_code
+from transformers_lvmae.export import attention_by_parts, export_onnx, load_any_model, save_with_code
 from transformers_lvmae.modelcard import ModelCardFacts, write_model_card
 
 
@@ -224,9 +224,8 @@ def test_a_card_that_somebody_wrote_on_the_hub_stays(hub, tmp_path):
     assert "modeling_fsq_magvit.py" in hub["user/name"]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class_attention"])
-def test_torch_export_gives_the_same_logits_for_any_number_of_clips(pooling):
-    model = make_model(LVMAEForVideoClassification, pooling=pooling)
+def test_torch_export_gives_the_same_logits_for_any_number_of_clips():
+    model = make_model(LVMAEForVideoClassification, pooling="class_attention")
     shapes = {"pixel_values_videos": {0: torch.export.Dim("batch")}}
     exported = DynamoExporter().export(
         model, {"pixel_values_videos": torch.randn(2, 8, 3, 32, 32)}, config=DynamoConfig(dynamic_shapes=shapes)
@@ -256,3 +255,64 @@ def test_onnx_gives_the_same_logits_for_any_number_of_clips(pooling, tmp_path):
             expected = model(clips).logits
             assert (model(clips.flip(1)).logits - expected).abs().max() > 1e-3
         torch.testing.assert_close(onnx_logits(path, clips), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_by_parts_is_attention(monkeypatch):
+    monkeypatch.setattr("transformers_lvmae.export.QUERIES_AT_ONCE", 10)  # 64 tokens: six parts and a rest
+    model = make_model(LVMAEForVideoClassification, pooling="class_attention")
+    clips = torch.randn(2, 8, 3, 32, 32)
+    AttentionInterface.register("by_parts", attention_by_parts)
+    with torch.no_grad():
+        expected = model(clips).logits
+        model.set_attn_implementation("by_parts")
+        torch.testing.assert_close(model(clips).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+PEAK = """
+import json, sys, time, torch
+def report(**values):
+    peak = next(int(line.split()[1]) / 2**20 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(json.dumps({"peak_gib": peak, "cpu_seconds": time.process_time(), **values}))
+clips = torch.randn(1, 128, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+"""
+EXPORT_REAL = f"""{PEAK}
+from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
+from transformers_lvmae.export import export_onnx
+torch.manual_seed(0)
+model = LVMAEForVideoClassification(LVMAEConfig(num_labels=48)).eval()
+with torch.no_grad():
+    logits = model(clips).logits.tolist()
+export_onnx(model, sys.argv[1])
+report(logits=logits)
+"""
+RUN_REAL = f"""{PEAK}
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, providers=["CPUExecutionProvider"])
+report(logits=session.run(["logits"], {{"pixel_values_videos": clips.numpy()}})[0].tolist())
+"""
+
+
+@pytest.mark.slow
+def test_onnx_of_128_frames_in_real_size(tmp_path):
+    """ViT-B, 12,544 tokens: exported and run in a process of its own, memory measured."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    found = {}
+    for step, program in {"export": EXPORT_REAL, "run": RUN_REAL}.items():
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found[step] = json.loads(run.stdout.splitlines()[-1])
+        print(step, found[step])
+    assert found["export"]["peak_gib"] < 4
+    assert found["run"]["peak_gib"] < 6
+    torch.testing.assert_close(
+        torch.tensor(found["run"]["logits"]), torch.tensor(found["export"]["logits"]), rtol=1e-3, atol=1e-4
+    )
