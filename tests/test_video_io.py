@@ -1,6 +1,8 @@
 """Reading and writing video files: whole, unusual and broken ones."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,31 @@ def test_a_segment_is_those_frames_of_the_whole_video(name):
 def test_a_segment_without_frames_is_refused():
     with pytest.raises(VideoReadError, match=r"got a segment from 100 to None s, expected frames in it"):
         decode_video(ODD / "carphone.mp4", all_frames, start=100)
+
+
+PEAK = """
+import sys
+import torch
+from transformers_lvmae import LVMAEConfig
+from transformers_lvmae.data import processor_for
+from transformers_lvmae.measure import measure
+from transformers_lvmae.video_io import decode_video
+
+torch.set_num_threads(1)
+fit = processor_for(LVMAEConfig()).fit
+decode_video(sys.argv[2], lambda metadata: [0], view=fit)  # what libraries load at the first use
+usage = measure(lambda: decode_video(sys.argv[1], lambda metadata: range(0, 256, 2), view=fit))
+print(usage.peak_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_a_clip_of_720p_takes_less_than_70_megabytes(tmp_path):
+    """128 of 260 frames, kept at 224 pixels: the peak above the start, of a process of its own."""
+    texture = np.random.default_rng(0).integers(0, 250, (720, 1600, 3), dtype=np.uint8)
+    write_video(tmp_path / "video.mp4", np.stack([texture[:, number : number + 1280] for number in range(260)]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+    arguments = [sys.executable, "-c", PEAK, str(tmp_path / "video.mp4"), str(ODD / "carphone.mp4")]
+    peak = int(subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    print(f"{peak / 2**20:.0f} MiB")
+    assert peak < 70e6

@@ -177,7 +177,7 @@ def _read_pyav(file: Any, start: float | None, end: float | None) -> tuple[Video
         # One converter for the clip: building it costs more than using it on a small frame.
         reformatter = VideoReformatter()
         for number, frame in reader.frames(numbers):
-            pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
+            pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             yield number, torch.from_numpy(pixels).permute(2, 0, 1)
 
     return metadata, frames
