@@ -84,7 +84,8 @@ def main() -> None:
     caches: dict[str, TargetCache] = {}
     if model_args.target_cache:
         caches = open_caches(model_args.target_cache, tokenizer, data_args.train_split, data_args.eval_split)
-    for source in [*caches.values(), *([] if tokenizer is None else [tokenizer.config])]:
+    sources: list[Any] = [*caches.values(), *([] if tokenizer is None else [tokenizer.config])]
+    for source in sources:
         if source.levels is not None:
             overrides.setdefault("levels", tuple(source.levels))
     if model_args.model_name_or_path:
