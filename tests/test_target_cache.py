@@ -24,6 +24,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for
+from transformers_lvmae.importance import flow_estimator
 from transformers_lvmae.target_cache import (
     ByteClips,
     CachedVideoClips,
@@ -219,6 +220,7 @@ def test_scores_alone_leave_the_clips_whole_and_choose_as_on_the_fly(kind, rows,
     if kind == "flow":
         pytest.importorskip("cv2")
     cache = write_cache(tmp_path / kind, rows, None, scores=kind)
+    assert cache.manifest["flow_estimator"] == (flow_estimator()[0] if kind == "flow" else None)
     model = LVMAEConfig(**{**MODEL.to_dict(), "decoder_mask": kind})
     serving = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model, cache), tokenizer, model)
     flying = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model), tokenizer, model)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from .data import MaskedVideoClips, VideoClips, seeded
-from .importance import CHOICES
+from .importance import CHOICES, flow_estimator
 from .masking import gather_tubelets, mask_to_indices, split_tubelets
 from .tokens import PixelScale, compact_scores, tokenizer_view
 from .video_io import video_name
@@ -117,6 +117,7 @@ def make_manifest(
         "grid_size": list(maker.grid_size),
         "levels": None if maker.tokenizer is None else list(maker.tokenizer.config.levels),
         "scores": maker.scores,
+        "flow_estimator": flow_estimator()[0] if maker.scores == "flow" else None,
         "tokenizer": None if maker.tokenizer is None else fingerprint(maker.tokenizer),
         "rows": len(clips.rows),
         "keys": hashlib.sha256(keys).hexdigest(),

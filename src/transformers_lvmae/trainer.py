@@ -546,9 +546,8 @@ class LVMAEPreTrainer(_VideoTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, self.add_targets(inputs), True, num_items_in_batch)
         if model.training:
-            losses = (
-                outputs["channel_losses"].view(max(1, self.args.n_gpu), -1).mean(dim=0)
-            )  # DataParallel puts them in a row
+            # DataParallel puts those of its replicas in a row.
+            losses = outputs["channel_losses"].view(max(1, self.args.n_gpu), -1).mean(dim=0)
             self._parts.add({f"loss_channel_{number}": value for number, value in enumerate(losses.unbind())})
         return (loss, outputs) if return_outputs else loss
 
