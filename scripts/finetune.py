@@ -80,7 +80,7 @@ class AdapterArguments:
         from peft import LoraConfig, PeftConfig
 
         if self.peft_config is None:
-            sizes = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
+            sizes: dict[str, Any] = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
             return LoraConfig(**sizes, target_modules=self.lora_target_modules) if self.lora else None
         if self.lora:
             raise ValueError("Got lora and peft_config, expected one of them: put LoRA's settings into peft_config.")
@@ -99,7 +99,7 @@ def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
         if model.config.pooling == "class_attention":
             config.modules_to_save.append("pooler")
             config.exclude_modules = r"pooler\..*"  # trained whole: an adapter inside would be a second one
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 def report_size(model: nn.Module) -> dict[str, float]:

@@ -83,6 +83,8 @@ class _AveragingTrainer(_VideoTrainer):
     weights are the averaged ones, the plain ones.
     """
 
+    args: Any  # with `ema_decay`
+    model: Any
     training_file: str
 
     def __init__(self, *args, **kwargs):
