@@ -115,10 +115,8 @@ def lvmae_fine_tuning(case: Case) -> tuple[Any, Work]:
     if case["checkpointing"] != "none":
         model.activation_checkpointing_enable({"mlp_only": case["checkpointing"] == "mlp"})
     if case["lora_rank"]:
-        layers = ["q_proj", "v_proj"]
-        model = get_peft_model(
-            model, LoraConfig(r=case["lora_rank"], target_modules=layers, modules_to_save=["classifier"])
-        )
+        layers: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        model = get_peft_model(model, LoraConfig(r=case["lora_rank"], **layers))
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
     for weight in weights:

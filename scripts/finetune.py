@@ -81,9 +81,8 @@ class AdapterArguments:
         from peft import LoraConfig, PeftConfig
 
         if self.peft_config is None:
-            if not self.lora:
-                return None
-            return LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self.lora_target_modules)
+            sizes: dict[str, Any] = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
+            return LoraConfig(**sizes, target_modules=self.lora_target_modules) if self.lora else None
         if self.lora:
             raise ValueError("Got lora and peft_config, expected one of them: put LoRA's settings into peft_config.")
         if Path(self.peft_config).is_dir():

@@ -12,7 +12,7 @@ import torch
 from conftest import SCRIPTS, load_script, tiny_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForVideoClassification, HfArgumentParser
+from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, HfArgumentParser, pipeline
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
@@ -114,6 +114,10 @@ def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, mon
         merged = model.merge_and_unload()
         torch.testing.assert_close(merged(clips).logits, logits, rtol=1e-4, atol=1e-6)
         merged.save_pretrained(output / "merged")
+        AutoVideoProcessor.from_pretrained(output).save_pretrained(output / "merged")
+        classifier = pipeline("video-classification", model=str(output / "merged"), device="cpu")
+        video = str(next((CLIPS / "test").glob("*.mp4")))
+        assert {answer["label"] for answer in classifier(video, top_k=classes)} == set(model.config.id2label.values())
         alone = LVMAEForVideoClassification.from_pretrained(output / "merged").eval()
         assert torch.equal(alone(clips).logits, merged(clips).logits)
         untouched = AutoModelForVideoClassification.from_pretrained(base, config=model.config).eval()

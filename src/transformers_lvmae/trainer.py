@@ -150,7 +150,7 @@ class _AveragingTrainer(_VideoTrainer):
     weights are the averaged ones, the plain ones.
     """
 
-    args: Any
+    args: Any  # with `ema_decay`
     model: Any
     training_file: str
 
