@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,7 @@ def _body(config: Any, architecture: str, facts: ModelCardFacts) -> str:
         "Data": facts.dataset,
         "Started from": facts.finetuned_from,
         "Licence": facts.license,
-        "Software": f"transformers-lvmae {version('transformers-lvmae')}, transformers {version('transformers')}, "
-        f"torch {version('torch')}",
+        "Software": ", ".join(map(_with_version, ("transformers-lvmae", "transformers", "torch"))),
     }
     parts.append(_table(("", ""), [(name, value) for name, value in origin.items() if value]))
     if facts.command:
@@ -183,6 +182,13 @@ def _body(config: Any, architecture: str, facts: ModelCardFacts) -> str:
     if facts.hyperparameters:
         parts += ["## Training", _table(("setting", "value"), list(facts.hyperparameters.items()))]
     return "\n\n".join([*parts, "## Use", _usage(architecture)])
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # run from a clone: no reason to end a training at its first save
+        return f"{package}, not installed"
 
 
 def _description(config: Any, architecture: str) -> str:
