@@ -1,5 +1,6 @@
 """The pre-trainer's masks and targets: what each is, and which combinations are refused."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -11,11 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.overrides import TorchFunctionMode
 
-from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
+from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.importance import everest, flow_estimator, frame_difference, optical_flow
-from transformers_lvmae.masking import adaptive_decoder_mask, topk_mask, uniform_decoder_mask
+from transformers_lvmae.masking import adaptive_decoder_mask, running_cell_mask, topk_mask, uniform_decoder_mask
 from transformers_lvmae.modeling_lvmae import split_tubelets
+from transformers_lvmae.pictures import PredictionPictures
 from transformers_lvmae.tokens import compact_scores
 
 
@@ -267,3 +269,23 @@ def test_a_trainer_s_own_tokenizer_serves_latents_where_a_cache_has_codes(splits
     latents = torch.rand(3, 64, 6)
     trainer.video_tokenizer = None
     assert torch.equal(trainer.add_targets({**cached, "target_latents": latents})["target_codes"], latents)
+
+
+def test_the_script_hands_the_options_to_model_clips_and_trainer(tmp_path, monkeypatch):
+    FSQMagViTModel(TOKENIZER).save_pretrained(tmp_path / "tokenizer")
+    overrides = {name: getattr(MODEL, name) for name in ("image_size", "patch_size", "num_frames", "hidden_size")}
+    options = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--tokenizer", str(tmp_path / "tokenizer")]
+    options += ["--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none", "--model_size", "small"]
+    options += ["--config_overrides", json.dumps({**overrides, "num_attention_heads": 4, "num_hidden_layers": 1})]
+    options += ["--encoder_mask", "running_cell", "--decoder_mask", "everest", "--target_type", "latents"]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *options])
+    script, made = load_script("pretrain"), []
+    monkeypatch.setattr(script, "train_and_save", made.append)
+    script.main()
+    (trainer,) = made
+    config = trainer.model.config
+    assert (config.encoder_mask, config.decoder_mask, config.target_type) == ("running_cell", "everest", "latents")
+    assert tuple(config.levels) == tuple(TOKENIZER.levels)
+    for clips in (trainer.train_dataset, trainer.eval_dataset):
+        assert clips.draw_mask is running_cell_mask
+    assert any(isinstance(callback, PredictionPictures) for callback in trainer.callback_handler.callbacks)
