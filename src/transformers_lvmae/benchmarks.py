@@ -175,9 +175,12 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names)]
 
 
-def seconds(timestamp: str) -> float:
-    """ "00:01:02.5" to 62.5."""
-    hours, minutes, rest = timestamp.split(":")
+def seconds(path: Path, time: str) -> float:
+    """Seconds of "62.5" or "00:01:02.5" in a file; raises AnnotationError for anything else."""
+    match = re.fullmatch(r"(?:(\d+):(\d+):)?(\d+(?:\.\d*)?)", time)
+    if match is None:
+        raise AnnotationError(f"Got time {time!r} in {path}, expected seconds or HH:MM:SS.SS: correct the row.")
+    hours, minutes, rest = match.groups(default="0")
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
@@ -213,8 +216,8 @@ def read_epic_kitchens(files: Files) -> Annotations:
             ClipAnnotation(
                 row["video_id"],
                 tuple(number_of(path, row[f"{name}_class"], names) for name, names in classes.items()),
-                seconds(row["start_timestamp"]),
-                seconds(row["stop_timestamp"]),
+                seconds(path, row["start_timestamp"]),
+                seconds(path, row["stop_timestamp"]),
             )
             for row in read_table(path, columns)
         ]
@@ -263,7 +266,8 @@ def read_kinetics(files: Files) -> Annotations:
     columns = ["label", "youtube_id", "time_start", "time_end", "split"]
     rows = [(path, row) for path in files["annotations"] for row in read_table(path, columns)]
     videos = [
-        f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}" for _, row in rows
+        f"{row['youtube_id']}_{seconds(path, row['time_start']):06.0f}_{seconds(path, row['time_end']):06.0f}"
+        for path, row in rows
     ]
     return _named_classes(rows, videos, ["label"])
 
@@ -369,7 +373,7 @@ def _named_classes(rows: list[tuple[Path, dict[str, str]]], videos: list[str], c
                 "'split' or rename the file."
             )
         labels = tuple(numbers[column][row[column]] for column in columns)
-        start, end = (float(row[name]) if row.get(name) else None for name in ("start", "end"))
+        start, end = (seconds(path, row[name]) if row.get(name) else None for name in ("start", "end"))
         splits.setdefault(split, []).append(ClipAnnotation(video, labels, start, end))
     return Annotations(splits, classes)
 
