@@ -244,13 +244,14 @@ def original_config(
             "Got a classifier with norm.weight and no fc_norm.weight, which reads the first token, expected mean pooling: save its "
             "weights without head.* to convert the encoder, and train a new classifier."
         )
-    fields = {
+    fields: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": count_blocks(weights, encoder),
         "num_attention_heads": heads_of(hidden_size, num_attention_heads, "num_attention_heads"),
         "intermediate_size": weights[f"{encoder}blocks.0.mlp.fc1.weight"].shape[0],
         "qv_bias": f"{encoder}blocks.0.attn.q_bias" in weights,
         "final_layer_norm": f"{encoder}norm.weight" in weights,
+        "num_labels": weights["head.weight"].shape[0] if "head.weight" in weights else 0,
     }
     if encoder:
         decoder_size = weights["encoder_to_decoder.weight"].shape[0]
@@ -268,7 +269,6 @@ def original_config(
         num_channels=num_channels,
         num_frames=num_frames,
         tubelet_size=tubelet_size,
-        num_labels=weights["head.weight"].shape[0] if "head.weight" in weights else 0,
         target_type="pixels",
         **fields,
     )
@@ -291,7 +291,7 @@ def heads_of(width: int, given: int | None, option: str) -> int:
 
 def convert_original_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The original's weights under LVMAE's names: one matrix for query, key and value becomes three."""
-    split = {}
+    split: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         if name.endswith(".attn.qkv.weight"):
             split |= {name.replace(".qkv.", f".{part}_proj."): rows for part, rows in zip("qkv", tensor.chunk(3))}
