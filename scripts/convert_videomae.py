@@ -252,6 +252,7 @@ def original_config(
         "intermediate_size": weights[f"{encoder}blocks.0.mlp.fc1.weight"].shape[0],
         "qv_bias": f"{encoder}blocks.0.attn.q_bias" in weights,
         "final_layer_norm": f"{encoder}norm.weight" in weights,
+        "num_labels": weights["head.weight"].shape[0] if "head.weight" in weights else 0,
     }
     fields["num_labels"] = weights["head.weight"].shape[0] if "head.weight" in weights else 0
     if encoder:

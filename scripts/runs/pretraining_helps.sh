@@ -24,7 +24,7 @@ python scripts/cache_targets.py --dataset_name $data --tokenizer $run/tokenizer 
     --config_overrides "{$network}"
 [ -f $run/pretrain/eval_results.json ] || python scripts/pretrain.py \
     --dataset_name $data --target_cache $run/targets --output_dir $run/pretrain --config_overrides "{$network, $decoder}" \
-    --num_train_epochs 12 --per_device_train_batch_size 16 --base_learning_rate 3.2e-2 --warmup_steps 0.1 \
+    --num_train_epochs 12 --per_device_train_batch_size 16 --base_learning_rate 3.2e-2 --warmup_steps 0.1 --dataloader_num_workers 1 \
     --logging_steps 20 --logging_first_step true --save_steps 200 --save_total_limit 1 --report_to none
 
 finetune() {  # name, seed, what differs

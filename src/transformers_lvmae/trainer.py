@@ -106,7 +106,7 @@ class _VideoTrainer(Trainer):
         interpreter shuts down aborts the process. So DDP's references go before the group does, and nobody leaves early.
         """
         self.accelerator.wait_for_everyone()
-        self.model_wrapped: Any = self.model
+        self.model_wrapped = self.accelerator.unwrap_model(self.model)
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()
