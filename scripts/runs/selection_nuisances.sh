@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One CPU core, about 15 minutes a nuisance: where does a learned choice of tokens know more than a pixel difference? Generated digits
-# clips with noise in a part of the picture, with flicker, with a trembling camera; for the noise, with three tokenizers.
+# clips with noise in a part of the picture, with flicker, with a trembling camera; the noise with three tokenizers.
 #     bash scripts/runs/selection_nuisances.sh [NUISANCE [SEED OF THE TOKENIZER]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
