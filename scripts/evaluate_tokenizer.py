@@ -30,7 +30,8 @@ from transformers_lvmae import FSQMagViTModel, FSQMagViTTrainer, FSQMagViTTraini
 from transformers_lvmae.data import SelectionCollator, VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.importance import CHOICES
 from transformers_lvmae.masking import first_slot_and_topk_mask
-from transformers_lvmae.trainer import peak_signal_to_noise_ratio, train_and_save
+from transformers_lvmae.tokenizer_training import peak_signal_to_noise_ratio
+from transformers_lvmae.trainer import train_and_save
 
 
 SELECTIONS = ("learned", *CHOICES)

@@ -55,7 +55,7 @@ ALLOWED = {
     "sampling": {"video_io"},
     "targets": set(),
     "tokenizer_losses": set(),
-    "tokenizer_training": {"tokenizer_losses", "training_args"},
+    "tokenizer_training": {"masking", "tokenizer_losses", "trainer", "training_args"},
     "target_cache": {"data", "importance", "masking", "tokens", "video_io"},
     "tokens": set(),
     "trainer": {
@@ -64,8 +64,6 @@ ALLOWED = {
         "importance",
         "masking",
         "modelcard",
-        "tokenizer_losses",
-        "tokenizer_training",
         "tokens",
         "training_args",
     },

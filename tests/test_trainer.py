@@ -39,7 +39,8 @@ from transformers_lvmae import (
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.masking import adaptive_decoder_mask
 from transformers_lvmae.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
-from transformers_lvmae.trainer import newest_checkpoint, peak_signal_to_noise_ratio, soft_labels, train_and_save
+from transformers_lvmae.tokenizer_training import peak_signal_to_noise_ratio
+from transformers_lvmae.trainer import newest_checkpoint, soft_labels, train_and_save
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -774,7 +775,7 @@ def test_bfloat16_trains_both_sides(splits, tmp_path):
 
 def test_a_missing_perceptual_model_is_said(splits, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("transformers_lvmae.trainer.logger.warning", said.append)
+    monkeypatch.setattr("transformers_lvmae.tokenizer_training.logger.warning", said.append)
     assert make_trainer("tokenizer", splits, tmp_path).perceptual_loss is None
     assert len(said) == 1
     assert said[0].startswith("The perceptual term is off: no perceptual_model was given.")

@@ -21,7 +21,8 @@ from .video_processing_lvmae import LVMAEVideoProcessor
 
 
 if TYPE_CHECKING:
-    from .trainer import FSQMagViTTrainer, LVMAEClassificationTrainer, LVMAEPreTrainer
+    from .tokenizer_training import FSQMagViTTrainer
+    from .trainer import LVMAEClassificationTrainer, LVMAEPreTrainer
     from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments, LVMAEPreTrainingArguments
 
 for _config, _model in ((LVMAEConfig, LVMAEModel), (FSQMagViTConfig, FSQMagViTModel)):
@@ -36,7 +37,7 @@ AutoModelForVideoClassification.register(LVMAEConfig, LVMAEForVideoClassificatio
 
 # Trainers bring transformers.trainer and datasets with them, seconds that a user of the models alone need not wait for.
 _TRAINING_NAMES = {
-    "FSQMagViTTrainer": "trainer",
+    "FSQMagViTTrainer": "tokenizer_training",
     "LVMAEClassificationTrainer": "trainer",
     "LVMAEPreTrainer": "trainer",
     "FSQMagViTTrainingArguments": "training_args",
