@@ -30,7 +30,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--keep_ratio", type=float, default=0.15, help="share of the clip's tokens (default: %(default)s)"
     )
     parser.add_argument(
-        "--choices", nargs="+", choices=list(CHOICES), default=["flow", "random"], help="beside it (default: flow random)"
+        "--choices",
+        nargs="+",
+        choices=list(CHOICES),
+        default=["flow", "random"],
+        help="beside it (default: flow random)",
     )
     parser.add_argument("--num_frames", type=int, default=None, help="frames of the clip (default: the tokenizer's)")
     parser.add_argument("--frame_stride", type=int, default=None, help="frames apart (default: evenly over the video)")
