@@ -59,6 +59,7 @@ def row_of(clips, name):
 def test_pretraining_goes_through_and_names_each_file_and_fault(folder, tmp_path, monkeypatch, caplog):
     fields = {"image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 16, "num_hidden_layers": 1}
     fields |= {"num_attention_heads": 2, "intermediate_size": 16, "decoder_hidden_size": 16, "target_type": "pixels"}
+    fields |= {"decoder_mask": "none"}
     fields |= {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
     options = ["--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--dataloader_num_workers", "2"]
     options += ["--report_to", "none", "--use_cpu", "--disable_tqdm", "True", "--config_overrides", json.dumps(fields)]

@@ -141,8 +141,10 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
         "masking",
         "modeling_lvmae",
         "recompute",
+        "targets",
         "video_io",
         "video_processing_lvmae",
+        "video_seeking",
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"]["AutoModelForVideoClassification"] == "modeling_lvmae.LVMAEForVideoClassification"
