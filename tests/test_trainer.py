@@ -956,9 +956,14 @@ def test_the_script_trains_on_pictures_and_then_on_videos(tmp_path, monkeypatch)
     first, second = FSQMagViTModel.from_pretrained(images), FSQMagViTModel.from_pretrained(videos)
     assert first.config.window_size == 1
     assert second.config.tubelet_size == 2
+    compared = 0
     for name, weight in second.named_parameters():
-        if weight.ndim == 5 and weight.shape[2] == 3 and not name.startswith("scorer."):
-            assert torch.equal(weight[:, :, 1], first.get_parameter(name)[:, :, 1])
+        picture_weight = first.get_parameter(name)
+        # The stem folds two frames into channels: the first and the last convolution have other shapes.
+        if weight.ndim == 5 and weight.shape == picture_weight.shape and not name.startswith("scorer."):
+            assert torch.equal(weight[:, :, weight.shape[2] // 2], picture_weight[:, :, weight.shape[2] // 2])
+            compared += 1
+    assert compared > 10
     picture = Image.open(tmp_path / "tokenizer" / "losses.png")
     assert np.asarray(picture.convert("L")).std() > 5  # curves, not an empty page
     assert math.isfinite(json.loads((tmp_path / "tokenizer" / "eval_results.json").read_text())["eval_psnr"])

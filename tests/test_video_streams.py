@@ -116,6 +116,7 @@ def test_broken_videos_are_passed_over(tmp_path):
 def pretrain(monkeypatch, output_dir):
     fields = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 16, "num_hidden_layers": 1}
     fields |= {"num_attention_heads": 2, "intermediate_size": 16, "decoder_hidden_size": 16, "target_type": "pixels"}
+    fields |= {"decoder_mask": "none"}
     fields |= {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
     options = ["--streaming", "--shuffle_buffer", "8", "--max_steps", "6", "--per_device_train_batch_size", "4"]
     options += ["--frame_jitter", "--crop_scales", "1", "0.75", "--horizontal_flip", "--num_clips", "2"]
