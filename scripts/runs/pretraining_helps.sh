@@ -30,7 +30,7 @@ python scripts/cache_targets.py --dataset_name $data --tokenizer $run/tokenizer 
 finetune() {  # name, seed, what differs
     [ -f $run/$1_$2/test_results.json ] || python scripts/finetune.py \
         --dataset_name $data --max_train_samples 640 --output_dir $run/$1_$2 --seed $2 --test_split test \
-        --num_train_epochs 8 --per_device_train_batch_size 8 --layer_decay 1.0 --adam_beta2 0.95 --warmup_steps 0.1 \
+        --num_train_epochs 6 --per_device_train_batch_size 8 --dataloader_num_workers 1 --layer_decay 1.0 --adam_beta2 0.95 --warmup_steps 0.1 \
         --eval_strategy no --save_strategy no --logging_steps 80 --report_to none "${@:3}" > $run/$1_$2.log 2>&1
 }
 all() {  # of one seed
