@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's way to Diving48 with extra data (sections 4 and 5): ViT-L, 128 frames; 800 epochs on unlabelled Kinetics-710, then a new
 # pre-training on Diving48 that starts from those weights, then fine-tuning. Two nodes of 8 GPUs, weeks: not run here.
-# K710 and DIVING48 are folders or Hub ids that load_video_dataset reads, TOKENIZER a trained tokenizer. On one machine, put
+# Fine-tuning is diving48.sh: ANNOTATIONS and VIDEOS as there. K710 and DIVING48 are folders or Hub ids that load_video_dataset reads, TOKENIZER a trained tokenizer. On one machine, put
 # "accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/pretrain.py" in place of "sbatch --wait ...".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,11 +15,7 @@ pretrain="sbatch --wait scripts/slurm/pretrain.sbatch --tokenizer ${TOKENIZER:?}
     --model_size large --num_train_epochs 800
 
 # A new optimizer and schedule, only the weights go on; --model_size is the checkpoint's.
-[ -f $run/downstream/train_results.json ] || $pretrain --dataset_name "${DIVING48:?}" --output_dir $run/downstream \
+[ -f $run/downstream/train_results.json ] || $pretrain --dataset_name "${DIVING48:?}" --eval_split test --output_dir $run/downstream \
     --model_name_or_path $run/big --num_train_epochs 1600
 
-accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/finetune.py \
-    --dataset_name "${DIVING48:?}" --model_name_or_path $run/downstream --output_dir $run/finetune --test_split test \
-    --config_overrides '{"pooling": "class_attention", "tube_drop_ratio": 0.25, "drop_path_rate": 0.1}' --bf16 \
-    --frame_stride 2 --min_crop_scale 0.5 --num_train_epochs 50 --learning_rate 1e-3 --warmup_steps 0.1 \
-    --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --dataloader_num_workers 12 --eval_strategy epoch --save_strategy epoch
+PRETRAINED=$run/downstream ANNOTATIONS="${ANNOTATIONS:?}" VIDEOS="${VIDEOS:?}" bash scripts/runs/diving48.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # FineGym288 with a second of margin on either side of an element (prepare_dataset.py adds it), ViT-L, 128 frames over the whole clip, a
 # quarter of the tubes dropped, one view: the paper's section 5. 8 GPUs of 80 GB; 244 GPU hours computed (scripts/estimate_cost.py, 35 %
-# of an A100's peak, two clips a video); not run. Epochs, rates and augmentations are VideoMAE's. ANNOTATIONS: folder of the gym288_*.txt and
+# of an A100's peak, two clips a video); not run. Epochs, rates and augmentations are VideoMAE's, but for crops of at least half the picture. ANNOTATIONS: folder of the gym288_*.txt and
 # finegym_annotation_info_v1.1.json; VIDEOS: folder of the whole videos; PRETRAINED: what pretrain.py wrote.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

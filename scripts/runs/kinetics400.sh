@@ -12,7 +12,7 @@ accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/finetune.py 
     --dataset_name $run/data --model_name_or_path "${PRETRAINED:?}" --output_dir $run/finetune \
     --config_overrides '{"num_frames": 64, "tube_drop_ratio": 0.0, "drop_path_rate": 0.1}' \
     --frame_stride 4 --min_crop_scale 0.08 --horizontal_flip --rand_augment_num_ops 4 --random_erasing_prob 0.25 --num_clips 2 \
-    --on_error skip --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 \
+    --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 \
     --num_train_epochs 75 --warmup_steps 0.067 --base_learning_rate 1e-3 --layer_decay 0.75 \
     --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --bf16 \
     --activation_checkpointing --activation_checkpointing_kwargs '{"mlp_only": true}' \
