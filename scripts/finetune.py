@@ -140,7 +140,8 @@ def main() -> None:
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
-    overrides = {**model_args.overrides(LVMAEConfig), **LVMAEConfig.label_fields(names)}
+    # An encoder fine-tuned before may bring label sets of its own.
+    overrides = {**model_args.overrides(LVMAEConfig), "label_sets": None, **LVMAEConfig.label_fields(names)}
     if model_args.model_name_or_path:
         model = LVMAEForVideoClassification.from_pretrained(model_args.model_name_or_path, **overrides)
     else:

@@ -118,7 +118,8 @@ def main() -> None:
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
-    trainer.add_callback(PredictionPictures(trainer, clips_to_train_on(*evaluated, whole_clips=True, **sampling)))
+    shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **sampling))
+    trainer.add_callback(PredictionPictures(trainer, shown))
     with train_clips.broken.reported():
         train_and_save(trainer, dataset=data_args.dataset_name)
     trainer.end()

@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     data, names = load_data(args)
     encoder = split_settings(args.features, args.train_split)["model"]
     labels: dict[str, Any] = {
+        "label_sets": None,  # a fine-tuned encoder's own
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
     }

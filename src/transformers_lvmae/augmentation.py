@@ -65,7 +65,8 @@ class ClipMixing:
         """
         shares = torch.eye(len(clips), device=clips.device)
         if self.repeats > 1:
-            order = torch.arange(len(clips), device=clips.device).view(-1, self.repeats).T.flatten()
+            firsts = range(min(self.repeats, len(clips)))
+            order = torch.cat([torch.arange(first, len(clips), self.repeats, device=clips.device) for first in firsts])
             clips, shares = clips[order], shares[order]
         # As plain tensors CutMix refuses five axes; as a Video it cuts height and width, the last two.
         mixed, shares = self.mix(tv_tensors.Video(clips), shares)

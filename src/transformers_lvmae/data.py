@@ -162,7 +162,8 @@ class VideoClips(Dataset):
     def draws_clips(self) -> bool:
         """Whether a row's clip differs from epoch to epoch."""
         frames = self.frame_stride is not None or self.frame_jitter
-        return self.training and (frames or self.crop is not None or self.horizontal_flip)
+        drawn = (self.crop, self.recolor, self.erase)
+        return self.training and (frames or self.horizontal_flip or any(draw is not None for draw in drawn))
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""

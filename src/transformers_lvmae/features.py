@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from .data import VideoClips
+from .data import VideoClips, _seconds
 from .video_io import decode_video, video_name
 
 
@@ -55,8 +55,9 @@ def sliding_rows(
     """
     clips = []
     for row in rows:
-        start, end = row.get("start") or 0.0, row.get("end")
-        metadata = decode_video(row[video_column], lambda metadata: [0], start=row.get("start"), end=end)[1]
+        first, end = _seconds(row.get("start")), _seconds(row.get("end"))
+        start = first or 0.0
+        metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
         if metadata.duration is None:
             raise ValueError(
                 f"Got {video_name(row[video_column])} of unknown frame rate, expected one that tells its length: re-encode it."

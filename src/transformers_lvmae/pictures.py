@@ -34,13 +34,13 @@ def prediction_panels(trainer: Any, item: dict[str, Any]) -> dict[str, Frames]:
     grid = (clips.shape[1] // config.tubelet_size, *(side // config.patch_size for side in clips.shape[-2:]))
     frames = to_frames(trainer.raw_pixels(clips)[0].cpu())
     panels = {"video": frames}
+    scores = batch.get("importance_scores")
+    if scores is None and config.decoder_mask in ("motion", "flow", "everest"):
+        scores = trainer.motion_scores(clips)
     if tokenizer is not None:
         tokens = tokenizer.encode(trainer.tokenizer_view(clips))
-        batch.setdefault("importance_scores", tokens.importance_scores)
+        scores = tokens.importance_scores if scores is None else scores
         panels["tokenizer,\nall tokens"] = to_frames(tokenizer.decode(tokens.codes, grid)[0].cpu())
-    scores = batch.get("importance_scores")
-    if config.decoder_mask in ("motion", "flow", "everest"):
-        scores = trainer.motion_scores(clips)
     if scores is not None and config.decoder_mask not in ("none", "random", "uniform"):
         panels["importance"] = show_scores(frames, scores[0].cpu(), grid)
     panels["seen by\nthe encoder"] = show_kept(frames, ~output.bool_masked_pos[0], grid)
@@ -97,7 +97,7 @@ class PredictionPictures(TrainerCallback):
         trackers = [callback for callback in callbacks if isinstance(callback, TensorBoardCallback | TrackioCallback)]
         if not trackers:
             return
-        panels = prediction_panels(self.trainer, self.clips[0])
+        panels = prediction_panels(self.trainer, next(iter(self.clips)))
         if not state.is_world_process_zero:
             return
         picture = self._draw(panels, f"step {state.global_step}")

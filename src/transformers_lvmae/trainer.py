@@ -592,6 +592,7 @@ def train_and_save(trainer: _VideoTrainer, **facts: Any) -> None:
         facts: for the card, as `create_model_card` takes them: `dataset`.
     """
     checkpoint = trainer.args.resume_from_checkpoint or newest_checkpoint(trainer.args.output_dir)
+    trainer._card_facts.update(facts)  # for the cards of checkpoints
     if checkpoint:
         logger.warning(f"Going on from {checkpoint}. To start anew, give another --output_dir.")
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -221,7 +221,7 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
     base_learning_rate: float | None = field(
         default=1.5e-4,
-        metadata={"help": "Learning rate at 256 clips a step; learning_rate is set to it x the real batch / 256."},
+        metadata={"help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256."},
     )
     raft_weights: str | None = field(
         default=None,

@@ -43,6 +43,11 @@ class VideoStream(datasets.IterableDataset):
         """accelerate has a stream of at least as many shards as processes split itself, and cuts batches of others."""
         return 2**31 if self.clips.training else 1
 
+    @property
+    def num_clips(self) -> int:
+        """Clips of each video, one after the other."""
+        return self.clips.num_clips
+
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> "VideoStream":
         """The part of process `index` out of `num_shards`: shards of the dataset, or every n-th row where they do not divide."""
         clips = copy.copy(self.clips)
