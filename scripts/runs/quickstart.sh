@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Two CPU cores, under 20 minutes: every stage on generated digits clips of 128 frames, from nothing to a classified .mp4.
+# Two CPU cores, about 20 minutes: every stage on generated digits clips of 128 frames, from nothing to a classified .mp4.
 # A stage that is done is not done again; delete runs/quickstart to start anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=runs/quickstart data=runs/quickstart/data
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 python scripts/make_digits.py $data --task motion --train 640 --validation 80 --test 160
 
@@ -25,7 +25,7 @@ python scripts/make_digits.py $data --task motion --train 640 --validation 80 --
     --num_train_epochs 4 --per_device_train_batch_size 8 --base_learning_rate 6.4e-2 --warmup_steps 0.1 \
     --logging_steps 20 --logging_first_step true --save_steps 100 --save_total_limit 1 --report_to none
 
-[ -f $run/finetune/test_results.json ] || OMP_NUM_THREADS=1 python scripts/finetune.py \
+[ -f $run/finetune/test_results.json ] || python scripts/finetune.py \
     --dataset_name $data --model_name_or_path $run/pretrain --output_dir $run/finetune --test_split test \
     --config_overrides '{"tube_drop_ratio": 0.75}' \
     --num_train_epochs 18 --per_device_train_batch_size 8 --learning_rate 2e-3 --layer_decay 1.0 --adam_beta2 0.95 \
