@@ -111,6 +111,11 @@ def main() -> None:
         **{**data_args.reading(args.output_dir), "num_clips": 1},
         **sampling,
     )
+    if data_args.num_clips > 1 and train_clips.draws_clips:
+        raise ValueError(
+            f"Got num_clips={data_args.num_clips} with random starts, crops or flips, expected 1: a cache holds one clip of a video "
+            "in each epoch; cache more epochs (--num_epochs)."
+        )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     eval_clips = ByteClips(eval_rows, processor, config.num_frames, **sampling)
     output = Path(args.output_dir)

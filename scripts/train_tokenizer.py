@@ -70,10 +70,12 @@ def make_clips(
 ) -> tuple[VideoClips, VideoClips]:
     """Clips to train on and to evaluate on."""
     if args.image_column:
+        if args.streaming:
+            raise ValueError("Got streaming with image_column, expected one of them: pictures are not streamed.")
         pictures = load_image_dataset(args.dataset_name, args.dataset_config_name, args.image_column)
         train_rows = select_split(pictures, args.train_split, args.max_train_samples)
         eval_rows = select_split(pictures, args.eval_split, args.max_eval_samples)
-        augmentation = args.augmentation()
+        augmentation = {**args.augmentation(), "num_clips": args.num_clips}
         return (
             ImageClips(train_rows, processor, args.image_column, training=True, seed=seed, **augmentation),
             ImageClips(eval_rows, processor, args.image_column),

@@ -16,10 +16,8 @@ from .video_io import write_video
 Frames = np.ndarray  # (T, H, W, 3), float in [0, 1]
 
 
-def to_frames(clip: torch.Tensor, mean: list[float] | None = None, std: list[float] | None = None) -> Frames:
-    """A clip (T, C, H, W) as frames; `mean` and `std` undo the processor's normalisation."""
-    if mean is not None and std is not None:
-        clip = clip * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+def to_frames(clip: torch.Tensor) -> Frames:
+    """A clip (T, C, H, W) of values in [0, 1] as frames; values beyond are clamped."""
     return clip.detach().float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
