@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import load_script
 
 from transformers_lvmae import LVMAEConfig
-from transformers_lvmae.cost import pretraining_cost
+from transformers_lvmae.cost import TransformerLayers, pretraining_cost
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +23,26 @@ def estimate():
 
 def test_a_case_is_run_and_counted(benchmark):
     case = {"build": "lvmae_step", "size": "small", "frames": 16, "attention": "sdpa", "backward": True, "count": True}
-    result = benchmark.run_case(case)
+    result = benchmark.run_case({**case, "memory": True}) | benchmark.run_case({**case, "memory": False})
     cost = pretraining_cost(LVMAEConfig.from_size("small", num_frames=16))
     assert result["flops"] == pytest.approx(cost.flops, rel=0.02)
     assert result["saved"] == pytest.approx(cost.saved_bytes, rel=0.02)
     assert result["cpu"] > 0.01
     assert result["rss"] > 2**20
     assert result["flops"] / result["cpu"] < result["gemm_rate"] * 1.5
+
+
+def test_the_peer_with_a_masked_decoder_has_that_decoders_cost(benchmark):
+    """In closed form: VideoMAE's layers on the visible tokens and half of all, and every tubelet embedded."""
+    case = {"build": "videomae_v2_step", "size": "small", "frames": 16, "attention": "sdpa", "backward": True}
+    result = benchmark.run_case({**case, "memory": True, "count": True})
+    config = LVMAEConfig.from_size("small", num_frames=16, target_type="pixels")
+    cost = pretraining_cost(config, decoded_tokens=784)
+    ours = TransformerLayers(1, 160 + 784, config.decoder_hidden_size, config.decoder_intermediate_size, 3, outputs=784)
+    whole = replace(ours, outputs=160 + 784)  # what comes out at visible positions, too
+    embedding = 4 * (1568 - 160) * config.target_size * config.hidden_size  # of hidden tubelets
+    expected = cost.flops + whole.flops("none") - ours.flops("none") + embedding
+    assert result["flops"] == pytest.approx(expected, rel=0.001)
 
 
 def test_every_group_has_cases_that_can_be_built(benchmark):

@@ -6,6 +6,7 @@ from conftest import tiny_config
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from transformers.activations import GELUActivation
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.masking import topk_mask
@@ -57,6 +58,16 @@ def test_each_lever_keeps_less_than_the_one_before(autocast):
     assert kept[1] < 0.8 * kept[0]
     assert kept[2] < 0.9 * kept[1]
     assert kept[3] < 0.6 * kept[2]
+
+
+@pytest.mark.parametrize("checkpointing", [name for name in CHECKPOINTING if "reentrant" not in name])
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_activations_are_computed_twice_at_most(checkpointing, rebuild, monkeypatch):
+    calls = []
+    monkeypatch.setattr(GELUActivation, "forward", lambda self, x: calls.append(x) or nn.functional.gelu(x))
+    step(CHECKPOINTING[checkpointing], rebuild_activations=rebuild)
+    layers = tiny_config().num_hidden_layers + tiny_config().decoder_num_hidden_layers
+    assert len(calls) == layers * (2 if rebuild or checkpointing != "none" else 1)
 
 
 def test_only_what_the_function_reads_is_kept():

@@ -125,7 +125,7 @@ class TransformerLayers:
             again = self.outputs * (self.inner + self.width) * itemsize
         if checkpointing == "layer":
             layer = replace(self, depth=1)
-            again = layer.saved_bytes(itemsize, attention, "none", rebuild=True)
+            again = layer.saved_bytes(itemsize, attention, "none", rebuild=False)
         return max(mlp, self.tokens * 8 * self.width * itemsize + matrices) + again
 
 

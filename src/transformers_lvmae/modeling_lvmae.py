@@ -282,11 +282,10 @@ class LVMAEMLP(nn.Module):
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
-        self.rebuild = config.rebuild_activations
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, rebuild: bool = False) -> torch.Tensor:
         (hidden_states,) = project(hidden_states, self.fc1)
-        (hidden_states,) = project(rebuilt(self.activation, hidden_states, self.rebuild), self.fc2)
+        (hidden_states,) = project(rebuilt(self.activation, hidden_states, rebuild), self.fc2)
         return hidden_states
 
 
@@ -331,17 +330,19 @@ class LVMAELayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """(B, N, D) -> the tokens from `first_query` on; those before are only attended to."""
-        normed = rebuilt(self.layer_norm1, hidden_states, self.rebuild)
+        # What is checkpointed is made again at once in backward; an output made again on its own as well would be computed three times.
+        rebuild = self.rebuild and not (self.gradient_checkpointing and self.training)
+        normed = rebuilt(self.layer_norm1, hidden_states, rebuild)
         attended, _ = self.attention(normed, first_query=first_query, **kwargs)
         hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attended))
         if self.mlp_checkpointing and self.training:
-            transformed = self._gradient_checkpointing_func(self._mlp_branch, hidden_states)
+            transformed = self._gradient_checkpointing_func(self._mlp_branch, hidden_states, False)
         else:
-            transformed = self._mlp_branch(hidden_states)
+            transformed = self._mlp_branch(hidden_states, rebuild)
         return hidden_states + self.drop_path(self.dropout(transformed))
 
-    def _mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.mlp(rebuilt(self.layer_norm2, hidden_states, self.rebuild))
+    def _mlp_branch(self, hidden_states: torch.Tensor, rebuild: bool) -> torch.Tensor:
+        return self.mlp(rebuilt(self.layer_norm2, hidden_states, rebuild), rebuild)
 
 
 class LVMAEEncoder(nn.Module):
