@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -117,7 +118,14 @@ def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, mon
         AutoVideoProcessor.from_pretrained(output).save_pretrained(output / "merged")
         classifier = pipeline("video-classification", model=str(output / "merged"), device="cpu")
         video = str(next((CLIPS / "test").glob("*.mp4")))
-        assert {answer["label"] for answer in classifier(video, top_k=classes)} == set(model.config.id2label.values())
+        answers = classifier(video, top_k=classes)
+        assert {answer["label"] for answer in answers} == set(model.config.id2label.values())
+        snippet = (output / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        names: dict[str, Any] = {}
+        exec(snippet.replace("PATH_OR_ID", str(output)).replace("clip.mp4", video), names)
+        (best,) = names["classifier"](video, top_k=1)
+        assert best["label"] == answers[0]["label"]
+        assert best["score"] == pytest.approx(answers[0]["score"], rel=1e-4)
         alone = LVMAEForVideoClassification.from_pretrained(output / "merged").eval()
         assert torch.equal(alone(clips).logits, merged(clips).logits)
         untouched = AutoModelForVideoClassification.from_pretrained(base, config=model.config).eval()

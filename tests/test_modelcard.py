@@ -128,6 +128,8 @@ def test_an_adapters_card_says_so(tmp_path):
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "peft"
+    assert "PeftModel.from_pretrained(base" in card.content
+    assert 'pipeline("video-classification", model="PATH_OR_ID"' not in card.content  # which needs the base merged
     assert "`LVMAEForVideoClassification`" in card.content
     assert "More Information Needed" not in card.content
 

@@ -215,6 +215,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(stage, splits, tmp_path):
     assert (tmp_path / "resumed" / "video_preprocessor_config.json").exists()
 
 
+def test_a_finished_run_started_again_keeps_its_results(splits, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    train_and_save(make_trainer("classification", splits, tmp_path, **options))
+    before = json.loads((tmp_path / "train_results.json").read_text())
+    assert before["train_loss"] > 0
+    train_and_save(make_trainer("classification", splits, tmp_path, **options))
+    assert json.loads((tmp_path / "train_results.json").read_text()) == before
+
+
 def test_epochs_draw_new_clips(splits, tmp_path):
     """Trainer tells the dataset which epoch it is."""
     trainer = make_trainer("pretraining", splits, tmp_path, num_train_epochs=2, max_steps=-1)

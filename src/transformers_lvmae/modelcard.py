@@ -181,7 +181,7 @@ def _body(config: Any, architecture: str, facts: ModelCardFacts) -> str:
         parts += ["## Results", _table(("split", "metric", "value"), [(*row[:2], f"{row[2]:.4g}") for row in metrics])]
     if facts.hyperparameters:
         parts += ["## Training", _table(("setting", "value"), list(facts.hyperparameters.items()))]
-    return "\n\n".join([*parts, "## Use", _usage(architecture)])
+    return "\n\n".join([*parts, "## Use", _adapter_usage(facts) if facts.library_name == "peft" else _usage(architecture)])
 
 
 def _with_version(package: str) -> str:
@@ -227,6 +227,24 @@ def _usage(architecture: str) -> str:
         "and pass `trust_remote_code=True`."
     )
     return "\n".join(["```python", *lines, "```", "", note])
+
+
+def _adapter_usage(facts: ModelCardFacts) -> str:
+    """An adapter's folder has the config with its classes; the weights are those it started from."""
+    base = facts.finetuned_from or "PATH_OR_ID_OF_THE_BASE"
+    lines = [
+        "import transformers_lvmae",
+        "from peft import PeftModel",
+        "from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline",
+        "",
+        'config = AutoConfig.from_pretrained("PATH_OR_ID")',
+        f'base = AutoModelForVideoClassification.from_pretrained("{base}", config=config)',
+        'model = PeftModel.from_pretrained(base, "PATH_OR_ID").merge_and_unload()',
+        'processor = AutoVideoProcessor.from_pretrained("PATH_OR_ID")',
+        'classifier = pipeline("video-classification", model=model, video_processor=processor, top_k=5)',
+        'classifier("clip.mp4")',
+    ]
+    return "\n".join(["```python", *lines, "```"])
 
 
 __all__ = ["ModelCardFacts", "command_line", "may_write_card", "write_model_card"]
