@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from transformers_lvmae.augmentation import ClipMixing, rand_augment, random_erasing
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.target_cache import ByteClips
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
@@ -184,3 +185,8 @@ def test_rand_augment_sees_frames_of_the_model_s_size():
     clips.recolor = lambda frames: seen.append((tuple(frames.shape), frames.dtype)) or recolor(frames)
     assert clips[0]["pixel_values_videos"].shape == (8, 3, 32, 32)
     assert seen == [((8, 3, 32, 32), torch.uint8)]
+
+
+def test_random_erasing_is_refused_where_pixels_are_not_normalised():
+    with pytest.raises(ValueError, match=r"Got random_erasing_prob=0\.25 for uint8 clips, expected 0"):
+        ByteClips([], processor_for(tiny_config()), 8, training=True, random_erasing_prob=0.25)

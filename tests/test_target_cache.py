@@ -416,6 +416,14 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
+def test_several_clips_of_a_video_cannot_be_cached_where_each_is_drawn(saved_tokenizer, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"Got num_clips=2 with random starts.*--num_epochs"):
+        run_script(
+            monkeypatch, "cache_targets", [*cache_command(saved_tokenizer, tmp_path / "cache"), "--num_clips", "2"]
+        )
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_killed_cache_goes_on_and_ends_as_if_it_had_not_been(whole_cache, saved_tokenizer, tmp_path, monkeypatch):
     """SIGKILL in the middle of the second file; finished files are not touched again."""
     script = tmp_path / "killed.py"

@@ -959,7 +959,13 @@ def test_the_script_trains_on_pictures_and_then_on_videos(tmp_path, monkeypatch)
         videos,
     ]
     script = load_script("train_tokenizer")
-    for command in (on_images, [*on_videos, "--image_tokenizer", images, "--learning_rate", "0"]):
+    monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *on_images, *options, "--streaming"])
+    with pytest.raises(ValueError, match="Got streaming with image_column, expected one of them"):
+        script.main()
+    for command in (
+        [*on_images, "--num_clips", "2"],
+        [*on_videos, "--image_tokenizer", images, "--learning_rate", "0"],
+    ):
         monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *command, *options])
         script.main()
     first, second = FSQMagViTModel.from_pretrained(images), FSQMagViTModel.from_pretrained(videos)

@@ -152,6 +152,10 @@ class VideoClips(Dataset):
             fill = [255 * mean for mean in processor.image_mean]
             self.recolor = rand_augment(rand_augment_num_ops, rand_augment_magnitude, fill)
         if training and random_erasing_prob > 0:
+            if not self.processing.get("do_normalize", True):
+                raise ValueError(
+                    f"Got random_erasing_prob={random_erasing_prob} for uint8 clips, expected 0: the boxes are noise in normalised pixels."
+                )
             self.erase = random_erasing(random_erasing_prob)
 
     @property

@@ -181,7 +181,9 @@ def _body(config: Any, architecture: str, facts: ModelCardFacts) -> str:
         parts += ["## Results", _table(("split", "metric", "value"), [(*row[:2], f"{row[2]:.4g}") for row in metrics])]
     if facts.hyperparameters:
         parts += ["## Training", _table(("setting", "value"), list(facts.hyperparameters.items()))]
-    return "\n\n".join([*parts, "## Use", _adapter_usage(facts) if facts.library_name == "peft" else _usage(architecture)])
+    return "\n\n".join(
+        [*parts, "## Use", _adapter_usage(facts) if facts.library_name == "peft" else _usage(architecture)]
+    )
 
 
 def _with_version(package: str) -> str:
