@@ -48,9 +48,9 @@ class Faults(Dataset):
         return range(total) if self.num_frames is None else sample_frames(total, min(total, self.num_frames))
 
 
-def corner(frame: torch.Tensor) -> torch.Tensor:
+def corner(frames: torch.Tensor) -> torch.Tensor:
     """Nothing of a frame is looked at."""
-    return frame[:, :1, :1]
+    return frames[:, :, :1, :1]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

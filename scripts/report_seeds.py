@@ -1,8 +1,9 @@
-"""Compare ways of fine-tuning over their seeds: a table of test accuracies, their mean and spread.
+"""Compare ways of fine-tuning over their seeds: a table of test accuracies, their mean and spread, and their losses in training.
 
     python scripts/report_seeds.py runs/pretraining_helps pretrained scratch lora
 
-reads RUN/NAME_SEED/test_results.json and memory_results.json, as finetune.py writes them, and writes RUN/table.md.
+reads RUN/NAME_SEED/test_results.json, memory_results.json and trainer_state.json, as finetune.py writes them, and writes RUN/table.md
+and RUN/losses.png, where every seed is a line.
 """
 
 import argparse
@@ -47,12 +48,36 @@ def table(results: dict[str, dict[int, tuple[float, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot_losses(run: Path, results: dict[str, dict[int, tuple[float, float]]], path: Path) -> None:
+    """Loss in training by epoch, a line for each seed, a colour for each way."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for number, (name, runs) in enumerate(results.items()):
+        for seed in runs:
+            history = json.loads((run / f"{name}_{seed}" / "trainer_state.json").read_text())["log_history"]
+            logs = [entry for entry in history if "loss" in entry]
+            label = name if seed == min(runs) else None
+            axis.plot(
+                [entry["epoch"] for entry in logs], [entry["loss"] for entry in logs], color=f"C{number}", label=label
+            )
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("loss in training")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the runs")
     parser.add_argument("names", nargs="+", help="ways of fine-tuning, folders without their seeds")
     args = parser.parse_args()
-    text = table({name: results_of(args.run, name) for name in args.names})
+    results = {name: results_of(args.run, name) for name in args.names}
+    text = table(results)
+    plot_losses(args.run, results, args.run / "losses.png")
     (args.run / "table.md").write_text(text)
     print(text)
 

@@ -3,14 +3,18 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from conftest import load_script
+from PIL import Image
 
 
 def write_run(folder, accuracy, share):
     folder.mkdir(parents=True)
     (folder / "test_results.json").write_text(json.dumps({"test_accuracy": accuracy}))
     (folder / "memory_results.json").write_text(json.dumps({"trainable_share": share}))
+    logs = [{"epoch": epoch, "loss": 2.0 - epoch * accuracy} for epoch in (1, 2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [*logs, {"epoch": 2, "eval_loss": 1.0}]}))
 
 
 def test_means_and_deviations_over_seeds(tmp_path, monkeypatch, capsys):
@@ -24,6 +28,9 @@ def test_means_and_deviations_over_seeds(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert "| scratch | 100.0% | 0.500 | 0.600 | 0.700 | 0.600 | 0.100 |" in text
+    pixels = np.asarray(Image.open(tmp_path / "losses.png").convert("RGB")).reshape(-1, 3)
+    for colour in ([31, 119, 180], [255, 127, 14]):  # a line of each way
+        assert (pixels == colour).all(axis=1).sum() > 100
     assert "| lora | 4.6% |  |  | 0.550 | 0.550 |  |" in text
 
 

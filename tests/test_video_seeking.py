@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from transformers_lvmae import video_seeking
+from transformers_lvmae import video_io, video_seeking
 from transformers_lvmae.video_io import decode_video
 from transformers_lvmae.video_seeking import MAX_REORDER, VideoReader, VideoReadError
 
@@ -201,17 +201,20 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
         decode_video(tmp_path / "unknown.mp4", lambda metadata: [0])
 
 
-def test_views_get_each_frame_as_it_is_decoded(videos):
+@pytest.mark.parametrize("frames_a_block", [1, 2, 3, 100])
+def test_views_get_the_frames_as_they_are_decoded(frames_a_block, videos, monkeypatch):
+    """As many at once as a block may hold, each once, in order."""
     path, _, pictures = videos("h264.mp4")
-    seen = []
+    monkeypatch.setattr(video_io, "BLOCK_BYTES", frames_a_block * pictures[0].nbytes)
+    blocks = []
 
-    def corner(frame):
-        seen.append(frame.permute(1, 2, 0).numpy().copy())
-        return frame[:, :8, :16]
+    def corner(frames):
+        blocks.append(frames.permute(0, 2, 3, 1).numpy().copy())
+        return frames[:, :, :8, :16]
 
     clip, metadata = decode_video(path, lambda metadata: [7, 3, 3, 60], view=corner)
-    assert [np.array_equal(frame, pictures[number]) for frame, number in zip(seen, [3, 7, 60])] == [True] * 3
-    assert len(seen) == 3
+    assert np.array_equal(np.concatenate(blocks), np.stack([pictures[number] for number in (3, 7, 60)]))
+    assert len(blocks) == -(-3 // frames_a_block)
     assert clip.shape == (4, 3, 8, 16)
     assert metadata.frames_indices == [7, 3, 3, 60]
     expected = np.stack([pictures[number][:8, :16] for number in (7, 3, 3, 60)]).transpose(0, 3, 1, 2)

@@ -66,8 +66,9 @@ class VideoClips(Dataset):
     columns a list of them). Where the rows have
     `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
 
-    Each frame is brought to the model's size right after it is decoded, by the processor's resize and centre crop or by a random
-    crop out of the frame as it is stored, the same for the whole clip: no more than one frame of full size is ever in memory.
+    Frames are brought to the model's size right after they are decoded, by the processor's resize and centre crop or by a random
+    crop out of the frames as they are stored, the same for the whole clip: no more than 4 MiB of full size, or one frame, is ever in
+    memory.
 
     Args:
         rows: a split of [`load_video_dataset`].

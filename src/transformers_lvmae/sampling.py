@@ -127,22 +127,22 @@ def random_crop(
 
 
 def draw_view(fit: View, crop: v2.Transform | None = None, flip: bool = False) -> View:
-    """What a clip shows of each of its frames (3, H, W), drawn once for all of them.
+    """What a clip shows of its frames (N, 3, H, W), drawn once for all of them.
 
     Args:
-        fit: takes a frame to the model's size where there is no `crop`.
-        crop: taken out of the frame as it is stored; its numbers are drawn at the first frame.
+        fit: takes frames to the model's size where there is no `crop`.
+        crop: taken out of the frames as they are stored; its numbers are drawn at the first frame.
         flip: mirror, with probability 1/2.
     """
     mirrored = flip and bool(torch.rand(()) < 0.5)
     params: dict[str, Any] = {}
 
-    def view(frame: torch.Tensor) -> torch.Tensor:
+    def view(frames: torch.Tensor) -> torch.Tensor:
         if crop is None:
-            frame = fit(frame)
+            frames = fit(frames)
         else:
-            params.update(params or crop.make_params([frame]))
-            frame = crop.transform(frame, params)
-        return horizontal_flip(frame) if mirrored else frame
+            params.update(params or crop.make_params([frames]))
+            frames = crop.transform(frames, params)
+        return horizontal_flip(frames) if mirrored else frames
 
     return view

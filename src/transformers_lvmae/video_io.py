@@ -25,6 +25,7 @@ from .video_seeking import VideoReader, VideoReadError
 
 SampleIndices = Callable[[VideoMetadata], Sequence[int] | np.ndarray | torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
+BLOCK_BYTES = 4 * 2**20  # of frames that are resized or cropped in one call: small ones one by one take twice as long
 FramesOf = Callable[[list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
@@ -56,9 +57,9 @@ def decode_video(
         start, end: seconds; only the frames whose time stamp lies in [start, end), counted from the video's first frame, are
             there to sample: metadata and frame numbers are those of this segment. Its cost does not depend on where in the
             video it lies, in MP4, MOV, Matroska and WebM; other containers are decoded from their start (`video_seeking`).
-        view: called with each frame, uint8 (3, H, W), right after it is decoded (in ascending order, once), and what it
-            returns is kept in the frame's place, always of one shape: with a resize or a crop here, no more than one frame
-            of full size is ever held.
+        view: called with frames, uint8 (N, 3, H, W), right after they are decoded (in ascending order, once), and what it
+            returns is kept in their place, always of one shape: with a resize or a crop here, no more frames of full size are
+            held than fit into 4 MiB, or one.
 
     Returns:
         uint8 frames (T, 3, H, W), or of the view's shape, in the order asked for, and the metadata with `frames_indices` set.
@@ -88,7 +89,7 @@ def decode_clips(
     try:
         metadata, frames = read(_openable(source), start, end)
         indices = [_frame_numbers(sample, metadata) for sample in samplers]
-        clips = _collect(frames(np.unique(np.concatenate(indices)).tolist()), indices, views)
+        clips = _collect(_blocks(frames(np.unique(np.concatenate(indices)).tolist())), indices, views)
     except VideoReadError as error:
         raise VideoReadError(f"Cannot read video {name}: {error}") from None
     except (av.FFmpegError, OSError, RuntimeError) as error:
@@ -99,21 +100,42 @@ def decode_clips(
     return [(clip, replace(metadata, frames_indices=numbers.tolist())) for clip, numbers in zip(clips, indices)]
 
 
-def _collect(
-    frames: Iterable[tuple[int, torch.Tensor]], indices: list[np.ndarray], views: Sequence[View | None]
-) -> list[torch.Tensor]:
-    """Clips (T, C, H, W) of frames that come one at a time with their numbers."""
-    clips: list[torch.Tensor | None] = [None] * len(indices)
+def _blocks(frames: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Frames that come one at a time with their numbers, as many at once as `BLOCK_BYTES` hold, but one at least."""
+    waiting: list[tuple[int, torch.Tensor]] = []
+
+    def block() -> tuple[np.ndarray, torch.Tensor]:
+        numbers, pictures = zip(*waiting)
+        waiting.clear()
+        if len(pictures) == 1:  # a large one, not to be copied
+            return np.array(numbers), pictures[0][None]
+        # In memory as decoders write them, channels last: copying is cheap.
+        return np.array(numbers), torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+
     for number, frame in frames:
+        waiting.append((number, frame))
+        if (len(waiting) + 1) * frame.nbytes > BLOCK_BYTES:
+            yield block()
+    if waiting:
+        yield block()
+
+
+def _collect(
+    blocks: Iterable[tuple[np.ndarray, torch.Tensor]], indices: list[np.ndarray], views: Sequence[View | None]
+) -> list[torch.Tensor]:
+    """Clips (T, C, H, W) of blocks of frames (N, C, H, W) with their numbers, both ascending."""
+    clips: list[torch.Tensor | None] = [None] * len(indices)
+    for numbers, frames in blocks:
         for clip, (wanted, view) in enumerate(zip(indices, views)):
-            places = np.flatnonzero(wanted == number)
+            places, used = np.flatnonzero(np.isin(wanted, numbers)), np.isin(numbers, wanted)
             if not len(places):
                 continue
-            picture = (frame if view is None else view(frame)).permute(1, 2, 0)
+            seen = frames if used.all() else frames[torch.from_numpy(used)]
+            pictures = (seen if view is None else view(seen)).permute(0, 2, 3, 1)
             held = clips[clip]
-            if held is None:  # in memory as decoders write it, channels last: copying is cheap
-                held = clips[clip] = picture.new_empty((len(wanted), *picture.shape))
-            held[torch.from_numpy(places)] = picture
+            if held is None:
+                held = clips[clip] = pictures.new_empty((len(wanted), *pictures.shape[1:]))
+            held[torch.from_numpy(places)] = pictures[torch.from_numpy(np.searchsorted(numbers[used], wanted[places]))]
     return [clip.permute(0, 3, 1, 2) for clip in clips if clip is not None]
 
 
