@@ -45,6 +45,16 @@ def test_the_peer_with_a_masked_decoder_has_that_decoders_cost(benchmark):
     assert result["flops"] == pytest.approx(expected, rel=0.001)
 
 
+def test_the_classifiers_forward_holds_no_more_than_videomaes(benchmark):
+    """Peak memory of processes of their own: nothing that a layer is done with lives on through its MLP."""
+    case = {"frames": 32, "layers": 1, "training": False, "backward": False, "memory": True, "count": False}
+    peaks = [
+        benchmark.run_in_fresh_process({**case, "build": build})["rss"]
+        for build in ("lvmae_classifier", "videomae_classifier")
+    ]
+    assert peaks[0] < 0.95 * peaks[1]
+
+
 def test_every_group_has_cases_that_can_be_built(benchmark):
     arguments = {"sizes": ["base"], "attention": ["eager"], "frames": [128], "finetune_frames": [64], "layers": 2}
     arguments["memory_frames"] = [32]

@@ -285,7 +285,8 @@ class LVMAEMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, rebuild: bool = False) -> torch.Tensor:
         (hidden_states,) = project(hidden_states, self.fc1)
-        (hidden_states,) = project(rebuilt(self.activation, hidden_states, rebuild), self.fc2)
+        hidden_states = rebuilt(self.activation, hidden_states, rebuild)
+        (hidden_states,) = project(hidden_states, self.fc2)
         return hidden_states
 
 
@@ -332,14 +333,20 @@ class LVMAELayer(GradientCheckpointingLayer):
         """(B, N, D) -> the tokens from `first_query` on; those before are only attended to."""
         # What is checkpointed is made again at once in backward; an output made again on its own as well would be computed three times.
         rebuild = self.rebuild and not (self.gradient_checkpointing and self.training)
-        normed = rebuilt(self.layer_norm1, hidden_states, rebuild)
-        attended, _ = self.attention(normed, first_query=first_query, **kwargs)
+        attended = self._attention_branch(hidden_states, first_query, rebuild, **kwargs)
         hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attended))
+        del attended  # as large as the tokens: without gradients the MLP has its place
         if self.mlp_checkpointing and self.training:
             transformed = self._gradient_checkpointing_func(self._mlp_branch, hidden_states, False)
         else:
             transformed = self._mlp_branch(hidden_states, rebuild)
         return hidden_states + self.drop_path(self.dropout(transformed))
+
+    def _attention_branch(
+        self, hidden_states: torch.Tensor, first_query: int, rebuild: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        normed = rebuilt(self.layer_norm1, hidden_states, rebuild)
+        return self.attention(normed, first_query=first_query, **kwargs)[0]
 
     def _mlp_branch(self, hidden_states: torch.Tensor, rebuild: bool) -> torch.Tensor:
         return self.mlp(rebuilt(self.layer_norm2, hidden_states, rebuild), rebuild)
