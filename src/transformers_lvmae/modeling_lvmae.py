@@ -431,8 +431,8 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     ) -> None:
         """As in transformers, with one key more among the kwargs: `mlp_only=True` checkpoints each layer's MLP branch alone.
 
-        Attention, the dear part of long clips, is then not computed twice: a third less memory for 7 % more time, where whole
-        layers cost 25 % (scripts/benchmark.py --cases step; ViT-B, 128 frames). From the command line:
+        Attention, the dear part of long clips, is then not computed twice: a third less memory for 4 % more time, where whole
+        layers cost 37 % (scripts/benchmark.py --cases step; ViT-B, 128 frames). From the command line:
         `--activation_checkpointing --activation_checkpointing_kwargs '{"mlp_only": true}'`.
         """
         checkpoint_kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
