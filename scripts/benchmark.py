@@ -5,7 +5,7 @@
 
 Every case runs in a fresh process, on one thread, round-robin: what else the machine does meets all cases alike. One run of each
 measures its memory, and --repeats more its time: only an allocator that gives large blocks back at once shows what is in use, and
-it makes every large tensor anew out of empty pages, which would be half the time of a GELU. CPU seconds are the figure to compare; wall clock
+it makes every large tensor anew out of empty pages, which takes CPU time of its own. CPU seconds are the figure to compare; wall clock
 is the machine's mood. One JSON line a run goes to OUTPUT/results.jsonl, medians with ratios to the first case of each group to
 OUTPUT/tables.md, and the decoder budgets to OUTPUT/decoder_budgets.png.
 

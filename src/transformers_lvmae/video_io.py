@@ -25,7 +25,7 @@ from .video_seeking import VideoReader, VideoReadError
 
 SampleIndices = Callable[[VideoMetadata], Sequence[int] | np.ndarray | torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
-BLOCK_BYTES = 4 * 2**20  # of frames that are resized or cropped in one call: small ones one by one take twice as long
+BLOCK_BYTES = 4 * 2**20  # of frames that are resized or cropped in one call: for small ones the calls cost most
 FramesOf = Callable[[list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
@@ -59,7 +59,7 @@ def decode_video(
             video it lies, in MP4, MOV, Matroska and WebM; other containers are decoded from their start (`video_seeking`).
         view: called with frames, uint8 (N, 3, H, W), right after they are decoded (in ascending order, once), and what it
             returns is kept in their place, always of one shape: with a resize or a crop here, no more frames of full size are
-            held than fit into 4 MiB, or one.
+            held than fit into 4 MiB (and their copy, side by side), or one.
 
     Returns:
         uint8 frames (T, 3, H, W), or of the view's shape, in the order asked for, and the metadata with `frames_indices` set.
