@@ -102,7 +102,6 @@ def test_pretraining_step(size, rebuild, case):
 
 
 @every_case
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 reads it
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_fine_tuning_step(lora_rank, case):
     case = CASES[case]

@@ -26,9 +26,6 @@ from transformers_lvmae.data import VideoClips, load_video_dataset, processor_fo
 
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)  # peft 0.21 reads it
 
 
 @pytest.fixture(scope="module")

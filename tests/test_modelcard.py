@@ -119,7 +119,6 @@ def test_a_trainer_writes_a_card_at_every_save(tmp_path):
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_an_adapters_card_says_so(tmp_path):
     base = LVMAEForVideoClassification(tiny_config(num_labels=8))
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]))

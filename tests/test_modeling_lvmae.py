@@ -762,7 +762,6 @@ def test_classifier_compiles_into_one_graph(kind):
     torch.testing.assert_close(run(compiled, inputs), run(model, inputs), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 reads it
 @pytest.mark.parametrize("kind", ["mean", "class_attention"])
 def test_lora_trains_saves_loads_and_merges(kind, tmp_path):
     base = build(kind)

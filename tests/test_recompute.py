@@ -106,7 +106,6 @@ def test_under_no_grad_nothing_is_kept():
         assert rebuilt(nn.LayerNorm(16), torch.randn(4, 16)).grad_fn is None
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 reads it
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["fc1", "fc2"], "all-linear"])
 def test_lora_layers_are_called_and_get_the_same_gradients(targets):
     gradients = []
