@@ -15,12 +15,12 @@ quickstart: install  ## tokenizer, pre-training, fine-tuning and a classified cl
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/runs/quickstart.sh
 
 test: install  ## the fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
-bench: install  ## our pre-training step beside VideoMAE's at 128 frames; scripts/benchmark.py --help has more
-	$(BIN)/python scripts/benchmark.py --cases step --sizes base --frames 128 --attention sdpa
+bench: install  ## our pre-training step beside VideoMAE's at 128 frames; benchmarks/run.py --help has more
+	$(BIN)/python benchmarks/run.py --cases step --sizes base --frames 128 --attention sdpa
 
 quality: install  ## lint, format and types
-	$(BIN)/ruff check src scripts tests
-	$(BIN)/ruff format --check src scripts tests
+	$(BIN)/ruff check src scripts studies examples benchmarks tests
+	$(BIN)/ruff format --check src scripts studies examples benchmarks tests
 	$(BIN)/mypy

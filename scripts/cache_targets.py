@@ -23,15 +23,9 @@ from accelerate import Accelerator
 
 from transformers_lvmae import FSQMagViTModel, LVMAEConfig
 from transformers_lvmae.data import load_video_dataset, processor_for, select_split
-from transformers_lvmae.target_cache import (
-    ByteClips,
-    TargetCache,
-    TargetMaker,
-    begin_cache,
-    make_manifest,
-    write_targets,
-)
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.targets.cache import TargetCache
+from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
+from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
 
 
 @dataclass

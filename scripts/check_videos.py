@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
 from transformers_lvmae.data import load_video_dataset
-from transformers_lvmae.sampling import sample_frames
-from transformers_lvmae.video_io import decode_video, video_name
-from transformers_lvmae.video_seeking import VideoReadError
+from transformers_lvmae.data.frames import sample_frames
+from transformers_lvmae.models.video_io import decode_video, video_name
+from transformers_lvmae.models.video_seeking import VideoReadError
 
 
 class Faults(Dataset):

@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 from transformers import AutoVideoProcessor
 from transformers.utils import cached_file
 
-from transformers_lvmae.export import export_onnx, load_any_model, save_with_code
-from transformers_lvmae.modelcard import CARD_NAME, ModelCardFacts, may_write_card, write_model_card
+from transformers_lvmae.sharing.export import export_onnx, load_any_model, save_with_code
+from transformers_lvmae.sharing.model_card import CARD_NAME, ModelCardFacts, may_write_card, write_model_card
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

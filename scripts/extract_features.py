@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoVideoProcessor
 
 from transformers_lvmae.data import VideoClips, load_video_dataset, select_split
-from transformers_lvmae.features import ShardedSplit, encode_clips, save_shard, sliding_rows
+from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -32,9 +32,9 @@ from transformers_lvmae import (
     LVMAEForVideoClassification,
 )
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
-from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
-from transformers_lvmae.video_streams import trainer_dataset
+from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training.base import train_and_save
 
 
 @dataclass

@@ -11,7 +11,7 @@ clips whose video is missing are left out, counted, and their videos named in mi
 import argparse
 from pathlib import Path
 
-from transformers_lvmae.benchmarks import (
+from transformers_lvmae.data.annotations import (
     BENCHMARKS,
     AnnotationError,
     Annotations,

@@ -24,11 +24,11 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import load_video_dataset, processor_for, select_split
-from transformers_lvmae.pictures import PredictionPictures
-from transformers_lvmae.target_cache import TargetCache, clips_to_train_on
-from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, VideoDataArguments, parse_arguments
-from transformers_lvmae.video_streams import trainer_dataset
+from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.targets.cache import TargetCache, clips_to_train_on
+from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training.base import train_and_save
+from transformers_lvmae.visualization.predictions import PredictionPictures
 
 
 @dataclass

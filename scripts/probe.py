@@ -21,8 +21,8 @@ import numpy as np
 from transformers import AutoVideoProcessor
 
 from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
-from transformers_lvmae.features import TokenFeatures, load_features, split_settings
-from transformers_lvmae.probe import ProbeData, attentive_probe, class_ids, linear_probe, split_by_video
+from transformers_lvmae.evaluation.features import TokenFeatures, load_features, split_settings
+from transformers_lvmae.evaluation.probe import ProbeData, attentive_probe, class_ids, linear_probe, split_by_video
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -22,8 +22,8 @@ from transformers_lvmae import (
     LVMAEVideoProcessor,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
-from transformers_lvmae.pictures import prediction_panels
-from transformers_lvmae.visualization import save_rows
+from transformers_lvmae.visualization.drawing import save_rows
+from transformers_lvmae.visualization.predictions import prediction_panels
 
 
 def results_table(run: Path) -> str:

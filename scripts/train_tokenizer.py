@@ -32,10 +32,15 @@ from transformers_lvmae.data import (
     processor_for,
     select_split,
 )
-from transformers_lvmae.trainer import train_and_save
-from transformers_lvmae.training_args import ModelArguments, SelectionArguments, VideoDataArguments, parse_arguments
-from transformers_lvmae.video_streams import trainer_dataset
-from transformers_lvmae.visualization import save_curves
+from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.training.arguments import (
+    ModelArguments,
+    SelectionArguments,
+    VideoDataArguments,
+    parse_arguments,
+)
+from transformers_lvmae.training.base import train_and_save
+from transformers_lvmae.visualization.drawing import save_curves
 
 
 @dataclass

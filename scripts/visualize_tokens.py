@@ -16,9 +16,9 @@ import torch
 
 from transformers_lvmae import FSQMagViTModel
 from transformers_lvmae.data import VideoClips, processor_for
-from transformers_lvmae.importance import CHOICES, flow_estimator
-from transformers_lvmae.masking import topk_mask
-from transformers_lvmae.visualization import Frames, save_film, save_rows, show_kept, show_scores, to_frames
+from transformers_lvmae.models.masking import topk_mask
+from transformers_lvmae.targets.scores import CHOICES, flow_estimator
+from transformers_lvmae.visualization.drawing import Frames, save_film, save_rows, show_kept, show_scores, to_frames
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -5,7 +5,7 @@ This is also the guard against a step that grows dearer without anyone noticing;
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer_config
+from builders import tiny_config, tiny_tokenizer_config
 from peft import LoraConfig, get_peft_model
 
 from transformers_lvmae import (
@@ -16,8 +16,8 @@ from transformers_lvmae import (
     LVMAEForVideoClassification,
 )
 from transformers_lvmae.cost import classification_cost, pretraining_cost, tokenizer_cost, visible_tokens
-from transformers_lvmae.masking import random_tube_mask, topk_mask
 from transformers_lvmae.measure import count_flops, count_saved_bytes
+from transformers_lvmae.models.masking import random_tube_mask, topk_mask
 
 
 SIZES = {

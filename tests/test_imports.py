@@ -6,74 +6,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import PROGRAM_FOLDERS
 
 import transformers_lvmae
 
 
 SOURCE = Path(transformers_lvmae.__file__).parent
-ALLOWED = {
-    "accuracy": set(),
-    "accuracy_metric": {"accuracy"},
-    "augmentation": set(),
-    "benchmarks": set(),
-    "broken_videos": set(),
-    "configuration_fsq_magvit": set(),
-    "configuration_lvmae": set(),
-    "cost": {"configuration_fsq_magvit", "configuration_lvmae"},
-    "data": {
-        "augmentation",
-        "broken_videos",
-        "importance",
-        "masking",
-        "sampling",
-        "video_datasets",
-        "video_io",
-        "video_processing_lvmae",
-        "video_seeking",
-    },
-    "demo_data": {"video_io"},
-    "evaluation": {"accuracy", "configuration_lvmae", "data", "video_io"},
-    "export": {
-        "configuration_fsq_magvit",
-        "configuration_lvmae",
-        "modeling_fsq_magvit",
-        "modeling_lvmae",
-        "video_processing_lvmae",
-    },
-    "features": {"data", "video_io"},
-    "image_processing_lvmae": {"image_processing_pil_lvmae"},
-    "image_processing_pil_lvmae": set(),
-    "importance": set(),
-    "masking": set(),
+# What each folder (or module of the top level) may import from the others; a folder's own files are always allowed.
+ALLOWED: dict[str, set[str]] = {
+    "models": set(),
+    "data": {"models"},
+    "cost": {"models"},
     "measure": set(),
-    "modelcard": set(),
-    "modeling_fsq_magvit": {"configuration_fsq_magvit", "masking"},
-    "modeling_lvmae": {"configuration_lvmae", "masking", "recompute", "targets"},
-    "pictures": {"masking", "visualization"},
-    "probe": {"configuration_lvmae", "modeling_lvmae"},
-    "recompute": set(),
-    "sampling": {"video_io"},
-    "targets": set(),
-    "tokenizer_losses": set(),
-    "tokenizer_training": {"masking", "tokenizer_losses", "trainer", "training_args"},
-    "target_cache": {"data", "importance", "masking", "tokens", "video_io"},
-    "tokens": set(),
-    "trainer": {
-        "accuracy",
-        "augmentation",
-        "importance",
-        "masking",
-        "modelcard",
-        "tokens",
-        "training_args",
-    },
-    "training_args": set(),
-    "video_datasets": set(),
-    "video_io": {"video_seeking"},
-    "video_processing_lvmae": {"image_processing_pil_lvmae", "video_io"},
-    "video_seeking": set(),
-    "video_streams": {"data", "video_io"},
-    "visualization": {"video_io"},
+    "sharing": {"models"},
+    "targets": {"models", "data"},
+    "evaluation": {"models", "data"},
+    "visualization": {"models", "targets"},
+    "training": {"models", "targets", "evaluation.accuracy", "sharing.model_card"},
+}
+# Libraries that a folder must not import: `models` travels to the Hub, trainers take any model and any data.
+FORBIDDEN: dict[str, set[str]] = {
+    "models": {"datasets", "accelerate", "peft", "matplotlib"},
+    "training": {"datasets", "peft"},
 }
 PUBLIC = {
     "FSQMagViTConfig",
@@ -95,41 +49,68 @@ PUBLIC = {
 
 
 def imported_modules(path: Path) -> tuple[set[str], set[str]]:
-    """The package's own modules that a file imports, and the top-level names of all others."""
+    """The package's own modules that a file imports ("models.masking"), and the top-level names of all others."""
     inside, outside = set(), set()
+    package = path.relative_to(SOURCE).parent.parts if path.is_relative_to(SOURCE) else ()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             outside.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            # `from .module import name` is the one form that transformers copies for remote code.
-            assert node.level == 1, f"{path.name}: relative imports must be of the form `from .module import name`"
-            assert node.module, f"{path.name}: `from . import name` is not followed by remote code"
-            inside.add(node.module.split(".")[0])
+            assert node.module, (
+                f"{path}: write `from .module import name`, because remote code does not follow `from . import`"
+            )
+            inside.add(".".join([*package[: len(package) + 1 - node.level], node.module]))
     return inside, outside
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.glob("*.py")), ids=lambda path: path.stem)
-def test_a_module_imports_only_what_its_wall_lets_through(path):
-    inside, outside = imported_modules(path)
-    assert "transformers_lvmae" not in outside
-    if path.stem != "__init__":
-        assert inside <= ALLOWED[path.stem]
-    if path.stem.startswith("configuration_"):
-        assert not {"torch", "torchvision", "numpy"} & outside
-    if path.stem == "trainer":
-        assert "peft" not in outside
-    if path.stem == "benchmarks":
-        assert "torch" not in outside
-    if path.stem != "accuracy_metric":  # for a script, scripts/evaluate.py stands in the library's place
-        assert "evaluate" not in outside
+def files_of(room: str) -> list[Path]:
+    return sorted((SOURCE / room).glob("*.py")) or [SOURCE / f"{room}.py"]
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE.parents[1] / "scripts").glob("*.py")), ids=lambda path: path.stem)
-def test_scripts_do_not_import_each_other(path):
+def test_every_module_is_in_a_room_with_walls():
+    assert {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} == {
+        "__init__",
+        *ALLOWED,
+    }
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_its_walls_let_through(room):
+    for path in files_of(room):
+        inside, outside = imported_modules(path)
+        through = {name for name in inside if name.split(".")[0] != room}
+        strangers = {name for name in through if not {name, name.split(".")[0]} & ALLOWED[room]}
+        assert not strangers, f"{path} imports {strangers}"
+        assert not {"transformers_lvmae", *FORBIDDEN.get(room, ())} & outside, path
+
+
+def test_configurations_need_no_torch():
+    for path in (SOURCE / "models").glob("configuration_*.py"):
+        inside, outside = imported_modules(path)
+        assert not inside | {"torch", "torchvision", "numpy"} & outside
+
+
+def test_the_two_models_never_meet():
+    for own, other in (("lvmae", "fsq_magvit"), ("fsq_magvit", "lvmae")):
+        for kind in ("configuration", "modeling"):
+            inside, _ = imported_modules(SOURCE / "models" / f"{kind}_{own}.py")
+            assert not inside & {f"models.configuration_{other}", f"models.modeling_{other}"}
+
+
+def test_a_room_says_what_lives_there_and_what_does_not():
+    for path in SOURCE.rglob("*/__init__.py"):
+        assert len(ast.get_docstring(ast.parse(path.read_text())).replace(".\n", ". ").split(". ")) >= 2, path
+
+
+@pytest.mark.parametrize("path", [path for folder in PROGRAM_FOLDERS for path in sorted(folder.glob("*.py"))], ids=str)
+def test_programs_import_only_their_neighbours(path):
     _, outside = imported_modules(path)
-    assert not outside & {other.stem for other in path.parent.glob("*.py")}
+    others = {other.stem for folder in PROGRAM_FOLDERS if folder != path.parent for other in folder.glob("*.py")}
+    assert not outside & others
+    if path.parent.name in ("scripts", "studies"):
+        assert not outside & {other.stem for other in path.parent.glob("*.py")}
 
 
 def test_public_names_are_these_and_all_can_be_imported():
@@ -155,7 +136,7 @@ def test_importing_brings_nothing_that_only_training_or_pictures_need():
     loaded = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.split()
-    assert "transformers_lvmae.modeling_lvmae" in loaded
+    assert "transformers_lvmae.models.modeling_lvmae" in loaded
     assert heavy & set(loaded) == set()
 
 

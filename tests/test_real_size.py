@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 MEASURED = """
 import json, os, time, torch
 from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining, LVMAEForVideoClassification
-from transformers_lvmae.masking import adaptive_decoder_mask, random_tube_mask
+from transformers_lvmae.models.masking import adaptive_decoder_mask, random_tube_mask
 from transformers_lvmae.measure import measure
 
 torch.manual_seed(0)
@@ -101,7 +101,7 @@ TOPK_CALLS = 10
 def test_the_perturbed_topk_keeps_5_bytes_a_sample_and_token(samples, tokens):
     """Forward and backward of one row, the budget a tensor as in training; besides what is kept, sorting needs room for a while."""
     result = run(
-        f"""from transformers_lvmae.masking import perturbed_topk_mask
+        f"""from transformers_lvmae.models.masking import perturbed_topk_mask
 from transformers_lvmae.measure import count_saved_bytes
 scores, weights = torch.rand(1, {tokens}, requires_grad=True), torch.randn(1, {tokens})
 def soft(sigma=0.05):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS
+from builders import FIXTURES, SCRIPTS
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -26,7 +26,6 @@ from transformers import (
 import transformers_lvmae  # noqa: F401  registers the Auto classes
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
 WRITTEN = FIXTURES / "version_0_1"
 DATA = ["--dataset_name", str(FIXTURES / "clips"), "--eval_split", "test"]
 DATA += ["--max_train_samples", "8", "--max_eval_samples", "2"]

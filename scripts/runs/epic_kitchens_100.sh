@@ -19,6 +19,6 @@ accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/finetune.py 
     --per_device_train_batch_size 4 --gradient_accumulation_steps 4 --bf16 --activation_checkpointing \
     --dataloader_num_workers 12 --eval_strategy epoch --save_strategy epoch --save_total_limit 2
 
-accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/evaluate.py \
+accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/evaluate_classifier.py \
     --model_name_or_path $run/finetune --dataset_name $run/data --label_column verb,noun --frame_stride 1 --output_dir $run/validation \
     --num_workers 12

@@ -18,5 +18,5 @@ accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/finetune.py 
     --activation_checkpointing --activation_checkpointing_kwargs '{"mlp_only": true}' \
     --dataloader_num_workers 12 --eval_strategy epoch --save_strategy epoch --save_total_limit 2
 
-accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/evaluate.py \
+accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/evaluate_classifier.py \
     --model_name_or_path $run/finetune --dataset_name $run/data --frame_stride 4 --output_dir $run/validation --num_workers 12

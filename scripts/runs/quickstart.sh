@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 run=runs/quickstart data=runs/quickstart/data
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-python scripts/make_digits.py $data --task motion --train 640 --validation 80 --test 160
+python examples/make_digits.py $data --task motion --train 640 --validation 80 --test 160
 
 # Clips are resized to 32 pixels; all three models cut them into 32 x 8 x 8 tokens of 4 x 4 x 4 pixels.
 [ -f $run/tokenizer/eval_results.json ] || python scripts/train_tokenizer.py \

@@ -11,19 +11,20 @@ from transformers import (
     AutoVideoProcessor,
 )
 
-from .configuration_fsq_magvit import FSQMagViTConfig
-from .configuration_lvmae import LVMAEConfig
-from .image_processing_lvmae import LVMAEImageProcessor
-from .image_processing_pil_lvmae import LVMAEImageProcessorPil
-from .modeling_fsq_magvit import FSQMagViTModel
-from .modeling_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
-from .video_processing_lvmae import LVMAEVideoProcessor
+from .models.configuration_fsq_magvit import FSQMagViTConfig
+from .models.configuration_lvmae import LVMAEConfig
+from .models.image_processing_lvmae import LVMAEImageProcessor
+from .models.image_processing_pil_lvmae import LVMAEImageProcessorPil
+from .models.modeling_fsq_magvit import FSQMagViTModel
+from .models.modeling_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
+from .models.video_processing_lvmae import LVMAEVideoProcessor
 
 
 if TYPE_CHECKING:
-    from .tokenizer_training import FSQMagViTTrainer
-    from .trainer import LVMAEClassificationTrainer, LVMAEPreTrainer
-    from .training_args import FSQMagViTTrainingArguments, LVMAEClassificationArguments, LVMAEPreTrainingArguments
+    from .training.arguments import FSQMagViTTrainingArguments, LVMAEClassificationArguments, LVMAEPreTrainingArguments
+    from .training.classification import LVMAEClassificationTrainer
+    from .training.pretraining import LVMAEPreTrainer
+    from .training.tokenizer import FSQMagViTTrainer
 
 for _config, _model in ((LVMAEConfig, LVMAEModel), (FSQMagViTConfig, FSQMagViTModel)):
     AutoConfig.register(_config.model_type, _config)
@@ -37,12 +38,12 @@ AutoModelForVideoClassification.register(LVMAEConfig, LVMAEForVideoClassificatio
 
 # Trainers bring transformers.trainer and datasets with them, seconds that a user of the models alone need not wait for.
 _TRAINING_NAMES = {
-    "FSQMagViTTrainer": "tokenizer_training",
-    "LVMAEClassificationTrainer": "trainer",
-    "LVMAEPreTrainer": "trainer",
-    "FSQMagViTTrainingArguments": "training_args",
-    "LVMAEClassificationArguments": "training_args",
-    "LVMAEPreTrainingArguments": "training_args",
+    "FSQMagViTTrainer": "training.tokenizer",
+    "LVMAEClassificationTrainer": "training.classification",
+    "LVMAEPreTrainer": "training.pretraining",
+    "FSQMagViTTrainingArguments": "training.arguments",
+    "LVMAEClassificationArguments": "training.arguments",
+    "LVMAEPreTrainingArguments": "training.arguments",
 }
 
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
-from .configuration_fsq_magvit import FSQMagViTConfig
-from .configuration_lvmae import LVMAEConfig
+from .models.configuration_fsq_magvit import FSQMagViTConfig
+from .models.configuration_lvmae import LVMAEConfig
 
 
 Precision = Literal["float32", "bfloat16"]

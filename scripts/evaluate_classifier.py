@@ -1,0 +1,83 @@
+"""Evaluate a fine-tuned model: accuracies, by length of the clips and by class, with any number of views of each video.
+
+    python scripts/evaluate_classifier.py --model_name_or_path runs/finetune --dataset_name data/diving48 --split test \\
+        --output_dir runs/finetune/test
+    accelerate launch --num_processes 8 scripts/evaluate_classifier.py ...
+
+Probabilities are averaged over `temporal_views` x `spatial_views` views of a video. A model of 32 frames with --temporal_views 4 is
+the paper's multi-crop baseline: four chunks of 32 frames, averaged. Several processes give the numbers of one, and count every video
+once. The output folder gets results.json, model_card.yaml (metadata of a model card), classes.csv and confusion_matrix.png.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from accelerate import Accelerator
+from transformers import AutoVideoProcessor
+
+from transformers_lvmae import LVMAEForVideoClassification
+from transformers_lvmae.data import load_video_dataset, select_split
+from transformers_lvmae.evaluation.reports import write_evaluation
+from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
+from transformers_lvmae.training.arguments import parse_arguments
+
+
+@dataclass
+class EvaluationArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a fine-tuned model."})
+    dataset_name: str = field(metadata={"help": "A dataset on disk, a folder of videos, or a dataset id on the Hub."})
+    output_dir: str = field(metadata={"help": "Folder of the results."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    video_column: str = field(default="video", metadata={"help": "Column of videos."})
+    label_column: str = field(default="label", metadata={"help": "Column of classes; 'verb,noun' for two label sets."})
+    frame_stride: int | None = field(
+        default=None,
+        metadata={"help": "Frames this far apart; without it, frames evenly over the video, or its part for a view."},
+    )
+    frame_jitter: bool = field(
+        default=False, metadata={"help": "Take the middle frame of each of equal parts, as trained with frame_jitter."}
+    )
+    short_videos: str = field(
+        default="stretch",
+        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+    )
+    temporal_views: int = field(default=1, metadata={"help": "Clips of each video, from its beginning to its end."})
+    spatial_views: int = field(default=1, metadata={"help": "Crops of each clip along its longer side."})
+    batch_size: int = field(default=8, metadata={"help": "Clips at a time on each process."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, for each process."})
+
+
+def main() -> None:
+    (args,) = parse_arguments(EvaluationArguments)
+    accelerator = Accelerator()
+    columns = args.label_column.split(",")
+    model = LVMAEForVideoClassification.from_pretrained(args.model_name_or_path)
+    splits = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column, columns)
+    rows = select_split(splits, args.split)
+    check_classes(model.config, rows, columns)
+    views = VideoViews(
+        rows,
+        AutoVideoProcessor.from_pretrained(args.model_name_or_path),
+        model.config.num_frames,
+        frame_stride=args.frame_stride,
+        frame_jitter=args.frame_jitter,
+        short_videos=args.short_videos,
+        video_column=args.video_column,
+        label_column=columns[0] if len(columns) == 1 else columns,
+        temporal_views=args.temporal_views,
+        spatial_views=args.spatial_views,
+    )
+    predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
+    if accelerator.is_main_process:
+        about = {"model": args.model_name_or_path, "dataset": args.dataset_name, "split": args.split}
+        about["num_frames"] = model.config.num_frames
+        for name in ("frame_stride", "frame_jitter", "short_videos", "temporal_views", "spatial_views"):
+            about[name] = getattr(args, name)
+        results = write_evaluation(args.output_dir, predictions, model.config, about)
+        print(json.dumps(results["metrics"], indent=2))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

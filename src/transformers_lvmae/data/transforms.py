@@ -1,0 +1,120 @@
+"""What a clip shows of its frames: crops, mirroring, RandAugment, random erasing. One draw serves all frames of a clip.
+
+Random numbers are torch's own: the caller seeds them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+
+from ..models.video_io import View
+
+
+class MultiScaleCrop(v2.Transform):
+    """VideoMAE's crop: sides out of a few shares of the shorter side, at one of 13 places, then resized.
+
+    Height and width are drawn together, at most one step of `scales` apart. The places are the corners, the middles of the sides,
+    the centre, and halfway from it to each corner (VideoMAE's GroupMultiScaleCrop, from TSN).
+
+    Args:
+        size: (height, width) to resize to.
+        scales: shares of the shorter side, descending.
+    """
+
+    PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+
+    def __init__(self, size: tuple[int, int], scales: Sequence[float] = (1.0, 0.875, 0.75, 0.66)):
+        super().__init__()
+        self.size = size
+        self.scales = tuple(scales)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        sides = [int(min(height, width) * scale) for scale in self.scales]
+        pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+        crop_height, crop_width = pairs[int(torch.randint(len(pairs), ()))]
+        y, x = self.PLACES[int(torch.randint(len(self.PLACES), ()))]
+        top, left = (height - crop_height) * y // 4, (width - crop_width) * x // 4
+        return {"top": top, "left": left, "height": crop_height, "width": crop_width}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return resized_crop(inpt, **params, size=list(self.size), antialias=True)
+
+
+def random_crop(
+    size: tuple[int, int], min_crop_scale: float = 1.0, crop_scales: Sequence[float] | None = None
+) -> v2.Transform | None:
+    """The random crop to `size` (height, width) that the two settings ask for, None for none.
+
+    Args:
+        min_crop_scale: in (0, 1], the smallest share of the area of torchvision's `RandomResizedCrop`; 1 = none.
+        crop_scales: in (0, 1], the shares of the shorter side of [`MultiScaleCrop`].
+
+    Raises:
+        ValueError: numbers outside of these ranges, or both crops.
+    """
+    if not 0 < min_crop_scale <= 1:
+        raise ValueError(
+            f"Got min_crop_scale={min_crop_scale}, expected a share of the area in (0, 1]: give a fraction."
+        )
+    if not crop_scales:
+        return None if min_crop_scale == 1 else v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), antialias=True)
+    if not all(0 < scale <= 1 for scale in crop_scales):
+        raise ValueError(
+            f"Got crop_scales={list(crop_scales)}, expected shares of the shorter side in (0, 1]: give fractions."
+        )
+    if min_crop_scale < 1:
+        raise ValueError(
+            f"Got min_crop_scale={min_crop_scale} with crop_scales={list(crop_scales)}, expected one of them: choose one kind "
+            "of crop."
+        )
+    return MultiScaleCrop(size, crop_scales)
+
+
+def draw_view(fit: View, crop: v2.Transform | None = None, flip: bool = False) -> View:
+    """What a clip shows of its frames (N, 3, H, W), drawn once for all of them.
+
+    Args:
+        fit: takes frames to the model's size where there is no `crop`.
+        crop: taken out of the frames as they are stored; its numbers are drawn at the first frame.
+        flip: mirror, with probability 1/2.
+    """
+    mirrored = flip and bool(torch.rand(()) < 0.5)
+    params: dict[str, Any] = {}
+
+    def view(frames: torch.Tensor) -> torch.Tensor:
+        if crop is None:
+            frames = fit(frames)
+        else:
+            params.update(params or crop.make_params([frames]))
+            frames = crop.transform(frames, params)
+        return horizontal_flip(frames) if mirrored else frames
+
+    return view
+
+
+MAX_MAGNITUDE = 10
+
+
+def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Transform:
+    """RandAugment of uint8 clips (T, C, H, W), as the recipes of timm and VideoMAE write it ("rand-m7-n4").
+
+    `num_ops` times one of torchvision's 14 operations (identity, shear, translation, rotation, brightness, colour, contrast,
+    sharpness, posterize, solarize, auto-contrast, equalize) is drawn and, with probability 0.5 as in timm, applied.
+
+    Args:
+        magnitude: strength in [0, 10]; timm's ranges are torchvision's at 10.
+        fill: colour in [0, 255], one a channel, of the pixels that move in from outside.
+    """
+    bins = {"num_magnitude_bins": MAX_MAGNITUDE + 1, "interpolation": InterpolationMode.BILINEAR, "fill": list(fill)}
+    operation = v2.RandAugment(num_ops=1, magnitude=magnitude, **bins)
+    return v2.Compose([v2.RandomApply([operation], p=0.5) for _ in range(num_ops)])
+
+
+def random_erasing(probability: float) -> v2.Transform:
+    """Random erasing of normalised clips (T, C, H, W): with `probability`, one box of 2 to 33 % of the area holds the same normal
+    noise in all frames."""
+    return v2.RandomErasing(probability, value="random")

@@ -1,0 +1,274 @@
+"""Frozen features on disk: one vector a clip in Parquet, or all tokens of a clip in safetensors.
+
+A split is cut into shards of consecutive rows. A shard is written aside and renamed when it is whole, its Parquet file last, so that
+the shards that exist are the work that is done, whoever did it and however it ended.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from ..data.clips import VideoClips, _seconds
+from ..models.video_io import decode_video, video_name
+
+
+def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
+    """Clips of `clip_seconds` that begin every `stride_seconds` from `start` on, and one that ends at `end` where those leave a rest.
+
+    A segment shorter than a clip is one clip. Times in seconds.
+
+    Raises:
+        ValueError: a length or stride that is not positive.
+    """
+    if clip_seconds <= 0 or stride_seconds <= 0:
+        raise ValueError(
+            f"Got clip_seconds={clip_seconds} and stride_seconds={stride_seconds}, expected positive numbers of seconds: raise them."
+        )
+    if end - start <= clip_seconds:
+        return [(start, end)]
+    number = int((end - start - clip_seconds) / stride_seconds + 1e-6) + 1
+    starts = [start + index * stride_seconds for index in range(number)]
+    if starts[-1] + clip_seconds < end - 1e-6:
+        starts.append(end - clip_seconds)
+    return [(first, first + clip_seconds) for first in starts]
+
+
+def sliding_rows(
+    rows: Iterable[dict[str, Any]], clip_seconds: float, stride_seconds: float, video_column: str = "video"
+) -> list[dict[str, Any]]:
+    """Each row once for each of its clips, with the clip's `start` and `end`; see [`sliding_segments`].
+
+    How long a video is, is read from the file.
+    """
+    clips = []
+    for row in rows:
+        first, end = _seconds(row.get("start")), _seconds(row.get("end"))
+        start = first or 0.0
+        metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
+        if metadata.duration is None:
+            raise ValueError(
+                f"Got {video_name(row[video_column])} of unknown frame rate, expected one that tells its length: re-encode it."
+            )
+        end = min(start + metadata.duration, end or np.inf)
+        clips += [{**row, "start": a, "end": b} for a, b in sliding_segments(start, end, clip_seconds, stride_seconds)]
+    return clips
+
+
+@dataclass
+class ShardedSplit:
+    """The files of one split: `train-00003-of-00012.parquet`, and `.safetensors` beside it for tokens.
+
+    Args:
+        folder: where they are.
+        split: name of the split.
+        num_rows: rows of the dataset, not clips.
+        shard_size: rows of a shard.
+    """
+
+    folder: Path
+    split: str
+    num_rows: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_rows // self.shard_size)
+
+    def path(self, shard: int, suffix: str = ".parquet") -> Path:
+        return self.folder / f"{self.split}-{shard:05d}-of-{self.num_shards:05d}{suffix}"
+
+    def is_done(self, shard: int) -> bool:
+        return self.path(shard).exists()
+
+    def rows(self, shard: int) -> range:
+        """Row numbers of a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
+
+    def check_settings(self, settings: dict[str, Any], write: bool) -> None:
+        """Compare with the settings of the shards that are there; raises ValueError where they differ."""
+        path = self.folder / f"{self.split}.json"
+        settings = {**settings, "num_rows": self.num_rows, "shard_size": self.shard_size}
+        if path.exists():
+            got = json.loads(path.read_text())
+            different = sorted(name for name in settings if got.get(name) != settings[name])
+            if different:
+                name = different[0]
+                raise ValueError(
+                    f"Got {name}={settings[name]!r} and shards in {self.folder} made with {got.get(name)!r}, expected the same: give "
+                    "another output folder or delete this one."
+                )
+        elif write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_aside(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a name beside `path`, then rename: `path` is whole or not there."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    os.replace(part, path)
+
+
+@torch.no_grad()
+def encode_clips(
+    model: PreTrainedModel,
+    clips: VideoClips,
+    pool: bool,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[torch.Tensor]:
+    """Features of each batch of clips, on the CPU, in their order.
+
+    Args:
+        model: [`LVMAEModel`], on its device.
+        pool: the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D). Both after the final norm.
+        autocast: makes the context of the forward pass: `accelerator.autocast`.
+
+    Raises:
+        ValueError: tokens that float16 cannot hold.
+    """
+    model.eval()
+    for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
+        with autocast():
+            tokens = model(batch["pixel_values_videos"].to(model.device)).last_hidden_state
+        features = tokens.float().mean(dim=1) if pool else tokens.half()
+        if not features.isfinite().all():
+            raise ValueError(
+                f"Got features up to {tokens.abs().max().item():.3g}, expected finite numbers below 65,504: extract clip features "
+                "instead of tokens, or without mixed precision."
+            )
+        yield features.cpu()
+
+
+def save_shard(
+    split: ShardedSplit,
+    shard: int,
+    rows: list[dict[str, Any]],
+    features: torch.Tensor,
+    schema: datasets.Features,
+    video_column: str = "video",
+) -> None:
+    """Write clips and their features, (n, D) into the Parquet file or (n, N, D) beside it.
+
+    Args:
+        rows: a dict for each clip, with its `row` number, `start` and `end`.
+        schema: features of the dataset; its columns of numbers, text and classes are carried along.
+    """
+    table = {name: schema[name] for name in schema if _is_scalar(schema[name])}
+    columns = {name: [row[name] for row in rows] for name in table}
+    times = {"start": datasets.Value("float64"), "end": datasets.Value("float64")}
+    table = {"row": datasets.Value("int64"), video_column: datasets.Value("string"), **table, **times}
+    columns |= {name: [row.get(name) for row in rows] for name in ("row", *times)}
+    columns[video_column] = [video_name(row[video_column]) for row in rows]
+    if features.ndim == 3:
+        tensors = {"tokens": features}
+        write_aside(split.path(shard, ".safetensors"), lambda part: save_file(tensors, part))
+    else:
+        table["features"] = datasets.List(datasets.Value("float32"), length=features.shape[1])
+        columns["features"] = list(features.numpy())
+    clips = datasets.Dataset.from_dict(columns, features=datasets.Features(table))
+    write_aside(split.path(shard), lambda part: clips.to_parquet(part))
+
+
+def _is_scalar(feature: Any) -> bool:
+    return isinstance(feature, (datasets.Value, datasets.ClassLabel))
+
+
+def split_settings(folder: str | os.PathLike, split: str) -> dict[str, Any]:
+    """How a split's features were made (`model`, `dataset_name`, ...); raises ValueError where there is no such split."""
+    path = Path(folder) / f"{split}.json"
+    if not path.exists():
+        known = sorted(item.stem for item in Path(folder).glob("*.json"))
+        raise ValueError(f"Got split {split!r} of {folder}, expected one of {known}: extract its features first.")
+    return json.loads(path.read_text())
+
+
+def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
+    """The files of a split that is complete; raises ValueError where shards are missing."""
+    settings = split_settings(folder, split)
+    files = ShardedSplit(Path(folder), split, settings["num_rows"], settings["shard_size"])
+    done = sum(files.is_done(shard) for shard in range(files.num_shards))
+    if done < files.num_shards:
+        raise ValueError(
+            f"Got {done} shards of split {split!r} in {folder}, expected {files.num_shards}: run extract_features.py again with the "
+            "same arguments to make the rest."
+        )
+    return files
+
+
+def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
+    """The clips of a split with `row`, `start`, `end`, the dataset's own columns and, unless tokens were kept, `features`.
+
+    Raises:
+        ValueError: shards are missing.
+    """
+    files = open_split(folder, split)
+    paths = [str(files.path(shard)) for shard in range(files.num_shards)]
+    return datasets.concatenate_datasets([datasets.Dataset.from_parquet(path, keep_in_memory=True) for path in paths])
+
+
+class TokenFeatures(Dataset):
+    """Tokens of a split's clips, read from disk one clip at a time.
+
+    An item is a dict with `tokens` (N, D), float32, and with `labels` (a class id for each clip) its own as `labels`.
+
+    Raises:
+        ValueError: shards are missing, or the split has no tokens.
+    """
+
+    def __init__(self, folder: str | os.PathLike, split: str, labels: Sequence[int] | np.ndarray | None = None):
+        files = open_split(folder, split)
+        self.labels = labels
+        self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
+        if not self.paths[0].exists():
+            raise ValueError(
+                f"Got split {split!r} of {folder} without tokens, expected .safetensors files: extract with --tokens."
+            )
+
+    @cached_property
+    def _tokens(self) -> list[Any]:
+        return [safe_open(path, framework="pt").get_slice("tokens") for path in self.paths]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([tokens.get_shape()[0] for tokens in self._tokens])
+
+    def __getstate__(self) -> dict[str, Any]:  # open files do not travel to workers
+        return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        item: dict[str, Any] = {"tokens": self._tokens[shard][index - first].float()}
+        if self.labels is not None:
+            item["labels"] = int(self.labels[index])
+        return item
+
+
+__all__ = [
+    "ShardedSplit",
+    "TokenFeatures",
+    "encode_clips",
+    "load_features",
+    "open_split",
+    "save_shard",
+    "sliding_rows",
+    "split_settings",
+]

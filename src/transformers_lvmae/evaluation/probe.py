@@ -1,0 +1,231 @@
+"""Probes: what a small classifier gets out of features that do not learn.
+
+- linear: logistic regression on standardised clip features;
+- attentive: a learnt query that attends to all tokens, and a linear layer (V-JEPA's protocol, Bardes et al. 2024).
+
+Both choose their settings on validation videos and look at the test videos once, with the settings chosen. A video of several clips
+is classified by the mean of its clips' probabilities.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ..models.configuration_lvmae import LVMAEConfig
+from ..models.modeling_lvmae import LVMAEClassAttention, LVMAEPreTrainedModel
+
+
+REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# V-JEPA 2's sweep.
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
+WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
+
+
+class AttentiveProbe(LVMAEPreTrainedModel):
+    """The head of [`LVMAEForVideoClassification`] with `pooling="class_attention"`, alone: its weights fit there.
+
+    Args:
+        config: the encoder's, with `num_labels`.
+    """
+
+    _no_split_modules: list[str] = []
+
+    def __init__(self, config: LVMAEConfig):
+        super().__init__(config)
+        self.pooler = LVMAEClassAttention(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+        self.post_init()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> logits (B, classes)."""
+        return self.classifier(self.fc_norm(self.pooler(tokens)))
+
+
+class ProbeSweep(nn.Module):
+    """Probes with other settings that learn from the same batches, so that the tokens are read once for all of them."""
+
+    def __init__(self, config: LVMAEConfig, number: int):
+        super().__init__()
+        self.probes = nn.ModuleList(AttentiveProbe(config) for _ in range(number))
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Tokens (B, N, D) and class ids (B,) -> the sum of the probes' losses, logits (B, probes, classes)."""
+        logits = torch.stack([probe(tokens) for probe in self.probes], dim=1)
+        targets = labels.unsqueeze(1).expand(-1, logits.shape[1])
+        # A sum over the probes: each has the gradient that it would have alone.
+        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets) * logits.shape[1]
+        return {"loss": loss, "logits": logits}
+
+
+@dataclass
+class ProbeData:
+    """Clips of a split.
+
+    Args:
+        features: (n, D) for a linear probe; a dataset of `tokens` and `labels` for an attentive one.
+        labels: class ids (n,).
+        videos: which video a clip is of (n,).
+    """
+
+    features: Any
+    labels: np.ndarray
+    videos: np.ndarray
+
+    def subset(self, numbers: np.ndarray) -> "ProbeData":
+        taken = (
+            Subset(self.features, numbers.tolist()) if isinstance(self.features, Dataset) else self.features[numbers]
+        )
+        return ProbeData(taken, self.labels[numbers], self.videos[numbers])
+
+    def accuracy(self, scores: np.ndarray, k: int = 1) -> float:
+        """Share of videos whose class is among the k highest, of the clips' scores (n, classes) averaged by video."""
+        _, first, video = np.unique(self.videos, return_index=True, return_inverse=True)
+        means = np.zeros((len(first), scores.shape[1]))
+        np.add.at(means, video, scores / np.bincount(video)[video, None])
+        ranked = np.argsort(-means, axis=1, kind="stable")[:, :k]
+        return float((ranked == self.labels[first, None]).any(axis=1).mean())
+
+
+def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Class ids of each split's clips, and the classes' names: a ClassLabel's own, or the values sorted.
+
+    Raises:
+        ValueError: a split without that column, or with a label that is missing.
+    """
+    for split, clips in splits.items():
+        if label_column not in clips.column_names or None in clips[label_column][:]:
+            raise ValueError(
+                f"Got columns {clips.column_names} in split {split!r}, expected a class in {label_column!r} for every clip: name the "
+                "right column (--label_column) or leave the split out."
+            )
+    feature = next(iter(splits.values())).features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        return {split: np.asarray(clips[label_column][:]) for split, clips in splits.items()}, feature.names
+    values = {split: np.asarray(clips[label_column][:]).astype(str) for split, clips in splits.items()}
+    names, ids = np.unique(np.concatenate(list(values.values())), return_inverse=True)
+    ends = np.cumsum([len(labels) for labels in values.values()])
+    return dict(zip(values, np.split(ids, ends[:-1]))), names.tolist()
+
+
+def split_by_video(data: ProbeData, share: float, seed: int) -> tuple[ProbeData, ProbeData]:
+    """A training and a validation part; `share` of the videos, drawn by `seed`, with all of their clips, validate."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    draw = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
+    train, validation = next(draw.split(data.labels, groups=data.videos))
+    return data.subset(train), data.subset(validation)
+
+
+Scores = Callable[[ProbeData], np.ndarray]
+
+
+def linear_probe(
+    train: ProbeData, validation: ProbeData, num_labels: int, regularisations: Sequence[float] = REGULARISATIONS
+) -> tuple[dict[str, float], Scores]:
+    """Logistic regression on standardised features (n, D), with the inverse regularisation that validates best.
+
+    Returns:
+        The settings with their `validation_accuracy`, and what gives the probabilities (n, num_labels) of other clips.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def scores_of(classifier: Any) -> Scores:
+        def scores(data: ProbeData) -> np.ndarray:
+            probabilities = np.zeros((len(data.labels), num_labels))
+            probabilities[:, classifier.classes_] = classifier.predict_proba(data.features)
+            return probabilities
+
+        return scores
+
+    best: tuple[dict[str, float], Scores] | None = None
+    for value in regularisations:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=2000))
+        scores = scores_of(classifier.fit(train.features, train.labels))
+        accuracy = validation.accuracy(scores(validation))
+        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equals, the simplest
+            best = {"C": value, "validation_accuracy": accuracy}, scores
+    assert best is not None
+    return best
+
+
+def attentive_probe(
+    train: ProbeData,
+    validation: ProbeData,
+    config: LVMAEConfig,
+    seed: int,
+    num_train_epochs: float = 20,
+    batch_size: int = 64,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    **arguments: Any,
+) -> tuple[dict[str, float], Scores, AttentiveProbe]:
+    """AdamW with a cosine to 0 for each pair of learning rate and weight decay, all at once; the pair that validates best.
+
+    V-JEPA augments clips anew in each epoch; features on disk are those of one view.
+
+    Args:
+        config: the encoder's, with `num_labels`.
+        arguments: more of `TrainingArguments`: `bf16`, `dataloader_num_workers`, ...
+
+    Returns:
+        As [`linear_probe`], and the probe.
+    """
+    set_seed(seed)
+    settings = list(product(learning_rates, weight_decays))
+    sweep = ProbeSweep(config, len(settings))
+    with tempfile.TemporaryDirectory() as folder:
+        training_args = TrainingArguments(
+            folder,
+            num_train_epochs=num_train_epochs,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=batch_size,
+            lr_scheduler_type="cosine",
+            max_grad_norm=0,  # a common norm would tie the probes to one another
+            remove_unused_columns=False,
+            label_names=["labels"],
+            save_strategy="no",
+            report_to="none",
+            seed=seed,
+            **arguments,
+        )
+        optimizer = torch.optim.AdamW(_parameter_groups(sweep, settings))
+        trainer = Trainer(sweep, training_args, train_dataset=train.features, optimizers=(optimizer, None))
+        trainer.train()
+
+    def all_scores(data: ProbeData) -> np.ndarray:
+        return torch.from_numpy(trainer.predict(data.features).predictions).float().softmax(dim=-1).numpy()
+
+    scores = all_scores(validation)
+    accuracies = [validation.accuracy(scores[:, number]) for number in range(len(settings))]
+    best = int(np.argmax(accuracies))
+    found = {
+        "learning_rate": settings[best][0],
+        "weight_decay": settings[best][1],
+        "validation_accuracy": accuracies[best],
+    }
+    return found, lambda data: all_scores(data)[:, best], sweep.probes[best]  # type: ignore[return-value]
+
+
+def _parameter_groups(sweep: ProbeSweep, settings: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Each probe's learning rate, and its weight decay for matrices."""
+    groups = []
+    for probe, (lr, weight_decay) in zip(sweep.probes, settings):
+        for matrices in (True, False):
+            params = [weight for weight in probe.parameters() if (weight.squeeze().ndim > 1) == matrices]
+            groups.append({"params": params, "lr": lr, "weight_decay": weight_decay if matrices else 0.0})
+    return groups
+
+
+__all__ = ["AttentiveProbe", "ProbeData", "attentive_probe", "class_ids", "linear_probe", "split_by_video"]

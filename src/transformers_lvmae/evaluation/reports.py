@@ -1,0 +1,184 @@
+"""What predictions amount to: accuracies, tables by class and by length, confusion matrices, files of results."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from matplotlib.figure import Figure
+
+from ..models.configuration_lvmae import LVMAEConfig
+from .accuracy import topk_accuracies
+from .views import Predictions
+
+
+LENGTH_BINS = (4, 8, 16, 32)  # seconds: the paper's, where it compares with Avion
+TICK_LIMIT = 60  # classes that still have room for their names beside a confusion matrix
+CELL_LIMIT = 12  # classes that leave room for numbers in its cells
+
+
+def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
+    """{name of the label set, "label" if there is one label: (probabilities (rows, C), labels (rows,), class names)}."""
+    id2label: Any = config.id2label
+    names = [id2label[number] for number in range(predictions.probabilities.shape[1])]
+    if not config.label_slices:
+        return {"label": (predictions.probabilities, predictions.labels, names)}
+    return {
+        label_set: (
+            predictions.probabilities[:, part],
+            predictions.labels[:, number],
+            [name.removeprefix(f"{label_set}: ") for name in names[part]],
+        )
+        for number, (label_set, part) in enumerate(config.label_slices.items())
+    }
+
+
+def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float]:
+    """Top-1 and top-5 accuracy (`topk_accuracies`) and, of each label set, `mean_class_accuracy` over the classes that occur.
+
+    A combination of classes has the product of their probabilities, each averaged over views first.
+    """
+    logarithms = np.log(np.maximum(predictions.probabilities, np.finfo(np.float64).tiny))
+    metrics = topk_accuracies(logarithms, predictions.labels, config.label_sets)
+    for label_set, (probabilities, labels, _) in by_label_set(predictions, config).items():
+        prefix = "" if config.label_sets is None else f"{label_set}_"
+        counts = confusion_counts(probabilities, labels)
+        present = counts.sum(axis=1) > 0
+        metrics[f"{prefix}mean_class_accuracy"] = float(
+            (counts.diagonal()[present] / counts.sum(axis=1)[present]).mean()
+        )
+    return metrics
+
+
+def accuracies_by_length(
+    predictions: Predictions, config: LVMAEConfig, bins: Sequence[float] = LENGTH_BINS
+) -> list[dict[str, Any]]:
+    """`accuracies` of the clips in each bin of seconds, [low, high), with `seconds` and `clips`; empty bins have nothing else."""
+    edges = [0, *bins]
+    names = [f"{low}-{high}" for low, high in zip(edges, bins)] + [f">{bins[-1]}"]
+    inside = np.digitize(predictions.durations, bins)
+    known = np.isfinite(predictions.durations)
+    masks = {name: known & (inside == number) for number, name in enumerate(names)}
+    if not known.all():
+        masks["unknown"] = ~known
+    table = []
+    for name, mask in masks.items():
+        part = Predictions(predictions.probabilities[mask], predictions.labels[mask], predictions.durations[mask])
+        metrics = accuracies(part, config) if mask.any() else {}
+        table.append({"seconds": name, "clips": int(mask.sum()), **metrics})
+    return table
+
+
+def confusion_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How often class i was taken for class j: probabilities (rows, C), labels (rows,) -> int64 (C, C), rows the true classes."""
+    counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
+    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    return counts
+
+
+def class_table(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class of a confusion matrix (C, C): its clips, accuracy, precision, and the class it is most often taken for.
+
+    Accuracy is None for a class without clips, precision for one that is never predicted.
+    """
+    table = []
+    for number, name in enumerate(names):
+        clips, predicted, right = counts[number].sum(), counts[:, number].sum(), counts[number, number]
+        wrong = counts[number].copy()
+        wrong[number] = 0
+        table.append(
+            {
+                "class": name,
+                "clips": int(clips),
+                "accuracy": float(right / clips) if clips else None,
+                "precision": float(right / predicted) if predicted else None,
+                "taken_for": names[wrong.argmax()] if wrong.any() else None,
+                "times": int(wrong.max()),
+            }
+        )
+    return table
+
+
+def draw_confusion_matrix(path: str | os.PathLike, counts: np.ndarray, names: Sequence[str], title: str = "") -> None:
+    """Write a PNG of a confusion matrix (C, C): a row for each true class, as shares of its clips."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = len(names)
+    side = 2.5 + (0.22 * size if size <= TICK_LIMIT else 7.0)
+    figure = Figure(figsize=(side + 1.2, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(picture, ax=axes, label="share of the true class's clips", fraction=0.046, pad=0.02)
+    if size <= TICK_LIMIT:
+        axes.set_xticks(range(size), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(size), names, fontsize=7)
+    if size <= CELL_LIMIT:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path)
+
+
+def eval_results(
+    metrics: Mapping[str, float], dataset_name: str, split: str, config_name: str | None = None
+) -> list[EvalResult]:
+    """Metrics as a model card states them."""
+    name = Path(dataset_name).name
+    return [
+        EvalResult(
+            task_type="video-classification",
+            dataset_type=dataset_name if "/" in dataset_name and not os.path.exists(dataset_name) else name,
+            dataset_name=name,
+            dataset_config=config_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=metric.replace("_", " "),
+            metric_value=round(value, 6),
+        )
+        for metric, value in metrics.items()
+    ]
+
+
+def write_evaluation(
+    folder: str | os.PathLike, predictions: Predictions, config: LVMAEConfig, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write all that is known of `predictions` to `folder`, and return what is in results.json.
+
+    - results.json: `about`, `clips`, `metrics`, `by_length`;
+    - model_card.yaml: the metrics as a model card's metadata (`model-index`);
+    - classes.csv and confusion_matrix.png; of a model with label sets, one of each for each set: classes_verb.csv.
+
+    Args:
+        about: of the run, for results.json; `model`, `dataset` and `split` are needed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = accuracies(predictions, config)
+    results = {
+        **about,
+        "clips": len(predictions.labels),
+        "metrics": metrics,
+        "by_length": accuracies_by_length(predictions, config),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    card = ModelCardData(
+        model_name=Path(about["model"]).name, eval_results=eval_results(metrics, about["dataset"], about["split"])
+    )
+    (folder / "model_card.yaml").write_text(card.to_yaml() + "\n")
+    for label_set, (probabilities, labels, names) in by_label_set(predictions, config).items():
+        suffix = "" if config.label_sets is None else f"_{label_set}"
+        counts = confusion_counts(probabilities, labels)
+        title = f"{Path(about['dataset']).name}, {about['split']}: {label_set}, {len(labels):,} clips"
+        draw_confusion_matrix(folder / f"confusion_matrix{suffix}.png", counts, names, title)
+        table = class_table(counts, names)
+        with (folder / f"classes{suffix}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+    return results

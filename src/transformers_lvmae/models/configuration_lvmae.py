@@ -1,0 +1,251 @@
+"""LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
+
+from itertools import accumulate
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LVMAEConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`LVMAEModel`], [`LVMAEForPreTraining`] and [`LVMAEForVideoClassification`]. The defaults are the
+    paper's base model: ViT-B, 128 frames of 224 x 224 pixels, 64 x 14 x 14 = 12,544 tokens, of which pre-training hides
+    90 % from the encoder and decodes 15 %. Other sizes: [`LVMAEConfig.from_size`].
+
+    Picture size, clip length and channel count describe the clips that the model is meant for. Only `num_channels`,
+    `patch_size` and `tubelet_size` shape weights: positions are computed, so other lengths and sizes need no surgery.
+
+    Args:
+        image_size (`int` or pair (height, width), defaults to 224): pixels; a multiple of `patch_size`.
+        patch_size (`int`, defaults to 16): pixels a side of a tubelet.
+        num_channels (`int`, defaults to 3): channels of a frame.
+        num_frames (`int`, defaults to 128): frames of a clip; a multiple of `tubelet_size`. The video-classification
+            pipeline samples this many.
+        tubelet_size (`int`, defaults to 2): frames of a tubelet.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the encoder (ViT-B: 768, 12, 12, 3072).
+        hidden_act (`str`, defaults to `"gelu"`): the MLPs' activation.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default 0): dropout in the layers.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last encoder layer, rising linearly from 0.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the weights at the start.
+        layer_norm_eps (`float`, defaults to 1e-6): as the original VideoMAE.
+        qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key's has none, as VideoMAE.
+        final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE checkpoints that pool the mean
+            have none: `scripts/convert_videomae.py` sets this from the source.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
+            decoder (384, 4, 6, 1536).
+        mask_ratio (`float`, defaults to 0.9): share of the tokens hidden from the encoder.
+        encoder_mask (`str`, defaults to `"tube"`): what hides them; every kind hides the same number.
+
+            - `"tube"`: the same random cells in every time slot (VideoMAE, the paper);
+            - `"random"`: random tokens of the whole clip;
+            - `"running_cell"`: VideoMAE V2's running cells.
+        decoder_mask (`str`, defaults to `"adaptive_random"`): what chooses the tokens that [`LVMAEPreTrainer`] has decoded, over
+            the whole clip. All but `"none"` decode `token_budget` tokens, (1 - `decoder_mask_ratio`) + `decoder_random_ratio` of
+            them.
+
+            - `"none"`: nothing; every hidden token is decoded;
+            - `"random"`: all at random;
+            - `"uniform"`: whole time slots evenly apart; the last of them in part, if the budget says so;
+            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance of their
+              patch embedding from the slot before; and `decoder_random_ratio` at random;
+            - `"adaptive"`: all by the tokenizer's importance;
+            - `"adaptive_random"`: by the tokenizer's importance, and `decoder_random_ratio` at random (the paper's).
+        decoder_mask_ratio (`float`, defaults to 0.9): the decoder leaves out this share of all tokens by importance, so
+            that the most important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
+        decoder_random_ratio (`float`, defaults to 0.05): share of all tokens decoded at random besides (rho_r).
+        target_type (`str`, defaults to `"codes"`): what the decoder predicts.
+
+            - `"codes"`: the tokenizer's codes, by squared error;
+            - `"latents"`: what the tokenizer rounds to codes, on the same scale, by squared error;
+            - `"levels"`: which level each channel of the code has, by cross-entropy, channel by channel;
+            - `"pixels"`: the pixels of the tubelet, by squared error (the paper's baseline).
+        levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted; one output
+            a channel, with `target_type="levels"` one a level.
+        norm_pix_loss (`bool`, defaults to `True`): standardise each target tubelet by its own mean and deviation, per
+            channel. Only for pixels.
+        pooling (`"mean"` or `"class_attention"`, defaults to `"mean"`): how the classifier pools tokens: their mean, or
+            one CaiT class-attention layer (the paper's choice for ViT-L).
+        tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see while
+            training (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). Never in evaluation.
+        label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels at once, such as EPIC-Kitchens' verb
+            and noun: each set's name and its classes' numbers [first, end) among the `num_labels` outputs. Together they
+            cover all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
+        rebuild_activations (`bool`, defaults to `True`): make the outputs of norms and activations again in backward rather
+            than keep them: a third less memory, bit-equal gradients, 3 % more CPU time (benchmarks/run.py --cases step).
+            Switch it off for `torch.func`.
+    """
+
+    model_type = "lvmae"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 128
+    tubelet_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qv_bias: bool = True
+    final_layer_norm: bool = True
+    decoder_hidden_size: int = 384
+    decoder_num_hidden_layers: int = 4
+    decoder_num_attention_heads: int = 6
+    decoder_intermediate_size: int = 1536
+    mask_ratio: float | int = 0.9
+    encoder_mask: Literal["tube", "random", "running_cell"] = "tube"
+    decoder_mask: Literal["none", "random", "uniform", "motion", "flow", "everest", "adaptive", "adaptive_random"] = (
+        "adaptive_random"
+    )
+    decoder_mask_ratio: float | int = 0.9
+    decoder_random_ratio: float | int = 0.05
+    target_type: Literal["codes", "latents", "levels", "pixels"] = "codes"
+    levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
+    norm_pix_loss: bool = True
+    pooling: Literal["mean", "class_attention"] = "mean"
+    tube_drop_ratio: float | int = 0.2
+    label_sets: dict[str, list[int]] | None = None
+    rebuild_activations: bool = True
+
+    @classmethod
+    def from_size(cls, size: Literal["small", "base", "large", "huge"], **overrides) -> "LVMAEConfig":
+        """The ViT of that size with its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
+        if size not in LVMAE_SIZES:
+            raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
+        return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    @staticmethod
+    def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:
+        """The config's fields for label sets, {name of the set: names of its classes}, in the order of the labels' columns.
+
+        One set gives an ordinary classifier, `id2label` and `label2id` alone. Several give `label_sets` too, and names such
+        as "verb: cut".
+        """
+        names = list(next(iter(class_names.values())))
+        fields: dict[str, Any] = {}
+        if len(class_names) > 1:
+            names = [f"{label_set}: {name}" for label_set, classes in class_names.items() for name in classes]
+            ends = list(accumulate(len(classes) for classes in class_names.values()))
+            fields["label_sets"] = {
+                label_set: [first, end] for label_set, first, end in zip(class_names, [0, *ends], ends)
+            }
+        return {**fields, "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+    @property
+    def label_slices(self) -> dict[str, slice]:
+        """Where each label set's logits are, in the order of the labels' columns; nothing for a model of one label."""
+        ranges = sorted((self.label_sets or {}).items(), key=lambda item: item[1])
+        return {name: slice(first, end) for name, (first, end) in ranges}
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels."""
+        height, width = self.frame_size
+        return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a clip, N = t * h * w."""
+        slots, height, width = self.grid_size
+        return slots * height * width
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens decoded per clip of `num_frames` frames."""
+        if self.decoder_mask == "none":
+            slots, height, width = self.grid_size
+            return slots * int(self.mask_ratio * height * width)
+        return sum(self.decoder_token_counts(self.seq_length))
+
+    def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
+        """How many of `seq_length` tokens `decoder_mask` chooses by its rule, and how many at random, rounded down.
+
+        With `decoder_mask="none"`, which decodes what is hidden, neither counts.
+        """
+        # 1 - 0.9 is a hair under 0.1 in floating point: rounding first keeps 100 of 1,000 tokens from becoming 99.
+        chosen = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
+        drawn = int(round(self.decoder_random_ratio * seq_length, 6))
+        if self.decoder_mask == "random":
+            return 0, chosen + drawn
+        return (chosen + drawn, 0) if self.decoder_mask in ("adaptive", "uniform") else (chosen, drawn)
+
+    @property
+    def target_size(self) -> int:
+        """Numbers that the decoder predicts per token."""
+        if self.target_type == "pixels":
+            return self.tubelet_size * self.patch_size**2 * self.num_channels
+        return sum(self.levels) if self.target_type == "levels" else len(self.levels)
+
+    def validate_architecture(self) -> None:
+        """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        for name, heads in [
+            ("hidden_size", "num_attention_heads"),
+            ("decoder_hidden_size", "decoder_num_attention_heads"),
+        ]:
+            size, number = getattr(self, name), getattr(self, heads)
+            if size % number or size % 2:
+                raise ValueError(
+                    f"Got {name}={size} with {heads}={number}, expected an even multiple of the heads: change one of them."
+                )
+        height, width = self.frame_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Got image_size={self.image_size} and patch_size={self.patch_size}, expected a multiple of the patch: "
+                f"use {height // self.patch_size * self.patch_size} x {width // self.patch_size * self.patch_size} pixels "
+                "or another patch_size."
+            )
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(
+                f"Got num_frames={self.num_frames} and tubelet_size={self.tubelet_size}, expected a multiple of the "
+                f"tubelet: use {self.num_frames // self.tubelet_size * self.tubelet_size} frames."
+            )
+        for name in ("mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "tube_drop_ratio", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction, not a percentage."
+                )
+        self._check_label_sets()
+        if self.decoder_random_ratio > self.decoder_mask_ratio:
+            raise ValueError(
+                f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
+                "expected no more random tokens than importance leaves over: lower decoder_random_ratio."
+            )
+
+    def _check_label_sets(self) -> None:
+        if self.label_sets is None:
+            return
+        ranges = sorted(self.label_sets.values())
+        ends = [0, *(end for *_, end in ranges)]
+        tiled = all(len(pair) == 2 and pair[0] == end < pair[1] for pair, end in zip(ranges, ends))
+        if not tiled or len(ranges) < 2 or ends[-1] != self.num_labels:
+            raise ValueError(
+                f"Got label_sets={self.label_sets} with num_labels={self.num_labels}, expected two or more ranges [first, end) "
+                "that follow each other from 0 to num_labels: make them with LVMAEConfig.label_fields."
+            )
+
+
+LVMAE_SIZES = {
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536,
+              "decoder_hidden_size": 192, "decoder_num_attention_heads": 3, "decoder_intermediate_size": 768},
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+              "decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_intermediate_size": 2048},
+    "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120,
+             "decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_intermediate_size": 2048},
+}  # fmt: skip
+
+__all__ = ["LVMAEConfig"]

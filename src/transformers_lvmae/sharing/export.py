@@ -1,0 +1,136 @@
+"""Models to hand on: folders that carry their own code, and graphs for ONNX Runtime.
+
+A folder with code loads wherever transformers is installed, with `trust_remote_code=True`; the files are this package's own, copied.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..models.configuration_fsq_magvit import FSQMagViTConfig
+from ..models.configuration_lvmae import LVMAEConfig
+from ..models.modeling_fsq_magvit import FSQMagViTModel
+from ..models.modeling_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
+from ..models.video_processing_lvmae import LVMAEVideoProcessor
+
+
+AUTO_CLASSES: dict[str, dict[str, type]] = {
+    "lvmae": {
+        "AutoConfig": LVMAEConfig,
+        "AutoModel": LVMAEModel,
+        "AutoModelForPreTraining": LVMAEForPreTraining,
+        "AutoModelForVideoClassification": LVMAEForVideoClassification,
+    },
+    "fsq_magvit": {"AutoConfig": FSQMagViTConfig, "AutoModel": FSQMagViTModel},
+}
+MODEL_CLASSES = {
+    model.__name__: model
+    for classes in AUTO_CLASSES.values()
+    for model in classes.values()
+    if issubclass(model, PreTrainedModel)
+}
+QUERIES_AT_ONCE = 1024
+
+
+def load_any_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
+    """A checkpoint of either family, as the class that it was saved from.
+
+    Raises:
+        ValueError: it was saved from another class.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    saved_from = (config.architectures or ["no class"])[0]
+    if saved_from not in MODEL_CLASSES:
+        raise ValueError(
+            f"Got a checkpoint of {saved_from}, expected one of {sorted(MODEL_CLASSES)}: convert it first "
+            "(scripts/convert_videomae.py), or merge its adapter."
+        )
+    return MODEL_CLASSES[saved_from].from_pretrained(name_or_path)
+
+
+def save_with_code(
+    model: PreTrainedModel, folder: str | os.PathLike, processor: LVMAEVideoProcessor | None = None
+) -> None:
+    """Save a model, and its processor, together with the modules that define them.
+
+    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers, torch and, for the processor,
+    torchvision and PyAV, but not this package. Each of the Auto classes that this package registers works.
+
+    Raises:
+        ValueError: a model of neither family.
+    """
+    if not isinstance(model, tuple(MODEL_CLASSES.values())):
+        raise ValueError(
+            f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge an adapter first "
+            "(merge_and_unload)."
+        )
+    model.save_pretrained(folder)
+    _add_auto_map(type(model.config).from_pretrained(folder), AUTO_CLASSES[model.config.model_type], folder)
+    custom_object_save(model, folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+        _add_auto_map(type(processor).from_pretrained(folder), {"AutoVideoProcessor": type(processor)}, folder)
+        custom_object_save(processor, folder)
+
+
+def _add_auto_map(saved: Any, classes: dict[str, type], folder: str | os.PathLike) -> None:
+    """Save a config or processor again, with the place of the code; `register_for_auto_class` would mark its class for good."""
+    saved.auto_map = {name: f"{item.__module__.rpartition('.')[2]}.{item.__name__}" for name, item in classes.items()}
+    saved.save_pretrained(folder)
+
+
+def attention_by_parts(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *args: Any,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of 1,024 queries at a time: (B, heads, N, d) -> (B, N, heads, d).
+
+    ONNX writes attention as a product, a softmax and a product. At 128 frames all scores of a layer would take 7.5 GB.
+    """
+    parts = query.split(QUERIES_AT_ONCE, dim=2)
+    attended = [nn.functional.scaled_dot_product_attention(part, key, value, scale=scaling) for part in parts]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
+    """Write the model for clips of `config.num_frames` frames of `config.frame_size` as `model.onnx` and `model.onnx.data`.
+
+    The number of clips is free; positions are constants of the graph. Only standard operators are used. Needs the extra `onnx`.
+
+    Returns:
+        The path of `model.onnx`: input `pixel_values_videos` (batch, frames, channels, height, width) in float32, outputs named
+        as the model's.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+    """
+    from transformers.exporters import OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+
+    config = model.config
+    clips = torch.zeros(2, config.num_frames, config.num_channels, *config.frame_size)
+    shapes = {"pixel_values_videos": {0: torch.export.Dim("batch")}}
+    AttentionInterface.register("by_parts", attention_by_parts)
+    implementation = config._attn_implementation
+    model.set_attn_implementation("by_parts")
+    try:
+        exported = OnnxExporter().export(
+            model.eval(), {"pixel_values_videos": clips}, config=OnnxConfig(dynamic_shapes=shapes)
+        )
+    finally:
+        model.set_attn_implementation(implementation)
+    exported.save_pretrained(Path(folder))
+    return Path(folder) / "model.onnx"
+
+
+__all__ = ["export_onnx", "load_any_model", "save_with_code"]

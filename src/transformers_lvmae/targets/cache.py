@@ -1,0 +1,291 @@
+"""Targets made once: what the tokenizer says of a data set's clips, written by `scripts/cache_targets.py` and read in pre-training.
+
+A cache has a folder for each split: `manifest.json`, which says what made it, and Arrow files of a fixed number of rows for each
+epoch of draws. A file gets its name when it is complete; whoever was killed while writing one finds the others done.
+
+Which clips a cache holds: frames, crop and flip come from (seed, epoch, row) alone, so the very clips that training will draw can
+be tokenized before. Where nothing is drawn (no random start, crop or flip), one epoch serves all. Otherwise the first E epochs
+are cached, E being the user's choice; longer training sees their clips again, in turn, under new masks. Nothing is resampled:
+a CNN's codes of a flipped or cropped clip are not its codes of the clip, flipped or cropped. Other draws than the cache's are
+refused; they need the tokenizer on the fly.
+
+A video that cannot be read is treated as in training: it ends the run, or another one takes its place, the same one in both.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from ..data.clips import MaskedVideoClips, VideoClips, seeded
+from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
+from ..models.video_io import video_name
+
+
+MANIFEST_NAME = "manifest.json"
+# Of a data set of clips, what does not decide their pixels, or is described apart.
+NOT_PIXELS = {"rows", "processor", "training", "seed", "_epoch", "video_column", "label_column"}
+NOT_PIXELS |= {"num_clips", "on_error", "broken"}
+SCORED_MASKS = {
+    "learned": ("adaptive", "adaptive_random"),
+    "motion": ("motion",),
+    "everest": ("everest",),
+    "flow": ("flow",),
+}
+PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
+PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
+
+
+Targets = dict[str, torch.Tensor]
+
+
+def describe_clips(clips: VideoClips) -> dict[str, Any]:
+    """What decides the pixels of a data set's clips, as JSON: every setting of [`VideoClips`] and of its processor."""
+    settings = {name: value for name, value in vars(clips).items() if name not in NOT_PIXELS}
+    processor = json.loads(clips.processor.to_json_string())
+    settings["processor"] = {name: processor.get(name) for name in PROCESSING}
+    settings["draws_of_seed"] = clips.seed if clips.draws_clips else None
+    settings["num_clips"] = clips.num_clips if clips.draws_clips else 1
+    return json.loads(json.dumps(settings, default=repr))
+
+
+def fingerprint(tokenizer: Any) -> dict[str, str]:
+    """SHA-256 of a model's own config fields, and of its weights."""
+    common = PreTrainedConfig().to_dict()
+    fields = {name: value for name, value in tokenizer.config.to_dict().items() if name not in common}
+    weights = hashlib.sha256()
+    for name, value in sorted(tokenizer.state_dict().items()):
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    config = json.dumps(fields, sort_keys=True).encode()
+    return {"config": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()}
+
+
+def video_key(path: str | None, start: float | None = None, end: float | None = None) -> str:
+    """What tells a data set's rows apart wherever it lies: the end of the path, and the segment's times in seconds."""
+    times = [f" {name} {time}" for name, time in (("start", start), ("end", end)) if time is not None and time == time]
+    return "/".join(Path(path or "").parts[-2:]) + "".join(times)
+
+
+def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
+    """[`video_key`] of every row; the videos themselves are not touched."""
+    name = f"{video_column}.path"
+    paths = rows.select_columns([video_column]).flatten().select_columns([name]).with_format("arrow")[:][name]
+    times = [rows[name] if name in rows.column_names else [None] * len(rows) for name in ("start", "end")]
+    return [video_key(*row) for row in zip(paths.to_pylist(), *times)]
+
+
+class NamedItems(VideoClips):
+    """Clips whose items have `video`, the key of the video that they are of: theirs, or the one in its place."""
+
+    def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        key = video_key(video_name(row[self.video_column]), row.get("start"), row.get("end"))
+        return [{**item, "video": key} for item in super().make_items(row)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a cache: the targets of some rows in one epoch."""
+
+    epoch: int
+    rows: range
+
+    @property
+    def name(self) -> str:
+        return f"epoch_{self.epoch:05d}_row_{self.rows.start:09d}.arrow"
+
+
+def list_shards(manifest: dict[str, Any]) -> list[Shard]:
+    """All files of a complete cache, in order."""
+    total, size = manifest["rows"], manifest["clips_per_shard"]
+    starts = range(0, total, size)
+    return [
+        Shard(epoch, range(start, min(start + size, total)))
+        for epoch in range(manifest["num_epochs"])
+        for start in starts
+    ]
+
+
+class TargetCache:
+    """A complete cache of one split.
+
+    Args:
+        folder: one split's folder, with its `manifest.json`.
+
+    Raises:
+        ValueError: no cache, or one that is not finished.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"Got no target cache in {self.folder}, expected a {MANIFEST_NAME}: make it with scripts/cache_targets.py."
+            )
+        self.manifest = json.loads(path.read_text())
+        shards = list_shards(self.manifest)
+        missing = sum(not (self.folder / shard.name).exists() for shard in shards)
+        if missing:
+            raise ValueError(
+                f"Got {len(shards) - missing} files in the target cache {self.folder}, expected {len(shards)}: run "
+                "scripts/cache_targets.py again with the same options, it goes on where it was."
+            )
+        files: list[list[datasets.Dataset]] = [[] for _ in range(self.num_epochs)]
+        for shard in shards:
+            files[shard.epoch].append(datasets.Dataset.from_file(str(self.folder / shard.name)))
+        self.epochs = [datasets.concatenate_datasets(parts).with_format("arrow") for parts in files]
+
+    @property
+    def num_epochs(self) -> int:
+        """How many epochs of draws it holds; 1 where nothing is drawn."""
+        return self.manifest["num_epochs"]
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """FSQ levels of the tokenizer whose codes it holds, or None where it holds scores alone."""
+        return None if self.manifest["levels"] is None else tuple(self.manifest["levels"])
+
+    def targets(self, epoch: int, row: int, video: str) -> Targets:
+        """`importance_scores` (N,), float16, and, of a tokenizer's cache, `code_indices` (N,), int32.
+
+        Raises ValueError unless they are the targets of `video`, a [`video_key`].
+        """
+        table = self.epochs[epoch][row]
+        self._check(f"the video shown as number {row}", table["video"][0].as_py(), video)
+        columns = {
+            name: table[name].combine_chunks()
+            for name in ("importance_scores", "code_indices")
+            if name in table.column_names
+        }
+        values = {name: column.flatten().to_numpy() for name, column in columns.items()}
+        return {
+            name: torch.from_numpy(array.astype(np.int32 if name == "code_indices" else array.dtype))
+            for name, array in values.items()
+        }
+
+    def check_clips(self, clips: MaskedVideoClips) -> None:
+        """Raise ValueError unless it holds the targets of just these clips: frames, size, crops, draws, tokens, videos."""
+        described = {**describe_clips(clips), "grid_size": list(clips.grid_size)}
+        for name, got in {**self.manifest["clips"], "grid_size": self.manifest["grid_size"]}.items():
+            self._check(name, got, described.get(name))
+        keys, rows = row_keys(clips.rows, clips.video_column), self.epochs[0].with_format(None)
+        self._check("at least as many videos", min(len(rows), len(keys)), len(keys))
+        for number, (got, expected) in enumerate(zip(rows["key"], keys)):
+            self._check(f"video {number}", got, expected)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise ValueError unless this tokenizer made it."""
+        for name, expected in fingerprint(tokenizer).items():
+            self._check(f"the tokenizer's {name}", (self.manifest["tokenizer"] or {}).get(name), expected)
+
+    def check_model(self, config: Any) -> None:
+        """Raise ValueError unless a model's targets are among those that it holds."""
+        if config.target_type == "latents":
+            raise ValueError(
+                f"Got target_type='latents' and the target cache {self.folder}, expected 'codes': a cache holds codes, which are "
+                "rounded; leave it out to make latents on the fly."
+            )
+        if config.target_type != "pixels" and self.levels is not None:
+            self._check("levels", list(self.levels), list(config.levels))
+        scores = next((name for name, masks in SCORED_MASKS.items() if config.decoder_mask in masks), None)
+        if scores is not None:
+            self._check(f"scores (of decoder_mask={config.decoder_mask!r})", self.manifest["scores"], scores)
+
+    def _check(self, name: str, got: Any, expected: Any) -> None:
+        if got != expected:
+            raise ValueError(
+                f"Got a target cache ({self.folder}) with {name}: {got}, expected {expected}: run scripts/cache_targets.py with the "
+                "options of this run, or this run with the cache's, or leave the cache out to tokenize on the fly."
+            )
+
+
+class CachedVideoClips(NamedItems, MaskedVideoClips):
+    """Clips for pre-training with their targets from a cache, and no more of their pixels than the encoder sees.
+
+    An item has `visible_tubelets` (V, tubelet_size, C, patch_size, patch_size), uint8, in place of the clip; `code_indices` and
+    `importance_scores` (N,); masks as [`MaskedVideoClips`]. In every epoch that the cache holds, and in all where nothing is drawn,
+    clips and masks are those that [`MaskedVideoClips`] draws; afterwards, the cache's clips in turn under new masks.
+
+    Args:
+        cache: of these rows.
+        whole_clips: send `pixel_values_videos`, uint8, instead: for pixel targets, and for caches without codes.
+        kwargs: as [`MaskedVideoClips`], the same as the cache was made with.
+
+    Raises:
+        ValueError: the cache is another data set's or was made from other clips; or (on access) a video cannot be read that
+            could when the cache was made, or the other way round, so that the cache has another one in its place.
+    """
+
+    def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        cache.check_clips(self)
+        self.cache = cache
+        self.whole_clips = whole_clips
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose clips are served; masks are those of the epoch that [`set_epoch`] was told."""
+        return super().epoch % self.cache.num_epochs
+
+    def items(self, index: int) -> list[dict[str, Any]]:
+        items, epoch = super().items(index), int(self._epoch)
+        if self.training and epoch != self.epoch:
+            with seeded(self.seed, epoch, index):
+                items = [{**item, **self.draw_masks()} for item in items]
+        return [self._serve(item, index) for item in items]
+
+    def _serve(self, item: dict[str, Any], index: int) -> dict[str, Any]:
+        targets = self.cache.targets(self.epoch if self.training else 0, index, item.pop("video"))
+        if not self.whole_clips:
+            clip = item.pop("pixel_values_videos")
+            item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])
+        return {**item, **targets}
+
+    def visible_tubelets(self, clip: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+        """A clip (T, C, H, W) and its mask (N,) -> (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
+        slots, rows, _ = self.grid_size
+        tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
+        visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
+        return gather_tubelets(tubelets, visible)[0]
+
+
+def clips_to_train_on(
+    rows: datasets.Dataset,
+    processor: Any,
+    config: Any,
+    cache: TargetCache | None = None,
+    whole_clips: bool = False,
+    **kwargs: Any,
+) -> MaskedVideoClips:
+    """Clips for a model to be pre-trained on; with a cache, with the targets in it.
+
+    Args:
+        config: `LVMAEConfig`.
+        whole_clips: send whole clips even where the model needs the visible tubelets alone.
+        kwargs: as [`VideoClips`].
+
+    Raises:
+        ValueError: the cache does not fit the clips or the model.
+    """
+    kwargs |= {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
+    if cache is not None and not isinstance(rows, datasets.Dataset):
+        raise ValueError(
+            f"Got a {type(rows).__name__} with the target cache {cache.folder}, expected a dataset whose rows have numbers: leave out "
+            "--streaming, or the cache."
+        )
+    if cache is None:
+        return MaskedVideoClips(rows, processor, config.num_frames, **kwargs)
+    cache.check_model(config)
+    whole_clips = whole_clips or config.target_type == "pixels" or cache.levels is None
+    return CachedVideoClips(rows, processor, config.num_frames, cache=cache, whole_clips=whole_clips, **kwargs)
+
+
+__all__ = ["CachedVideoClips", "TargetCache", "clips_to_train_on"]

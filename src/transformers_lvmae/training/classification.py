@@ -1,0 +1,93 @@
+"""The classifier's Trainer."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction
+
+from ..evaluation.accuracy import topk_accuracies
+from .arguments import LVMAEClassificationArguments
+from .averaging import AveragingTrainer
+from .mixing import ClipMixing
+
+
+class LVMAEClassificationTrainer(AveragingTrainer):
+    """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
+
+    In training, labels become probabilities: MixUp or CutMix mixes the clips of a batch on the device and their labels with
+    them, with torch's own random numbers (Trainer's checkpoints keep their state), and `label_smoothing_factor` of each label is
+    spread over all classes. In evaluation, loss and metrics are of plain labels.
+
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise; of a model with label sets, for each
+    set and for all of them at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights
+    are evaluated and saved.
+
+    Raises:
+        ValueError: a batch of one clip to mix; averaged weights under DeepSpeed or FSDP.
+    """
+
+    args: LVMAEClassificationArguments
+    training_file = "averaged_weights.pt"
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("compute_metrics", self._accuracies)
+        super().__init__(*args, **kwargs)
+        self.label_smoother = None  # transformers' own smooths evaluation's loss, too, and takes no mixed labels
+        alphas = self.args.mixup_alpha, self.args.cutmix_alpha
+        repeats = getattr(self.train_dataset, "num_clips", 1)
+        self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        if model.training and (self.mixing is not None or self.args.label_smoothing_factor > 0):
+            inputs = self.soften(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def soften(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with its clips mixed and its `labels`, class ids (B,) or (B, sets), made probabilities (B, num_labels)."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.problem_type = config.problem_type or "single_label_classification"
+        clips = inputs["pixel_values_videos"]
+        sizes = [part.stop - part.start for part in config.label_slices.values()] or [config.num_labels]
+        labels = soft_labels(inputs["labels"], sizes, self.args.label_smoothing_factor)
+        if self.mixing is not None:
+            if len(clips) == 1 == self.args.train_batch_size:  # not an epoch's last batch
+                raise ValueError(
+                    "Got batches of one clip with mixup_alpha or cutmix_alpha, expected two clips a device to mix: raise "
+                    "per_device_train_batch_size or set both to 0."
+                )
+            clips, shares = self.mixing(clips)
+            labels = shares @ labels
+        return {**inputs, "pixel_values_videos": clips, "labels": labels}
+
+    def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        label_sets = self.accelerator.unwrap_model(self.model).config.label_sets
+        return topk_accuracies(logits_of(prediction), np.asarray(prediction.label_ids), label_sets)
+
+    def learning_rate_of(self, name: str) -> float:
+        depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
+        match = re.search(r"encoder\.layers\.(\d+)\.", name)
+        layer = int(match.group(1)) + 1 if match else 0 if ".embeddings." in name else depth + 1
+        return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
+
+
+def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:
+    """Class ids (B,), or (B, sets) of sets of `sizes` classes, -> probabilities (B, sum of sizes).
+
+    In each set `smoothing` of a row is spread evenly over all classes.
+    """
+    columns = labels.view(len(labels), -1).unbind(dim=1)
+    parts = [
+        nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in zip(columns, sizes)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Logits (clips, classes) of what the trainer collected, which may hold hidden states besides."""
+    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+
+
+__all__ = ["LVMAEClassificationTrainer"]

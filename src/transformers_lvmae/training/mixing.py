@@ -1,0 +1,46 @@
+"""MixUp and CutMix of a batch of clips, with torchvision's transforms."""
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+
+class ClipMixing:
+    """MixUp or CutMix of a batch of clips, each batch one of the two, drawn evenly where both are on (as VideoMAE).
+
+    Each clip is mixed with the one before, the first with the last; a lone clip with itself. CutMix's box is the same in all frames.
+
+    Args:
+        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of the shares (VideoMAE: 0.8, 1.0); 0 switches it off.
+        repeats: clips of each video, side by side in a batch, which is mixed in such an order that they do not meet each other.
+
+    Raises:
+        ValueError: neither is on.
+    """
+
+    def __init__(self, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, repeats: int = 1):
+        kinds = {v2.MixUp: mixup_alpha, v2.CutMix: cutmix_alpha}
+        mixers = [kind(alpha=alpha) for kind, alpha in kinds.items() if alpha > 0]
+        if not mixers:
+            raise ValueError(
+                f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected a positive number for one of them."
+            )
+        self.mix = v2.RandomChoice(mixers)
+        self.repeats = repeats
+
+    def __call__(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips (B, T, C, H, W) -> mixed ones, and the share (B, B) of each clip (column) in each mixed one (row).
+
+        `shares @ targets` are the mixed clips' targets, whatever the targets are.
+        """
+        shares = torch.eye(len(clips), device=clips.device)
+        if self.repeats > 1:
+            firsts = range(min(self.repeats, len(clips)))
+            order = torch.cat([torch.arange(first, len(clips), self.repeats, device=clips.device) for first in firsts])
+            clips, shares = clips[order], shares[order]
+        # As plain tensors CutMix refuses five axes; as a Video it cuts height and width, the last two.
+        mixed, shares = self.mix(tv_tensors.Video(clips), shares)
+        return mixed.as_subclass(torch.Tensor), shares
+
+
+__all__ = ["ClipMixing"]

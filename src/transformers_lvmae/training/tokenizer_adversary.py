@@ -1,0 +1,79 @@
+"""The discriminator's side of the tokenizer's training."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import Trainer, get_scheduler
+
+from .arguments import FSQMagViTTrainingArguments
+from .tokenizer_losses import AdversarialLoss
+
+
+class Adversary:
+    """The discriminator's side of the tokenizer's training: its own optimizer and schedule.
+
+    Its gradients are gathered from the same reconstructions as the generator's and with the same weights, and both step
+    together, as in MAGVIT. Its warm-up and cosine begin where the adversarial term sets in.
+    """
+
+    optimizer: Any = None
+    scheduler: Any = None
+
+    def __init__(self, losses: AdversarialLoss, args: FSQMagViTTrainingArguments, accelerator: Accelerator):
+        self.losses = losses.to(args.device)
+        self.wrapped: Any = self.losses
+        self.args = args
+        self.accelerator = accelerator
+        self.logits: list[torch.Tensor] = []
+
+    def prepare(self, num_training_steps: int) -> None:
+        """Devices and processes are accelerate's; called at the start of each training."""
+        args = self.args
+        if self.optimizer is None:
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            if args.discriminator_learning_rate is not None:
+                options["lr"] = args.discriminator_learning_rate
+            group = {"params": list(self.losses.parameters()), "weight_decay": args.weight_decay}
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.losses, optimizer_class([group], **options))
+        steps = max(1, num_training_steps - args.adversarial_start_step)
+        self.scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+        )
+
+    def backward(self, real: torch.Tensor, fake: torch.Tensor, accumulation_steps: int) -> dict[str, torch.Tensor]:
+        """Add the gradients of one small batch of clips (B, T, C, H, W); returns the parts of the loss."""
+        synchronized = self.accelerator.sync_gradients
+        with nullcontext() if synchronized else self.accelerator.no_sync(self.wrapped):
+            parts = self.wrapped(real, fake)
+            self.accelerator.backward(parts.pop("loss") / accumulation_steps)
+        self.logits.append(torch.stack([parts["real_logits"], parts["fake_logits"]]))
+        return parts
+
+    def step(self) -> dict[str, torch.Tensor]:
+        """One step after as many small batches as the generator's."""
+        norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.args.max_grad_norm or float("inf"))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.losses.lecam_weight > 0:
+            self.losses.update_averages(*self.accelerator.reduce(torch.stack(self.logits).mean(dim=0), "mean"))
+        self.logits = []
+        return {"discriminator_grad_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"losses": self.losses, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses.load_state_dict(state["losses"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+__all__ = ["Adversary"]

@@ -1,0 +1,380 @@
+"""The five benchmarks in their official formats, made small, from annotation files to an evaluated model."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import load_script
+from datasets import ClassLabel, DatasetDict
+
+from transformers_lvmae.data import load_video_dataset
+from transformers_lvmae.data.annotations import (
+    BENCHMARKS,
+    AnnotationError,
+    build_dataset,
+    compare_with_known,
+    read_annotations,
+)
+from transformers_lvmae.models.video_io import decode_video, write_video
+
+
+FPS = 10
+TINY = {
+    "image_size": 16,
+    "patch_size": 8,
+    "num_frames": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
+@dataclass
+class Made:
+    """A benchmark as the tests make it: its folders, the splits, label columns and one row that must come out."""
+
+    annotations: Path
+    videos: Path
+    splits: dict[str, int]
+    classes: dict[str, list[str]]
+    first_row: dict[str, object]
+    eval_split: str = "validation"
+
+
+def make_video(path: Path, num_frames: int) -> None:
+    """Frame `i` is grey of brightness 5 i."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = np.arange(num_frames)[:, None, None, None] * 5
+    write_video(path, np.broadcast_to(frames, (num_frames, 16, 24, 3)).astype(np.uint8), fps=FPS)
+
+
+def write_csv(path: Path, header: str, rows: list[list[object]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def make_diving48(root: Path, version: str = "V2_") -> Made:
+    vocabulary = [
+        ["Back", "15som", "05Twis", "FREE"],
+        ["Back", "15som", "15Twis", "FREE"],
+        ["Forward", "NoTwis", "PIKE"],
+    ]
+    names = [" ".join(words) for words in vocabulary]
+    (root / "Diving48_vocab.json").write_text(json.dumps(vocabulary))
+    for split, labels in {"train": [2, 0, 1], "test": [1, 2]}.items():
+        clips = [
+            {"vid_name": f"-{split}_0{i}", "label": label, "start_frame": 0, "end_frame": 6}
+            for i, label in enumerate(labels)
+        ]
+        (root / f"Diving48_{version}{split}.json").write_text(json.dumps(clips))
+        for clip in clips:
+            make_video(root / "rgb" / f"{clip['vid_name']}.mp4", 6)
+    return Made(root, root, {"train": 3, "test": 2}, {"label": names}, {"video": "-train_00", "label": 2}, "test")
+
+
+def make_epic_kitchens(root: Path) -> Made:
+    header = (
+        "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
+        "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
+    )
+    verbs, nouns = ["take", "put"], ["tap", "spoon", "board:chopping"]
+    for name, classes in {"verb": verbs, "noun": nouns}.items():
+        rows = [[i, key, f"['{key}', '{key}-other']", "x"] for i, key in reversed(list(enumerate(classes)))]
+        write_csv(root / f"EPIC_100_{name}_classes.csv", "id,key,instances,category", rows)
+    for split, video, segments in [
+        ("train", "P01_01", [("00:00:01.00", "00:00:01.80", 1, 2), ("00:00:00.20", "00:00:01.50", 0, 1)]),
+        ("validation", "P22_107", [("00:00:00.5", "00:00:02.0", 0, 0)]),
+    ]:
+        rows = [
+            [f"{video}_{i}", video[:3], video, start, start, stop, 1, 2, "n", "v", verb, "n", noun, "['n']", "[0]"]
+            for i, (start, stop, verb, noun) in enumerate(segments)
+        ]
+        write_csv(root / f"EPIC_100_{split}.csv", header, rows)
+        make_video(root / "EPIC-KITCHENS" / video[:3] / "videos" / f"{video}.MP4", 30)
+    (root / "EPIC_100_test_timestamps.csv").write_text("narration_id,participant_id,video_id\n")
+    row = {"video": "P01_01", "start": 1.0, "end": 1.8, "verb": 1, "noun": 2}
+    return Made(root, root, {"train": 2, "validation": 1}, {"verb": verbs, "noun": nouns}, row)
+
+
+def make_something_something(root: Path) -> Made:
+    names = ["Holding something next to something", "Pushing something so that it falls"]
+    (root / "something-something-v2-labels.json").write_text(json.dumps({name: str(i) for i, name in enumerate(names)}))
+    templates = ["Holding [something] next to [something]", "Pushing [something] so that it falls"]
+    for split, ids in {"train": [78687, 42326, 7], "validation": [74225]}.items():
+        clips = [{"id": str(i), "label": "x", "template": templates[i % 2], "placeholders": ["a cup"]} for i in ids]
+        (root / f"something-something-v2-{split}.json").write_text(json.dumps(clips))
+        for i in ids:
+            make_video(root / "20bn-something-something-v2" / f"{i}.mp4", 5)
+    (root / "something-something-v2-test.json").write_text(json.dumps([{"id": "1420"}]))
+    return Made(root, root, {"train": 3, "validation": 1}, {"label": names}, {"video": "78687", "label": 1})
+
+
+def make_kinetics(root: Path) -> Made:
+    header, rows = "label,youtube_id,time_start,time_end,split", {}
+    rows["train"] = [["washing feet", "--GkrdYZ9Tc", 0, 10, "train"], ["air drumming", "_bcJuKJQ_s", 104, 114, "train"]]
+    rows["validate"] = [["air drumming", "--nQbRBEz2s", 9, 19, "validate"]]
+    for split, clips in rows.items():
+        write_csv(root / f"{split}.csv", header, clips)
+        for label, video, start, end, _ in clips:
+            make_video(root / "videos" / split / label / f"{video}_{start:06d}_{end:06d}.mp4", 6)
+    row = {"video": "--GkrdYZ9Tc_000000_000010", "label": 1}
+    return Made(root, root, {"train": 2, "validation": 1}, {"label": ["air drumming", "washing feet"]}, row)
+
+
+def make_finegym(root: Path) -> Made:
+    """Events start at 2 s; the second element is a vault of several stages."""
+    names = ["(VT) round-off, flic-flac on", "(FX) switch leap"]
+    (root / "gym288_categories.txt").write_text(
+        f"Clabel: 0; set: 1; Glabel: 1; {names[0]}\nClabel: 1; set: 21; Glabel: 4; {names[1]}\n"
+    )
+    times = {"A_0000_0001": [[0.3, 0.9]], "A_0001_0003": [[1.0, 1.2], [1.2, 1.3], [1.3, 2.0]]}
+    segments = {element: {"stages": len(stages), "timestamps": stages} for element, stages in times.items()}
+    event = {"event": 1, "segments": segments, "timestamps": [[2.0, 4.5]]}
+    videos = {"train": "A0xAXXysHUo", "val": "_E_0_fKCK1w"}
+    info = {video: {"E_000002_000004": event} for video in videos.values()}
+    (root / "finegym_annotation_info_v1.1.json").write_text(json.dumps(info))
+    for split, video in videos.items():
+        lines = [f"{video}_E_000002_000004_{element} {number}\n" for element, number in zip(reversed(times), (0, 1))]
+        name = "gym288_train_element_v1.1.txt" if split == "train" else "gym288_val_element.txt"
+        (root / name).write_text("".join(lines))
+        make_video(root / "videos" / f"{video}.mp4", 50)
+    row = {"video": "A0xAXXysHUo", "start": 2.0, "end": 5.0, "label": 0}
+    return Made(root, root, {"train": 2, "validation": 2}, {"label": names}, row)
+
+
+MAKERS: dict[str, Callable[[Path], Made]] = {
+    "diving48": make_diving48,
+    "epic_kitchens_100": make_epic_kitchens,
+    "something_something_v2": make_something_something,
+    "kinetics400": make_kinetics,
+    "finegym288": make_finegym,
+}
+
+
+def run(script: str, monkeypatch, *arguments: object) -> None:
+    """The `main` of a script, with a command line."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+    load_script(script).main()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_prepare_fine_tune_evaluate(name, tmp_path, monkeypatch, capsys):
+    """Every official format goes all the way: dataset, one step of training, evaluation with views."""
+    (tmp_path / "made").mkdir()
+    made = MAKERS[name](tmp_path / "made")
+    data, model, results = tmp_path / "data", tmp_path / "model", tmp_path / "results"
+    run(
+        "prepare_dataset",
+        monkeypatch,
+        name,
+        "--annotations",
+        made.annotations,
+        "--videos",
+        made.videos,
+        "--output",
+        data,
+    )
+    printed = capsys.readouterr().out
+    assert f"train: {made.splits['train']} annotated clips, NOT the published" in printed
+    assert "without" in printed
+    assert "missing:" not in printed
+
+    splits = DatasetDict.load_from_disk(str(data))
+    assert {split: len(rows) for split, rows in splits.items()} == made.splits
+    assert splits["train"].column_names == list(made.first_row)[:1] + [
+        column for column in ("start", "end") if column in made.first_row
+    ] + list(made.classes)
+    for column, names in made.classes.items():
+        assert splits["train"].features[column] == ClassLabel(names=names)
+    row = splits["train"][0]
+    assert Path(row["video"]).stem == made.first_row["video"]
+    assert {key: row[key] for key in made.first_row if key != "video"} == pytest.approx(
+        {key: value for key, value in made.first_row.items() if key != "video"}
+    )
+
+    columns = ",".join(made.classes)
+    run(
+        "finetune",
+        monkeypatch,
+        *("--dataset_name", data, "--label_column", columns, "--eval_split", made.eval_split, "--output_dir", model),
+        *("--config_overrides", json.dumps(TINY), "--max_steps", 1, "--per_device_train_batch_size", 2),
+        *("--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true"),
+    )
+    run(
+        "evaluate_classifier",
+        monkeypatch,
+        *("--model_name_or_path", model, "--dataset_name", data, "--label_column", columns),
+        *("--split", made.eval_split, "--output_dir", results, "--temporal_views", 2, "--spatial_views", 3),
+    )
+    written = json.loads((results / "results.json").read_text())
+    assert written["clips"] == made.splits[made.eval_split] == sum(part["clips"] for part in written["by_length"])
+    prefixes = ["verb_", "noun_", "action_"] if len(made.classes) > 1 else [""]
+    for prefix in prefixes:
+        assert 0 <= written["metrics"][f"{prefix}accuracy"] <= written["metrics"][f"{prefix}top5_accuracy"] <= 1
+    config = json.loads((model / "config.json").read_text())
+    assert len(config["id2label"]) == sum(map(len, made.classes.values()))
+    assert ("label_sets" in config and config["label_sets"] is not None) == (len(made.classes) > 1)
+
+
+def test_diving48_v1_has_the_same_format(tmp_path):
+    annotations = read_annotations("diving48", [make_diving48(tmp_path, version="").annotations])
+    assert {split: len(clips) for split, clips in annotations.splits.items()} == {"train": 3, "test": 2}
+
+
+def test_both_versions_in_one_folder_must_be_named(tmp_path):
+    make_diving48(tmp_path), make_diving48(tmp_path, version="")
+    with pytest.raises(AnnotationError, match=r"Got \[.*\] for 'train', expected one file: name the annotation files"):
+        read_annotations("diving48", [tmp_path])
+    files = [tmp_path / name for name in ("Diving48_V2_train.json", "Diving48_vocab.json")]
+    assert list(read_annotations("diving48", files).splits) == ["train"]
+
+
+def test_the_second_edition_of_epic_s_classes_counts(tmp_path):
+    made = make_epic_kitchens(tmp_path)
+    edition = (tmp_path / "EPIC_100_noun_classes.csv").read_text().replace(",tap,", ",faucet,")
+    (tmp_path / "EPIC_100_noun_classes_v2.csv").write_text(edition)
+    annotations = read_annotations("epic_kitchens_100", [made.annotations])
+    assert annotations.classes == {"verb": made.classes["verb"], "noun": ["faucet", *made.classes["noun"][1:]]}
+
+
+def test_kinetics_710_lists(tmp_path):
+    """Several lists a split, paths with spaces, commas or blanks before the number; names from the label map."""
+    for video in ("k400/train/air drumming/a.mp4", "k600/train/b_000001_000011.mp4", "k400/val/c.mp4"):
+        make_video(tmp_path / "videos" / video, 4)
+    make_video(tmp_path / "videos" / "k700" / "a.mp4", 4)
+    (tmp_path / "k400_train_list_videos.txt").write_text("k400/train/air drumming/a.mp4 1\n")
+    (tmp_path / "k600_train_list_videos.txt").write_text("elsewhere/b_000001_000011.mp4,709\n")
+    (tmp_path / "k400_val_list_videos.txt").write_text("k400/val/c.mp4 0\n")
+    annotations = read_annotations("kinetics710", [tmp_path])
+    assert annotations.classes["label"] == [str(number) for number in range(710)]
+    built = build_dataset(annotations, tmp_path / "videos")
+    assert built.splits["train"]["label"][:] == [1, 709]
+    assert [Path(path).name for path in built.splits["train"]["video"]] == ["a.mp4", "b_000001_000011.mp4"]
+    assert built.splits["train"][0]["video"].endswith("k400/train/air drumming/a.mp4")
+    assert built.ambiguous_videos == ["a"]
+    (tmp_path / "label_map_k710.txt").write_text("riding a bike\nmarching\n")
+    with pytest.raises(AnnotationError, match=r"Got class '709' in .*k600_train.* expected a number in 0..1"):
+        read_annotations("kinetics710", [tmp_path])
+
+
+def test_a_csv_of_one_s_own(tmp_path):
+    write_csv(
+        tmp_path / "train.csv", "video,label,start,end", [["a.mp4", "run", "", 0.3], ["sub/b.mp4", "jump", 0.2, ""]]
+    )
+    for name in ("a.mp4", "sub/b.mp4"):
+        make_video(tmp_path / name, 6)
+    built = build_dataset(read_annotations("csv", [tmp_path / "train.csv"]), tmp_path)
+    first, second = built.splits["train"]
+    assert (first["label"], first["start"], first["end"]) == (1, None, 0.3)
+    assert (second["label"], second["start"], second["end"]) == (0, 0.2, None)
+
+
+def test_segments_are_the_annotated_frames(tmp_path):
+    """The first EPIC clip, 1.0 s to 1.8 s at 10 frames a second, is frames 10 to 17 of its video."""
+    made = make_epic_kitchens(tmp_path)
+    built = build_dataset(read_annotations("epic_kitchens_100", [made.annotations]), made.videos)
+    row = built.splits["train"][0]
+    frames, metadata = decode_video(
+        row["video"], lambda metadata: range(metadata.total_num_frames), start=row["start"], end=row["end"]
+    )
+    assert metadata.total_num_frames == 8
+    assert frames.float().mean(dim=(1, 2, 3)).numpy() == pytest.approx(np.arange(10, 18) * 5, abs=2)
+
+
+def test_missing_videos_are_counted_and_named(tmp_path, monkeypatch, capsys):
+    made = make_kinetics(tmp_path)
+    next(made.videos.rglob("--GkrdYZ9Tc*.mp4")).unlink()
+    data = tmp_path / "data"
+    arguments = ["kinetics400", "--annotations", made.annotations, "--videos", made.videos, "--output", data]
+    run("prepare_dataset", monkeypatch, *arguments)
+    printed = capsys.readouterr().out
+    assert "train: 1 clips with their videos, 1 without" in printed
+    assert "1 videos are missing: --GkrdYZ9Tc_000000_000010" in printed
+    assert (data / "missing_videos.txt").read_text() == "--GkrdYZ9Tc_000000_000010\n"
+    assert len(load_video_dataset(data, label_column="label")["train"]) == 1
+    next(made.videos.rglob("_bcJuKJQ_s*.mp4")).unlink()
+    with pytest.raises(SystemExit, match=r"Got none of the 2 videos of split 'train' .* '--GkrdYZ9Tc_000000_000010'"):
+        run("prepare_dataset", monkeypatch, *arguments)
+
+
+def test_published_sizes_are_recognised(tmp_path):
+    annotations = read_annotations("diving48", [make_diving48(tmp_path).annotations])
+    annotations.splits["train"] *= 15_027 // 3
+    annotations.classes["label"] = [str(number) for number in range(48)]
+    train, test, classes = compare_with_known("diving48", annotations)
+    assert train == "train: 15,027 annotated clips, as published"
+    assert test == "test: 2 annotated clips, NOT the published 1,970 or 2,096"
+    assert classes == "label: 48 classes, as published"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("diving48", "Diving48_V2_train.json", '"label"', '"class"', r"V2_train.json with .*expected 'label' too"),
+        (
+            "diving48",
+            "Diving48_V2_train.json",
+            '"label": 2',
+            '"label": 48',
+            r"Got class 48 .*expected a number in 0..2",
+        ),
+        ("diving48", "Diving48_V2_test.json", "[{", "{", r"Got .*V2_test.json, expected JSON"),
+        ("epic_kitchens_100", "EPIC_100_train.csv", ",verb_class,", ",verb_id,", r"expected 'verb_class' too"),
+        ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in its ids, expected 0..2"),
+        ("epic_kitchens_100", "EPIC_100_train.csv", "00:00:01.80", "1m", r"Got time '1m' in .*EPIC_100_train.csv"),
+        ("kinetics400", "train.csv", ",104,", ",,", r"Got time '' in .*train.csv, expected seconds or HH:MM:SS.SS"),
+        (
+            "something_something_v2",
+            "something-something-v2-train.json",
+            "[something]",
+            "[thing]",
+            r"Got template .*thing",
+        ),
+        ("kinetics400", "train.csv", "label,", "class,", r"train.csv with .*expected 'label' too"),
+        ("kinetics400", "train.csv", ",train", ",trainings", r"Got split 'trainings'"),
+        (
+            "finegym288",
+            "gym288_val_element.txt",
+            "E_000002",
+            "E_000009",
+            r"Got element .*E_000009.* whose times are in",
+        ),
+        ("finegym288", "gym288_categories.txt", "Clabel: 1", "Clabel: 3", r"gaps in its numbers, expected 0..1"),
+    ],
+)
+def test_files_of_another_format_are_named(name, file, old, new, message, tmp_path):
+    made = MAKERS[name](tmp_path)
+    edit(tmp_path / file, old, new)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(name, [made.annotations])
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    made = make_epic_kitchens(tmp_path)
+    (tmp_path / "EPIC_100_verb_classes.csv").unlink()
+    with pytest.raises(AnnotationError, match=r"Got \[\] for 'verb classes', expected one file"):
+        read_annotations("epic_kitchens_100", [made.annotations])
+    with pytest.raises(AnnotationError, match=r"Got annotations .*/nowhere, expected a file or folder that exists"):
+        read_annotations("epic_kitchens_100", [tmp_path / "nowhere"])
+    with pytest.raises(AnnotationError, match=r"Got annotations .*test_timestamps.csv, expected a name that matches"):
+        read_annotations("epic_kitchens_100", [tmp_path / "EPIC_100_test_timestamps.csv"])
+    (tmp_path / "kinetics").mkdir()
+    (tmp_path / "empty").mkdir()
+    annotations = read_annotations("kinetics400", [make_kinetics(tmp_path / "kinetics").annotations])
+    with pytest.raises(AnnotationError, match=r"Got .*/empty, expected a folder with videos"):
+        build_dataset(annotations, tmp_path / "empty")
+    with pytest.raises(AnnotationError, match=r"Got benchmark 'ucf101', expected one of"):
+        read_annotations("ucf101", [tmp_path])
+    assert set(MAKERS) < set(BENCHMARKS)

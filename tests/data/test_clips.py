@@ -1,0 +1,255 @@
+"""Videos to model inputs: loading, sampling, seeds, masks."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from builders import FIXTURES
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
+from transformers.video_utils import VideoMetadata
+
+from transformers_lvmae import LVMAEConfig
+from transformers_lvmae.data import (
+    ImageClips,
+    MaskedVideoClips,
+    VideoClips,
+    load_image_dataset,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
+from transformers_lvmae.data.clips import seeded
+from transformers_lvmae.data.transforms import draw_view
+from transformers_lvmae.models import video_io
+from transformers_lvmae.models.video_io import decode_video
+from transformers_lvmae.models.video_seeking import VideoReadError
+
+
+CLIPS = FIXTURES / "clips"
+CONFIG = LVMAEConfig(image_size=32, patch_size=8, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_video_dataset(CLIPS, label_column="label")
+
+
+def clips_of(rows, kind=VideoClips, **kwargs):
+    return kind(rows, processor_for(CONFIG), CONFIG.num_frames, **kwargs)
+
+
+def masked(rows, **kwargs):
+    return clips_of(rows, MaskedVideoClips, grid_size=CONFIG.grid_size, mask_ratio=CONFIG.mask_ratio, **kwargs)
+
+
+def test_labels_are_the_same_classes_in_every_split(splits):
+    names = splits["train"].features["label"].names
+    assert names == sorted(names)
+    assert all(rows.features["label"].names == names for rows in splits.values())
+
+
+def test_labels_agree_with_the_metadata(splits):
+    lines = (CLIPS / "train" / "metadata.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    written = {line.split(",")[header.index("file_name")]: line.split(",")[header.index("label")] for line in lines[1:]}
+    names = splits["train"].features["label"].names
+    for row in splits["train"]:
+        assert names[row["label"]] == written[row["video"]["path"].rsplit("/", 1)[1]]
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(ValueError, match=r"Got columns .* expected 'action'.*--label_column"):
+        load_video_dataset(CLIPS, label_column="action")
+
+
+def test_a_missing_split_is_named(splits):
+    with pytest.raises(ValueError, match=r"Got split 'validate', expected one of \['test', 'train'\]"):
+        select_split(splits, "validate")
+
+
+def test_an_item_is_the_processed_clip(splits):
+    row = splits["test"][0]
+    item = clips_of(splits["test"], label_column="label")[0]
+    processor = processor_for(CONFIG)
+    expected = processor([row["video"]["path"]], num_frames=8, do_sample_frames=True, return_tensors="pt")
+    assert torch.equal(item["pixel_values_videos"], expected["pixel_values_videos"][0])
+    assert item["labels"] == row["label"]
+
+
+def test_a_row_depends_on_seed_epoch_and_row_alone(splits):
+    options = {"training": True, "frame_stride": 1, "min_crop_scale": 0.4, "horizontal_flip": True}
+    torch.manual_seed(1)
+    first = masked(splits["train"], seed=5, **options)
+    items = [first[number] for number in range(4)]
+    torch.manual_seed(2)
+    again = masked(splits["train"], seed=5, **options)
+    for number in reversed(range(4)):
+        for key, value in again[number].items():
+            assert torch.equal(value, items[number][key])
+    again.set_epoch(1)
+    other_seed = masked(splits["train"], seed=6, **options)
+    for number in range(4):
+        assert not torch.equal(again[number]["noise"], items[number]["noise"])
+        assert not torch.equal(other_seed[number]["noise"], items[number]["noise"])
+
+
+def test_drawing_an_item_leaves_the_global_generator_alone(splits):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    masked(splits["train"], training=True, min_crop_scale=0.5)[0]
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_seeded_blocks_differ_by_every_number():
+    draws = []
+    for numbers in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        with seeded(*numbers):
+            draws.append(torch.rand(8))
+    assert all(not torch.equal(one, other) for i, one in enumerate(draws) for other in draws[:i])
+
+
+def test_evaluation_does_not_change_with_the_epoch(splits):
+    clips = masked(splits["test"])
+    before = clips[0]
+    clips.set_epoch(3)
+    assert all(torch.equal(clips[0][key], value) for key, value in before.items())
+
+
+def test_masks_hide_whole_tubes(splits):
+    hidden = masked(splits["train"], training=True)[0]["bool_masked_pos"].view(CONFIG.grid_size)
+    assert torch.equal(hidden, hidden[:1].expand_as(hidden))
+    assert hidden[0].sum() == int(0.9 * 16)
+
+
+@pytest.mark.parametrize(("training", "starts"), [(False, {6}), (True, set(range(13)))])
+def test_a_stride_takes_frames_that_far_apart(splits, training, starts):
+    clips = clips_of(splits["train"], training=training, frame_stride=2)
+    metadata = VideoMetadata(total_num_frames=27)
+    seen = set()
+    for seed in range(200):
+        with seeded(seed):
+            indices = np.asarray(clips.sample_frames(metadata))
+        assert (np.diff(indices) == 2).all()
+        seen.add(int(indices[0]))
+    assert seen == starts
+
+
+def test_a_video_too_short_for_the_stride_is_sampled_over_its_whole_length(splits):
+    clips = clips_of(splits["train"], training=True, frame_stride=4)
+    assert list(clips.sample_frames(VideoMetadata(total_num_frames=5))) == [0, 0, 1, 1, 2, 3, 3, 4]
+
+
+def test_random_crops_keep_frames_aligned(splits):
+    """A crop is one for all frames: a still clip stays still."""
+    clips = clips_of(splits["train"], training=True, min_crop_scale=0.3, horizontal_flip=True)
+    still = torch.randint(0, 255, (1, 3, 40, 40), dtype=torch.uint8).expand(8, -1, -1, -1)
+    crops = set()
+    for seed in range(5):
+        with seeded(seed):
+            view = draw_view(clips.processor.fit, clips.crop, clips.horizontal_flip)
+            cropped = torch.stack([view(frame) for frame in still])
+        assert cropped.shape == (8, 3, 32, 32)
+        assert torch.equal(cropped, cropped[:1].expand_as(cropped))
+        crops.add(tuple(cropped.flatten().tolist()[:50]))
+    assert len(crops) == 5
+
+
+def test_several_clips_come_from_one_decoding(splits, monkeypatch):
+    opened = []
+    read = video_io._read_pyav
+    monkeypatch.setattr(video_io, "_read_pyav", lambda *args: (opened.append(args), read(*args))[1])
+    options = {"training": True, "frame_jitter": True, "min_crop_scale": 0.4, "label_column": "label", "seed": 2}
+    clips = masked(splits["train"], num_clips=3, **options)
+    items = clips.__getitems__([4, 5])
+    assert len(opened) == 2
+    assert [item["labels"] for item in items] == [splits["train"][number]["label"] for number in (4, 4, 4, 5, 5, 5)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        for key in ("pixel_values_videos", "noise"):
+            assert not torch.equal(items[one][key], items[other][key])
+    for key, value in clips[5].items():
+        assert np.array_equal(value, items[3][key])
+    batch = next(iter(DataLoader(clips, batch_size=4, collate_fn=default_data_collator)))
+    assert batch["pixel_values_videos"].shape == (12, 8, 3, 32, 32)
+    assert len(clips) == 16
+    assert masked(splits["train"], num_clips=3).num_clips == 1  # evaluation sees each video once
+
+
+@pytest.mark.parametrize("frames_a_block", [1, 2, 100])
+def test_each_of_several_clips_has_its_own_frames(frames_a_block, monkeypatch):
+    """One decoding serves clips that ask for other frames, in other views: as decoding for each alone."""
+    monkeypatch.setattr(video_io, "BLOCK_BYTES", frames_a_block * 176 * 144 * 3)
+    (path,) = (FIXTURES / "odd").glob("carphone*")
+    samplers = [lambda metadata: [3, 9, 30], lambda metadata: [30, 2, 2]]
+    views = [lambda frames: frames[:, :, :40], lambda frames: frames[:, :1, :, :50].flip(3)]
+    together = video_io.decode_clips(path, samplers, views)
+    for (clip, metadata), sample, view in zip(together, samplers, views):
+        alone, expected = decode_video(path, sample)
+        assert torch.equal(clip, view(alone))
+        assert metadata == expected
+
+
+def test_persistent_workers_see_the_epoch(splits):
+    clips = masked(splits["train"], training=True)
+    loader = DataLoader(clips, batch_size=16, num_workers=1, persistent_workers=True)
+    first = next(iter(loader))["noise"]
+    clips.set_epoch(1)
+    later = next(iter(loader))["noise"]
+    assert torch.equal(later[0], clips[0]["noise"])
+    assert not torch.equal(first, later)
+
+
+def test_a_broken_video_is_named(tmp_path):
+    shutil.copytree(CLIPS, tmp_path / "clips")
+    target = sorted((tmp_path / "clips" / "test").glob("*.mp4"))[0]
+    shutil.copy(FIXTURES / "odd" / "noise.mp4", target)
+    clips = clips_of(load_video_dataset(tmp_path / "clips")["test"])
+    with pytest.raises(VideoReadError, match=rf"{target.name}: got .*expected .*: re-encode or remove it"):
+        clips[0]
+
+
+def test_a_file_of_real_footage_reaches_the_model():
+    """Not square, not a multiple of the patch: resized and cropped by the processor."""
+    (path,) = (FIXTURES / "odd").glob("carphone*")
+    frames, metadata = decode_video(path, lambda metadata: range(metadata.total_num_frames))
+    pixels = processor_for(CONFIG)(frames, return_tensors="pt")["pixel_values_videos"]
+    assert pixels.shape == (1, metadata.total_num_frames, 3, 32, 32)
+    assert 0.2 < pixels.std() < 3
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """An imagefolder: colour, grey and transparent pictures."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for number, mode in enumerate(("RGB", "L", "RGBA")):
+            pixels = rng.integers(0, 256, (40, 48, {"RGB": 3, "L": 1, "RGBA": 4}[mode]), dtype=np.uint8)
+            Image.fromarray(pixels.squeeze(), mode).save(tmp_path / split / f"{number}.png")
+    return tmp_path
+
+
+def test_a_picture_is_a_clip_of_one_frame(pictures):
+    rows = load_image_dataset(pictures)["train"]
+    processor = processor_for(CONFIG, do_normalize=False)
+    clips = ImageClips(rows, processor)
+    assert len(clips) == 3
+    for number, row in enumerate(rows):
+        pixels = np.array(row["image"].convert("RGB"))
+        expected = processor([pixels[None]], return_tensors="pt")["pixel_values_videos"][0]
+        assert expected.shape == (1, 3, 32, 32)
+        assert torch.equal(clips[number]["pixel_values_videos"], expected)
+    with pytest.raises(ValueError, match=r"Got columns \['image', .* expected 'picture'.*--image_column"):
+        load_image_dataset(pictures, image_column="picture")
+
+
+def test_crops_of_pictures_differ_from_epoch_to_epoch(pictures):
+    rows = load_image_dataset(pictures)["train"]
+    clips = ImageClips(rows, processor_for(CONFIG), training=True, min_crop_scale=0.3, horizontal_flip=True)
+    first = clips[0]["pixel_values_videos"]
+    assert torch.equal(first, clips[0]["pixel_values_videos"])
+    clips.set_epoch(1)
+    assert not torch.equal(first, clips[0]["pixel_values_videos"])

@@ -1,0 +1,170 @@
+"""Frozen features: against a naive loop over files, sliding clips, shards that survive a kill, several processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from builders import CLIPS, SCRIPTS, load_script, tiny_config
+from torch.utils.data import DataLoader
+
+from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
+from transformers_lvmae.data import load_video_dataset, processor_for
+from transformers_lvmae.evaluation.features import TokenFeatures, load_features, sliding_segments
+
+
+extract = load_script("extract_features").main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features") / "pretrain"
+    torch.manual_seed(0)
+    model = LVMAEForPreTraining(tiny_config())
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def naive_tokens(checkpoint, path, **segment):
+    """Read a whole file, cut the segment out of its frames by their times, encode it alone."""
+    model = LVMAEModel.from_pretrained(checkpoint).eval()
+    processor = processor_for(model.config)
+    frames, metadata = processor.fetch_videos(path)
+    times = np.arange(len(frames)) / metadata.fps
+    inside = (times >= segment.get("start", 0) - 1e-6) & (times < segment.get("end", np.inf) - 1e-6)
+    frames = frames[torch.from_numpy(inside)]
+    frames = frames[np.arange(8) * len(frames) // 8]
+    return model(processor(frames, return_tensors="pt")["pixel_values_videos"]).last_hidden_state[0]
+
+
+def test_clip_features_are_the_mean_of_the_tokens_and_labels_come_along(checkpoint, tmp_path):
+    extract([str(checkpoint), str(CLIPS), str(tmp_path), "--batch_size", "3", "--shard_size", "3", "--splits", "test"])
+    clips = datasets.load_dataset("parquet", data_files=str(tmp_path / "test-*.parquet"))["train"]
+    assert clips.features["features"] == datasets.List(datasets.Value("float32"), length=32)
+    rows = load_video_dataset(CLIPS)["test"]
+    assert len(list(tmp_path.glob("test-*-of-00003.parquet"))) == 3
+    assert clips["row"][:] == list(range(8))
+    assert clips["label"][:] == rows["label"][:]
+    assert clips["digit_image"][:] == rows["digit_image"][:]
+    for number in (0, 4, 7):
+        path = rows[number]["video"]["path"]
+        assert clips[number]["video"] == path
+        expected = naive_tokens(checkpoint, path).mean(dim=0)
+        np.testing.assert_allclose(clips[number]["features"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_labels_keep_their_names(checkpoint, tmp_path):
+    splits = load_video_dataset(CLIPS, label_column="label")
+    splits.save_to_disk(tmp_path / "dataset")
+    extract([str(checkpoint), str(tmp_path / "dataset"), str(tmp_path / "out"), "--splits", "test"])
+    clips = load_features(tmp_path / "out", "test")
+    assert clips.features["label"] == splits["test"].features["label"]
+    assert clips["label"][:] == splits["test"]["label"][:]
+
+
+def test_sliding_clips_of_long_videos_have_times_and_features_of_their_own(checkpoint, tmp_path):
+    arguments = [
+        "--splits",
+        "test",
+        "--clip_seconds",
+        "0.5",
+        "--stride_seconds",
+        "0.3",
+        "--tokens",
+        "--batch_size",
+        "4",
+    ]
+    extract([str(checkpoint), str(CLIPS), str(tmp_path), *arguments])
+    clips = load_features(tmp_path, "test")  # 32 frames, 25 a second: 1.28 s
+    assert "features" not in clips.column_names
+    times = [(row["start"], row["end"]) for row in clips.select(range(4))]
+    np.testing.assert_allclose(times, [(0, 0.5), (0.3, 0.8), (0.6, 1.1), (0.78, 1.28)], atol=1e-9)
+    assert clips["row"][:] == [number for number in range(8) for _ in range(4)]
+    tokens = TokenFeatures(tmp_path, "test", clips["digit"][:])
+    for number in (0, 2, 3, 31):
+        row = clips[number]
+        expected = naive_tokens(checkpoint, row["video"], start=row["start"], end=row["end"])
+        np.testing.assert_allclose(tokens[number]["tokens"], expected, rtol=2e-3, atol=2e-3)
+        assert tokens[number]["labels"] == row["digit"]
+
+
+def test_tokens_of_several_shards_are_read_in_order_in_workers_too(checkpoint, tmp_path):
+    arguments = ["--tokens", "--splits", "test", "--shard_size", "3"]
+    extract([str(checkpoint), str(CLIPS), str(tmp_path), *arguments])
+    tokens = TokenFeatures(tmp_path, "test")
+    paths = load_features(tmp_path, "test")["video"][:]
+    alone = [tokens[number]["tokens"] for number in range(8)]
+    np.testing.assert_allclose(alone[6], naive_tokens(checkpoint, paths[6]), rtol=2e-3, atol=2e-3)
+    loaded = torch.cat([batch["tokens"] for batch in DataLoader(tokens, batch_size=3, num_workers=1)])
+    assert torch.equal(loaded, torch.stack(alone))
+
+
+@pytest.mark.parametrize(
+    ("segment", "clip", "stride", "expected"),
+    [
+        ((0, 10), 4, 4, [(0, 4), (4, 8), (6, 10)]),
+        ((0, 8), 4, 4, [(0, 4), (4, 8)]),
+        ((1, 2), 4, 4, [(1, 2)]),
+        ((2, 7), 4, 0.5, [(2, 6), (2.5, 6.5), (3, 7)]),
+        ((0, 10), 2, 6, [(0, 2), (6, 8), (8, 10)]),
+    ],
+)
+def test_sliding_segments(segment, clip, stride, expected):
+    assert sliding_segments(*segment, clip, stride) == expected
+
+
+def test_a_stride_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="positive numbers of seconds"):
+        sliding_segments(0, 10, 4, 0)
+
+
+def test_a_killed_run_goes_on_and_makes_no_finished_shard_again(checkpoint, tmp_path):
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path / "killed"), "--shard_size", "1", "--splits", "train"]
+    command = [sys.executable, str(SCRIPTS / "extract_features.py"), *arguments]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(command, stdout=log, stderr=log)
+        while len(list((tmp_path / "killed").glob("*.parquet"))) < 2:
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.parquet")}
+    assert len(done) < 16
+    with pytest.raises(ValueError, match=f"Got {len(done)} shards .* expected 16: run extract_features.py again"):
+        load_features(tmp_path / "killed", "train")
+    extract(arguments)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    whole = tmp_path / "whole"
+    extract([*arguments[:2], str(whole), *arguments[3:]])
+    assert load_features(tmp_path / "killed", "train").to_dict() == load_features(whole, "train").to_dict()
+
+
+def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path), "--splits", "test"]
+    extract(arguments)
+    with pytest.raises(ValueError, match=r"Got frame_stride=2 .* made with None, expected the same"):
+        extract([*arguments, "--frame_stride", "2"])
+    with pytest.raises(ValueError, match=r"without tokens, expected .safetensors files"):
+        TokenFeatures(tmp_path, "test")
+    with pytest.raises(ValueError, match=r"Got split 'train' .* expected one of \['test'\]"):
+        load_features(tmp_path, "train")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_shards_of_one(checkpoint, tmp_path):
+    launch = [shutil.which("accelerate", path=Path(sys.executable).parent), "launch", "--num_processes", "2", "--cpu"]
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path / "two"), "--shard_size", "3", "--splits", "train"]
+    subprocess.run([*launch, str(SCRIPTS / "extract_features.py"), *arguments], check=True, capture_output=True)
+    extract([*arguments[:2], str(tmp_path / "one"), *arguments[3:]])
+    one, two = load_features(tmp_path / "one", "train"), load_features(tmp_path / "two", "train")
+    np.testing.assert_allclose(two["features"][:], one["features"][:], rtol=1e-5, atol=1e-6)
+    assert two["video"][:] == one["video"][:]

@@ -1,0 +1,278 @@
+"""Evaluation: views, averages, every video once on any number of processes, tables and pictures."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from builders import SCRIPTS, tiny_config
+from datasets import Dataset, DatasetDict
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from transformers.video_utils import VideoMetadata
+
+from transformers_lvmae import (
+    LVMAEClassificationArguments,
+    LVMAEClassificationTrainer,
+    LVMAEConfig,
+    LVMAEForVideoClassification,
+)
+from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.evaluation.reports import (
+    accuracies,
+    accuracies_by_length,
+    class_table,
+    confusion_counts,
+    draw_confusion_matrix,
+    write_evaluation,
+)
+from transformers_lvmae.evaluation.views import Predictions, VideoViews, check_classes, predict
+from transformers_lvmae.models.video_io import write_video
+
+
+NAMES = {"verb": ["take", "put"], "noun": ["tap", "spoon", "plate"]}
+FRAMES = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Five videos of 2 to 4 seconds at 5 frames a second, 48 x 32 pixels; one row is a part of its video."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    rows = {"video": [], "start": [None] * 4 + [0.5], "end": [None] * 5, "verb": [], "noun": []}
+    for number in range(5):
+        path = folder / f"{number}.mp4"
+        frames = generator.integers(0, 256, (10 + 2 * number, 4, 6, 3), dtype=np.uint8)
+        write_video(path, frames.repeat(8, axis=1).repeat(8, axis=2), fps=5)
+        rows["video"].append(str(path))
+        rows["verb"].append(NAMES["verb"][number % 2])
+        rows["noun"].append(NAMES["noun"][number % 3])
+    DatasetDict({"test": Dataset.from_dict(rows)}).save_to_disk(str(folder / "set"))
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """Large weights, so that videos differ in their answers."""
+    names = {"verb": sorted(NAMES["verb"]), "noun": sorted(NAMES["noun"])}
+    torch.manual_seed(0)
+    config = LVMAEConfig(**{**tiny_config().to_dict(), **LVMAEConfig.label_fields(names)})
+    model = LVMAEForVideoClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    return model.eval()
+
+
+def views_of(data, model, columns=("verb", "noun"), **kwargs):
+    rows = load_video_dataset(data, label_column=columns)["test"]
+    return VideoViews(rows, processor_for(model.config), FRAMES, label_column=columns, **kwargs)
+
+
+def make_views(num_frames=8, frame_stride=None, **kwargs):
+    return VideoViews([], processor_for(tiny_config()), num_frames, frame_stride=frame_stride, **kwargs)
+
+
+def test_views_with_a_stride_reach_from_the_beginning_to_the_end():
+    views = make_views(num_frames=4, frame_stride=3, temporal_views=3)
+    starts = [views.sample_view(VideoMetadata(total_num_frames=30), view) for view in range(3)]
+    assert [frames.tolist() for frames in starts] == [[0, 3, 6, 9], [10, 13, 16, 19], [20, 23, 26, 29]]
+    short = [views.sample_view(VideoMetadata(total_num_frames=9), view).tolist() for view in range(3)]
+    assert short == [[0, 2, 4, 6]] * 3
+    looped = make_views(num_frames=4, frame_stride=3, temporal_views=3, short_videos="loop")
+    assert looped.sample_view(VideoMetadata(total_num_frames=9), 2).tolist() == [0, 3, 6, 0]
+
+
+def test_views_without_a_stride_are_equal_parts():
+    """32 frames of each of four parts of a long video: the multi-crop baseline."""
+    views = make_views(num_frames=32, temporal_views=4)
+    frames = np.concatenate([views.sample_view(VideoMetadata(total_num_frames=128), view) for view in range(4)])
+    assert frames.tolist() == list(range(128))
+    tiny = [views.sample_view(VideoMetadata(total_num_frames=3), view) for view in range(4)]
+    assert [set(part.tolist()) for part in tiny] == [{0}, {0}, {1}, {2}]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"frame_stride": 2},
+        {"frame_stride": 50, "short_videos": "loop"},
+        {"short_videos": "pad"},
+        {"frame_jitter": True},
+    ],
+)
+def test_one_view_has_the_frames_of_plain_evaluation(sampling):
+    plain = VideoClips([], processor_for(tiny_config()), 8, **sampling)
+    for total in (1, 7, 8, 23, 60):
+        metadata = VideoMetadata(total_num_frames=total)
+        one = make_views(**sampling).sample_view(metadata, 0)
+        assert one.tolist() == plain.sample_frames(metadata).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "places"), [((20, 50), [(0, 0), (0, 15), (0, 30)]), ((31, 10), [(0, 0), (10, 0), (21, 0)])]
+)
+def test_spatial_views_lie_along_the_longer_side(shape, places):
+    views = make_views(spatial_views=3)
+    frame = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    side = min(shape)
+    for view, (top, left) in enumerate(places):
+        region = frame[..., top : top + side, left : left + side]
+        assert torch.equal(views.crop_view(frame, view), views.processor.fit(region))
+    assert torch.equal(make_views().crop_view(frame, 0), views.processor.fit(frame))
+
+
+def test_less_than_one_view_is_refused():
+    with pytest.raises(ValueError, match="Got temporal_views=0 and spatial_views=1, expected at least 1"):
+        make_views(temporal_views=0)
+
+
+def test_probabilities_are_averaged_over_views(data, model):
+    """Beside a loop over one clip at a time; a batch of four clips splits a row's six views."""
+    views = views_of(data, model, temporal_views=2, spatial_views=3)
+    predictions = predict(model, views, Accelerator(), batch_size=4)
+    for row in range(5):
+        with torch.no_grad():
+            clips = torch.cat([views[row * 2 + view]["pixel_values_videos"] for view in range(2)])
+            expected = torch.stack([model(clip[None]).logits[0].exp() for clip in clips]).mean(dim=0)
+        np.testing.assert_allclose(predictions.probabilities[row], expected.numpy(), rtol=1e-5)
+    assert len({tuple(clip.flatten()[:50].tolist()) for clip in clips}) == 6
+    assert predictions.labels.tolist() == [[1, 2], [0, 1], [1, 0], [0, 2], [1, 1]]
+    np.testing.assert_allclose(predictions.durations, [2.0, 2.4, 2.8, 3.2, 3.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [("verb", "noun"), "noun"])
+def test_one_view_equals_plain_evaluation(columns, data, model, tmp_path):
+    """The trainer's `evaluate`, with one label and with two; five videos, two at a time."""
+    if columns == "noun":
+        fields = LVMAEConfig.label_fields({"noun": sorted(NAMES["noun"])})
+        model = LVMAEForVideoClassification(
+            LVMAEConfig(**{**model.config.to_dict(), "label_sets": None, **fields})
+        ).eval()
+    views = views_of(data, model, columns)
+    predictions = predict(model, views, Accelerator(), batch_size=2)
+    arguments = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "per_device_eval_batch_size": 2}
+    clips = VideoClips(views.rows, views.processor, FRAMES, label_column=columns)
+    trainer = LVMAEClassificationTrainer(
+        model, LVMAEClassificationArguments(output_dir=str(tmp_path), **arguments), eval_dataset=clips
+    )
+    expected = trainer.evaluate()
+    metrics = accuracies(predictions, model.config)
+    assert len(metrics) == (8 if columns != "noun" else 3)
+    shared = {name: value for name, value in metrics.items() if "mean_class" not in name}
+    assert shared == {name: expected[f"eval_{name}"] for name in shared}
+
+
+def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
+    """scripts/evaluate_classifier.py under accelerate's launcher (gloo): five videos on two processes, two clips at a time."""
+    model.save_pretrained(tmp_path / "model")
+    processor_for(model.config).save_pretrained(tmp_path / "model")
+    arguments = ["--model_name_or_path", tmp_path / "model", "--dataset_name", data, "--label_column", "verb,noun"]
+    arguments += ["--split", "test", "--temporal_views", 3, "--batch_size", 2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, SCRIPTS / "evaluate_classifier.py", *arguments, "--output_dir", tmp_path / "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    run = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-2000:]
+    predictions = predict(model, views_of(data, model, temporal_views=3), Accelerator(), batch_size=2)
+    about = {"model": str(tmp_path / "model"), "dataset": str(data), "split": "test"}
+    expected = write_evaluation(tmp_path / "one", predictions, model.config, about)
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["clips"] == 5
+    assert two["metrics"] == expected["metrics"]
+    assert two["by_length"] == expected["by_length"]
+    assert (tmp_path / "two" / "classes_noun.csv").read_text() == (tmp_path / "one" / "classes_noun.csv").read_text()
+
+
+@pytest.fixture
+def random_predictions():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(400, 6)) * 2
+    labels = generator.integers(0, 5, 400)  # class 5 never occurs
+    logits[np.arange(400), labels] += 1
+    logits[:, 3] -= 50  # and class 3 is never predicted
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return Predictions(probabilities, labels, generator.uniform(0, 50, 400))
+
+
+CONFIG = tiny_config(num_labels=6)
+
+
+def test_confusions_and_classes_equal_scikit_learn(random_predictions):
+    probabilities, labels = random_predictions.probabilities, random_predictions.labels
+    predicted = probabilities.argmax(axis=1)
+    counts = confusion_counts(probabilities, labels)
+    assert np.array_equal(counts, confusion_matrix(labels, predicted, labels=range(6)))
+    table = class_table(counts, list("abcdef"))
+    settings = {"labels": range(6), "average": None, "zero_division": np.nan}
+    recall, precision = recall_score(labels, predicted, **settings), precision_score(labels, predicted, **settings)
+    for row, accuracy, share in zip(table, recall, precision):
+        assert row["accuracy"] == (None if np.isnan(accuracy) else pytest.approx(accuracy))
+        assert row["precision"] == (None if np.isnan(share) else pytest.approx(share))
+    assert (table[5]["accuracy"], table[3]["precision"]) == (None, None)
+    wrong = [int(number) for label, number in zip(labels, predicted) if label == 0 and number != 0]
+    assert table[0]["taken_for"] == "abcdef"[max(range(6), key=wrong.count)]
+    assert table[0]["times"] == max(map(wrong.count, range(6)))
+    assert accuracies(random_predictions, CONFIG)["mean_class_accuracy"] == pytest.approx(np.nanmean(recall))
+
+
+def test_lengths_are_binned_as_the_paper_does(random_predictions):
+    predictions = random_predictions
+    predictions.durations[:2] = [4.0, np.nan]
+    table = accuracies_by_length(predictions, CONFIG)
+    assert [part["seconds"] for part in table] == ["0-4", "4-8", "8-16", "16-32", ">32", "unknown"]
+    edges = [(0, 4), (4, 8), (8, 16), (16, 32), (32, np.inf)]
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    for part, (low, high) in zip(table, edges):
+        mask = [low <= seconds < high for seconds in predictions.durations]
+        assert part["clips"] == sum(mask) > 10
+        assert part["accuracy"] == pytest.approx(right[mask].mean())
+    assert table[-1]["clips"] == 1
+    predictions.durations[:] = 5
+    empty, *_ = accuracies_by_length(predictions, CONFIG)
+    assert empty == {"seconds": "0-4", "clips": 0}
+
+
+def test_results_tables_and_card(random_predictions, tmp_path):
+    about = {"model": "runs/finetune", "dataset": "data/diving48", "split": "test"}
+    results = write_evaluation(tmp_path, random_predictions, CONFIG, about)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    with (tmp_path / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == [f"LABEL_{number}" for number in range(6)]
+    assert sum(int(row["clips"]) for row in rows) == 400
+    card = yaml.safe_load((tmp_path / "model_card.yaml").read_text())
+    name, entries = model_index_to_eval_results(card["model-index"])
+    assert name == "finetune"
+    values = {entry.metric_type: entry.metric_value for entry in entries}
+    assert values == pytest.approx(results["metrics"], abs=1e-6)
+    assert {(entry.dataset_name, entry.dataset_split, entry.task_type) for entry in entries} == {
+        ("diving48", "test", "video-classification")
+    }
+
+
+@pytest.mark.parametrize("size", [3, 61])
+def test_the_picture_shows_where_the_confusions_are(size, tmp_path):
+    """A diagonal matrix is dark on the diagonal alone."""
+    draw_confusion_matrix(tmp_path / "a.png", np.eye(size, dtype=int) * 7, [f"class {i}" for i in range(size)], "title")
+    draw_confusion_matrix(tmp_path / "b.png", np.zeros((size, size), int), [f"class {i}" for i in range(size)], "title")
+    pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=int) for name in ("a.png", "b.png")]
+    changed = np.abs(pictures[0] - pictures[1]).sum(axis=-1) > 100
+    assert 0.3 / size < changed.mean() < 1.2 / size
+
+
+def test_classes_of_another_dataset_are_refused(data, model):
+    rows = load_video_dataset(data, label_column=["verb", "noun"])["test"]
+    check_classes(model.config, rows, ["verb", "noun"])
+    with pytest.raises(
+        ValueError, match=r"dataset of 5 classes whose class 0 is 'noun: plate', expected the model's 5 with"
+    ):
+        check_classes(model.config, rows, ["noun", "verb"])
+    with pytest.raises(ValueError, match=r"dataset of 3 classes whose class 0 is 'plate', expected the model's 5"):
+        check_classes(model.config, rows, ["noun"])

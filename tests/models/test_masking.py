@@ -1,0 +1,328 @@
+"""Masks and the differentiable top-k, as properties."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch.autograd import gradcheck
+
+from transformers_lvmae.models.masking import (
+    ENCODER_MASKS,
+    adaptive_decoder_mask,
+    first_slot_and_topk_mask,
+    gather_tokens,
+    mask_to_indices,
+    perturbed_topk_mask,
+    random_token_mask,
+    random_tube_mask,
+    running_cell_mask,
+    sparse_topk_mask,
+    straight_through,
+    topk_mask,
+    tube_visible_count,
+    uniform_decoder_mask,
+)
+
+
+quick = settings(max_examples=25, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**31)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def scores_and_k(draw):
+    """Scores (B, N), coarse ones so that ties are common, and k."""
+    rows, tokens, steps = draw(st.integers(1, 4)), draw(st.integers(2, 40)), draw(st.sampled_from([1, 3, 10**6]))
+    scores = torch.randint(0, steps, (rows, tokens), generator=generator(draw(seeds))) / steps
+    return scores, draw(st.integers(0, tokens))
+
+
+@quick
+@given(scores_and_k())
+def test_topk_keeps_exactly_k_and_none_below_a_dropped_one(scores_k):
+    scores, k = scores_k
+    kept = topk_mask(scores, k)
+    assert kept.sum(dim=1).tolist() == [k] * len(scores)
+    lowest_kept = scores.masked_fill(~kept, float("inf")).amin(dim=1)
+    assert (lowest_kept >= scores.masked_fill(kept, float("-inf")).amax(dim=1)).all()
+
+
+@quick
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0, 0.99), seeds)
+def test_tube_mask_is_one_mask_in_every_slot(rows, slots, height, width, ratio, seed):
+    mask = random_tube_mask(rows, (slots, height, width), ratio, generator(seed))
+    per_slot = mask.view(rows, slots, height * width)
+    assert (per_slot == per_slot[:, :1]).all()
+    assert (per_slot.sum(dim=2) == int(ratio * height * width)).all()
+    assert torch.equal(mask, random_tube_mask(rows, (slots, height, width), ratio, generator(seed)))
+
+
+def test_tube_masks_differ_between_rows_and_hide_every_cell_equally_often():
+    mask = random_tube_mask(2000, (1, 2, 5), 0.5, generator(0))
+    assert len(mask.unique(dim=0)) == 252  # 10 choose 5
+    standard_error = (0.25 / 2000) ** 0.5
+    assert ((mask.float().mean(dim=0) - 0.5).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("kind", ENCODER_MASKS)
+@quick
+@given(
+    rows=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 14), st.integers(1, 14)),
+    ratio=st.floats(0, 0.99),
+    seed=seeds,
+)
+def test_every_encoder_mask_hides_as_many_tokens_as_the_tubes(kind, rows, grid, ratio, seed):
+    mask = ENCODER_MASKS[kind](rows, grid, ratio, generator(seed))
+    assert mask.dtype == torch.bool
+    assert (~mask).sum(dim=1).tolist() == [tube_visible_count(grid, ratio)] * rows
+    assert torch.equal(mask, ENCODER_MASKS[kind](rows, grid, ratio, generator(seed)))
+
+
+def test_random_masks_hide_every_token_equally_often_and_are_no_tubes():
+    mask = random_token_mask(4000, (3, 2, 2), 0.5, generator(0))
+    assert (mask.sum(dim=0) - 2000).abs().max() < 4 * (4000 * 0.25) ** 0.5
+    slots = mask.view(-1, 3, 4)
+    assert (slots == slots[:, :1]).all(dim=2).all(dim=1).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("hidden", [2, 3])
+def test_running_cells_are_videomae_v2s_where_2_x_2_tokens_can_show_the_share(hidden):
+    """A queue of four places, written out: it turns by one place each slot, and a clip starts at one of four turns."""
+    queue = [True] * hidden + [False] * (4 - hidden)
+    expected = []
+    for start in range(4):
+        turns = [queue[(start + slot) % 4 :] + queue[: (start + slot) % 4] for slot in range(1, 6)]
+        expected.append(torch.stack([torch.tensor(turn).view(2, 2).repeat(7, 7) for turn in turns]).flatten())
+    masks = running_cell_mask(200, (5, 14, 14), hidden / 4, generator(0))
+    starts = [[torch.equal(mask, one) for one in expected].index(True) for mask in masks]
+    assert set(starts) == {0, 1, 2, 3}
+
+
+def test_running_cells_of_90_percent_are_7_x_7_tokens_with_5_visible():
+    mask = running_cell_mask(2, (49, 14, 14), 0.9, generator(0)).view(2, 49, 2, 7, 2, 7)
+    cells = mask.permute(0, 1, 2, 4, 3, 5).reshape(2, 49, 4, 49)
+    assert ((~cells).sum(dim=3) == 5).all()
+    assert (cells == cells[:, :, :1]).all()
+    assert torch.equal(cells[:, 1:], cells[:, :-1].roll(-1, dims=3))
+    assert ((~cells).sum(dim=1) == 5).all()  # in 49 slots each token has been seen five times
+
+
+@pytest.mark.parametrize(
+    ("slots", "budget", "expected"), [(16, 3 * 4, [2, 8, 13]), (7, 5, [1, 5]), (4, 16, [0, 1, 2, 3]), (64, 37, None)]
+)
+def test_uniform_masks_are_whole_slots_evenly_apart_and_the_last_in_part(slots, budget, expected):
+    noise = torch.rand(300, slots * 4, generator=generator(0))
+    mask = uniform_decoder_mask(noise, (slots, 2, 2), budget)
+    assert mask.sum(dim=1).tolist() == [budget] * 300
+    counts = mask.view(300, slots, 4).sum(dim=2)
+    assert (counts == counts[0]).all()
+    places = counts[0].nonzero().flatten()
+    assert expected is None or places.tolist() == expected
+    assert counts[0][places].tolist() == [4] * (len(places) - 1) + [(budget - 1) % 4 + 1]
+    if len(places) > 1:
+        assert places.diff().max() - places.diff().min() <= 1
+    if budget % 4:  # the cells of the slot in part are the clip's own draw
+        last = mask.view(300, slots, 4)[:, places[-1]]
+        assert len({tuple(row.tolist()) for row in last}) > 1
+
+
+@quick
+@given(scores_and_k(), st.data())
+def test_decoder_mask_is_the_top_k_and_random_others(scores_k, data):
+    scores, important = scores_k
+    num_random = data.draw(st.integers(0, scores.shape[1] - important))
+    noise = torch.rand(scores.shape, generator=generator(data.draw(seeds)))
+    mask = adaptive_decoder_mask(scores, important, num_random, noise)
+    assert mask.sum(dim=1).tolist() == [important + num_random] * len(scores)
+    for row in range(len(scores)):
+        by_score = sorted(range(scores.shape[1]), key=lambda token: (-scores[row, token], -noise[row, token]))
+        rest = sorted(by_score[important:], key=lambda token: -noise[row, token])
+        assert set(mask[row].nonzero().flatten().tolist()) == {*by_score[:important], *rest[:num_random]}
+    assert torch.equal(mask, adaptive_decoder_mask(scores, important, num_random, noise))
+    order = torch.randperm(len(scores), generator=generator(0))
+    assert torch.equal(mask[order], adaptive_decoder_mask(scores[order], important, num_random, noise[order]))
+
+
+def test_decoder_mask_without_noise_is_random_but_seeded():
+    scores = torch.rand(2, 1000)
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return adaptive_decoder_mask(scores, 100, 50)
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    assert (draw(0) & draw(1)).sum(dim=1).ge(100).all()
+
+
+def test_tied_scores_are_decoded_everywhere_alike():
+    """A clip that stands still: no place of it is decoded more often than another."""
+    mask = adaptive_decoder_mask(torch.ones(4000, 20), 4, 0, torch.rand(4000, 20, generator=generator(0)))
+    standard_error = (0.2 * 0.8 / 4000) ** 0.5
+    assert ((mask.float().mean(dim=0) - 0.2).abs() < 5 * standard_error).all()
+
+
+def test_one_hot_scores_decode_exactly_these_tokens():
+    scores = torch.zeros(2, 30)
+    scores[0, [3, 7]] = scores[1, [29, 0]] = 1.0
+    assert adaptive_decoder_mask(scores, 2, 0).nonzero().tolist() == [[0, 3], [0, 7], [1, 0], [1, 29]]
+
+
+@quick
+@given(st.integers(1, 4), st.integers(1, 40), st.data())
+def test_indices_are_the_true_positions_ascending(rows, tokens, data):
+    mask = topk_mask(torch.rand(rows, tokens, generator=generator(data.draw(seeds))), data.draw(st.integers(1, tokens)))
+    indices = mask_to_indices(mask, "mask")
+    assert indices.tolist() == [row.nonzero().flatten().tolist() for row in mask]
+    values = torch.arange(rows * tokens * 2).view(rows, tokens, 2)
+    assert torch.equal(gather_tokens(values, indices), values[mask].view(rows, -1, 2))
+
+
+@pytest.mark.parametrize(("mask", "counts"), [([[1, 1], [1, 0]], "1 to 2"), ([[0, 0], [0, 0]], "0 to 0")])
+def test_rows_with_different_or_no_positions_are_refused(mask, counts):
+    with pytest.raises(ValueError, match=rf"Got seen with {counts} tokens per row, expected the same .*: draw"):
+        mask_to_indices(torch.tensor(mask, dtype=torch.bool), "seen")
+
+
+def test_a_count_given_with_the_mask_is_checked():
+    mask = topk_mask(torch.rand(2, 12), 5)
+    assert torch.equal(mask_to_indices(mask, "seen", 5), mask_to_indices(mask, "seen"))
+    with pytest.raises(ValueError, match=r"Got seen with 5 tokens per row, expected 4: correct the mask"):
+        mask_to_indices(mask, "seen", 4)
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, 0.9])
+def test_visible_tokens_of_a_tube_mask_are_known_beforehand(ratio):
+    mask = random_tube_mask(3, (4, 5, 7), ratio)
+    assert (~mask).sum(dim=1).tolist() == [tube_visible_count((4, 5, 7), ratio)] * 3
+
+
+@quick
+@given(scores_and_k(), st.floats(0.01, 1), seeds)
+def test_perturbed_rows_sum_to_k(scores_k, sigma, seed):
+    scores, k = scores_k
+    mask = perturbed_topk_mask(scores, k, sigma, 8, generator(seed))
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    torch.testing.assert_close(mask.sum(dim=1), torch.full((len(scores),), float(k)), atol=1e-5, rtol=0)
+
+
+def test_perturbed_gradient_is_that_of_the_expectation():
+    """Against central differences of the expectation, within four standard errors of both estimates."""
+    sigma, step, k, tokens = 0.3, 0.03, 3, 6
+    scores = torch.tensor([0.9, 0.1, 0.5, 0.45, 0.7, 0.2], dtype=torch.float64)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0, 0.3], dtype=torch.float64)
+
+    # Repeats of the estimator as it is used, with 64 samples: their mean must be the gradient, so they must be unbiased.
+    repeats = scores.repeat(4000, 1).requires_grad_()
+    (perturbed_topk_mask(repeats, k, sigma, 64, generator(0)) * weights).sum().backward()
+    gradient = repeats.grad.mean(dim=0)
+    gradient_error = repeats.grad.std(dim=0) / len(repeats) ** 0.5
+
+    noise = torch.randn(400_000, tokens, dtype=torch.float64, generator=generator(1))
+    for token in range(tokens):
+        moved = step * torch.eye(tokens, dtype=torch.float64)[token]
+        up, down = ((topk_mask(s + sigma * noise, k) * weights).sum(dim=1) for s in (scores + moved, scores - moved))
+        difference = (up - down) / (2 * step)
+        error = (difference.var() / len(noise) + gradient_error[token] ** 2).sqrt()
+        assert abs(difference.mean() - gradient[token]) < 4 * error
+        assert error < 0.1 * gradient.abs().max()  # else the comparison would say nothing
+
+
+def test_perturbed_mask_and_gradient_match_the_closed_form_of_two_tokens():
+    """Of two tokens the first is kept with probability Phi((s1 - s2) / (sigma sqrt 2))."""
+    sigma, repeats = 0.5, 4000
+    scores = torch.tensor([0.3, 0.1], dtype=torch.float64).repeat(repeats, 1).requires_grad_()
+    mask = perturbed_topk_mask(scores, 1, sigma, 16, generator(0))
+    mask[:, 0].sum().backward()
+    normal, gap = torch.distributions.Normal(0.0, sigma * 2**0.5), torch.tensor(0.2, dtype=torch.float64)
+    density = normal.log_prob(gap).exp()
+    for estimate, exact in [(mask[:, 0], normal.cdf(gap)), (scores.grad[:, 0], density), (scores.grad[:, 1], -density)]:
+        assert abs(estimate.mean() - exact) < 4 * estimate.std() / repeats**0.5
+
+
+@pytest.mark.parametrize("kind", ["perturbed", "sparse"])
+def test_without_temperature_the_soft_masks_are_the_hard_one(kind):
+    scores = torch.rand(4, 50, dtype=torch.float64)
+    soft = perturbed_topk_mask(scores, 7, 1e-9, 4) if kind == "perturbed" else sparse_topk_mask(scores, 7, 1e-9)
+    torch.testing.assert_close(soft, topk_mask(scores, 7).double(), atol=1e-9, rtol=0)
+
+
+@quick
+@given(scores_and_k(), st.sampled_from([0.01, 0.1, 1.0, 10.0]))
+def test_sparse_rows_sum_to_k_and_keep_the_order_of_the_scores(scores_k, regularization):
+    scores, k = scores_k
+    mask = sparse_topk_mask(scores, k, regularization)
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    torch.testing.assert_close(mask.sum(dim=1), torch.full((len(scores),), float(k)), atol=1e-3, rtol=0)
+    ordered = mask.gather(1, scores.argsort(dim=1))
+    assert (ordered.diff(dim=1) >= 0).all()
+    same_scores = scores.gather(1, scores.argsort(dim=1)).diff(dim=1) == 0
+    assert (ordered.diff(dim=1)[same_scores] == 0).all()
+
+
+@quick
+@given(st.integers(2, 12), st.floats(0.05, 1.0), seeds, st.data())
+def test_sparse_gradient_matches_finite_differences(tokens, regularization, seed, data):
+    k = data.draw(st.integers(1, tokens - 1))
+    scores = torch.rand(2, tokens, dtype=torch.float64, generator=generator(seed), requires_grad=True)
+    assert gradcheck(lambda s: sparse_topk_mask(s, k, regularization), (scores,), eps=1e-7, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("k", "regularization"), [(1, 0.5), (2, 0.1), (3, 1.0), (4, 0.3)])
+def test_sparse_mask_solves_the_regularised_problem(k, regularization):
+    """Against SLSQP on max <s, m> - l |m|_p^p / p over 0 <= m <= 1, sum m = k, with p = 4 / 3."""
+    scores = torch.rand(6, dtype=torch.float64)
+    ours = sparse_topk_mask(scores[None], k, regularization)[0].numpy()
+
+    def objective(mask):
+        return regularization * (abs(mask) ** (4 / 3)).sum() * 3 / 4 - scores.numpy() @ mask
+
+    solved = minimize(
+        objective,
+        [k / 6] * 6,
+        method="SLSQP",
+        bounds=[(0, 1)] * 6,
+        constraints={"type": "eq", "fun": lambda mask: mask.sum() - k},
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert solved.success
+    assert objective(ours) <= solved.fun + 1e-9
+    assert abs(ours - solved.x).max() < 1e-3
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+    hard, soft = torch.tensor([1.0, 0.0, 1.0]), torch.rand(3, requires_grad=True)
+    weights = torch.tensor([2.0, -3.0, 0.5])
+    value = straight_through(hard, soft**2)
+    assert torch.equal(value, hard)
+    (value * weights).sum().backward()
+    torch.testing.assert_close(soft.grad, weights * 2 * soft.detach())
+
+
+def test_rows_may_have_budgets_of_their_own():
+    scores, budgets = (
+        torch.rand(5, 20, generator=generator(0)).round(decimals=1),
+        torch.tensor([[1], [3], [20], [7], [19]]),
+    )
+    kept = topk_mask(scores, budgets)
+    for row, budget, mask in zip(scores, budgets.flatten().tolist(), kept):
+        assert mask.sum() == budget
+        assert budget == 20 or row[mask].min() >= row[~mask].max()
+    soft = perturbed_topk_mask(scores.double(), budgets, 0.3, 16, generator(0))
+    torch.testing.assert_close(soft.sum(dim=1), budgets.flatten().double())
+    torch.testing.assert_close(sparse_topk_mask(scores.double(), budgets, 0.3).sum(dim=1), budgets.flatten().double())
+
+
+def test_the_first_slot_is_kept_besides_a_share_of_all_tokens():
+    scores = torch.rand(3, 24, generator=generator(0))
+    kept = first_slot_and_topk_mask(scores, 6, 0.25)
+    assert kept[:, :6].all()
+    assert torch.equal(kept[:, 6:], topk_mask(scores[:, 6:], 6))
+    assert first_slot_and_topk_mask(scores, 6, 1.0).all()

@@ -1,0 +1,501 @@
+"""The target cache: the same targets, masks and losses as on the fly, whoever wrote it and however often it was killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from builders import CLIPS, MODEL, SCRIPTS, TESTS, TOKENIZER, load_script
+
+from transformers_lvmae import (
+    FSQMagViTConfig,
+    FSQMagViTModel,
+    LVMAEConfig,
+    LVMAEForPreTraining,
+    LVMAEPreTrainer,
+    LVMAEPreTrainingArguments,
+)
+from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for
+from transformers_lvmae.models.video_seeking import VideoReadError
+from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on
+from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
+from transformers_lvmae.targets.scores import flow_estimator
+
+
+PROCESSOR = processor_for(MODEL)
+MASKS = {"grid_size": MODEL.grid_size, "mask_ratio": MODEL.mask_ratio}
+DRAWN = {"training": True, "frame_stride": 1, "min_crop_scale": 0.4, "horizontal_flip": True, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return load_video_dataset(CLIPS)["train"].select(range(6))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.manual_seed(0)
+    return FSQMagViTModel(TOKENIZER)
+
+
+def write_cache(folder, rows, tokenizer, num_epochs=1, clips_per_shard=2, batch_size=2, scores="learned", **options):
+    clips = ByteClips(rows, PROCESSOR, MODEL.num_frames, **options)
+    maker = TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer, scores)
+    manifest = make_manifest(clips, maker, num_epochs, clips_per_shard)
+    begin_cache(folder, manifest)
+    write_targets(folder, clips, maker, manifest, batch_size=batch_size)
+    return TargetCache(folder)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, rows, tokenizer):
+    """Of clips that are the same in every epoch."""
+    return write_cache(tmp_path_factory.mktemp("cache"), rows, tokenizer)
+
+
+def cached(rows, cache, **options):
+    return CachedVideoClips(rows, PROCESSOR, MODEL.num_frames, cache=cache, **{**MASKS, **options})
+
+
+def make_trainer(folder, clips, tokenizer=None, model=MODEL, **arguments):
+    torch.manual_seed(0)
+    options = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    options |= {"per_device_train_batch_size": 3, **arguments}
+    return LVMAEPreTrainer(
+        LVMAEForPreTraining(model),
+        LVMAEPreTrainingArguments(output_dir=str(folder), **options),
+        train_dataset=clips,
+        eval_dataset=clips,
+        processing_class=PROCESSOR,
+        video_tokenizer=tokenizer,
+    )
+
+
+def add_targets(trainer, numbers):
+    return trainer.add_targets(trainer.data_collator([trainer.train_dataset[number] for number in numbers]))
+
+
+def assert_served_alike(served, made):
+    """Targets and masks bit for bit, and the tubelets that the whole clips have at the visible places."""
+    for name in ("target_codes", "bool_masked_pos", "bool_decoded_pos"):
+        assert torch.equal(served[name], made[name]), name
+    embed = LVMAEForPreTraining(MODEL).lvmae.embeddings
+    whole = embed(made["pixel_values_videos"], made["bool_masked_pos"])
+    assert torch.equal(embed(None, made["bool_masked_pos"], visible_tubelets=served["visible_tubelets"]), whole)
+    assert set(served) == {*made, "visible_tubelets"} - {"pixel_values_videos"}
+
+
+def test_fixed_clips_are_served_as_on_the_fly_in_every_epoch(rows, tokenizer, cache, tmp_path):
+    """In other batches than those that the cache was made in."""
+    clips = MaskedVideoClips(rows, PROCESSOR, MODEL.num_frames, training=True, **MASKS)
+    flying, serving = (
+        make_trainer(tmp_path, clips, tokenizer),
+        make_trainer(tmp_path, cached(rows, cache, training=True)),
+    )
+    masks = []
+    for epoch in (0, 1, 7):
+        for trainer in (flying, serving):
+            trainer.train_dataset.set_epoch(epoch)
+        for numbers in ([5, 0, 3], [1], [4, 2]):
+            made, served = add_targets(flying, numbers), add_targets(serving, numbers)
+            assert_served_alike(served, made)
+        masks.append(made["bool_masked_pos"])
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_masks(rows, tokenizer, tmp_path):
+    cache = write_cache(tmp_path, rows, tokenizer, num_epochs=2, **DRAWN)
+    clips = MaskedVideoClips(rows, PROCESSOR, MODEL.num_frames, **MASKS, **DRAWN)
+    flying, serving = make_trainer(tmp_path, clips, tokenizer), make_trainer(tmp_path, cached(rows, cache, **DRAWN))
+    seen = []
+    for epoch in (0, 1):
+        flying.train_dataset.set_epoch(epoch)
+        serving.train_dataset.set_epoch(epoch)
+        seen.append(add_targets(serving, range(6)))
+        assert_served_alike(seen[-1], add_targets(flying, range(6)))
+    assert not torch.equal(seen[0]["target_codes"], seen[1]["target_codes"])
+    serving.train_dataset.set_epoch(3)
+    later = add_targets(serving, range(6))
+    assert torch.equal(later["target_codes"], seen[1]["target_codes"])
+    assert not torch.equal(later["bool_masked_pos"], seen[1]["bool_masked_pos"])
+    # The tubelets under the new mask, from the clip that the codes were made of.
+    flying.train_dataset.set_epoch(1)
+    clip = flying.train_dataset[4]["pixel_values_videos"]
+    assert torch.equal(
+        serving.train_dataset[4]["visible_tubelets"],
+        serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4]),
+    )
+
+
+def test_a_run_on_cached_targets_is_the_run_on_the_fly(rows, tokenizer, cache, tmp_path):
+    """Losses and weights after two epochs, evaluation included."""
+    clips = MaskedVideoClips(rows, PROCESSOR, MODEL.num_frames, training=True, **MASKS)
+    runs = [
+        make_trainer(tmp_path / name, clips, tokenizer, num_train_epochs=2)
+        for name, clips, tokenizer in (("fly", clips, tokenizer), ("cache", cached(rows, cache, training=True), None))
+    ]
+    for run in runs:
+        run.train()
+    first, second = ([entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs)
+    assert len(first) == 4
+    assert second == first
+    for name, value in runs[0].model.state_dict().items():
+        assert torch.equal(runs[1].model.state_dict()[name], value), name
+    assert runs[1].evaluate()["eval_loss"] == pytest.approx(runs[0].evaluate()["eval_loss"], rel=1e-6)
+
+
+def test_visible_tubelets_give_the_whole_clips_loss_and_gradients(rows, tokenizer, cache, tmp_path):
+    """To 1e-6: the same products, of a contiguous copy instead of a view."""
+    clips = MaskedVideoClips(rows, PROCESSOR, MODEL.num_frames, **MASKS)
+    made = add_targets(make_trainer(tmp_path, clips, tokenizer), range(3))
+    served = add_targets(make_trainer(tmp_path, cached(rows, cache)), range(3))
+    model = LVMAEForPreTraining(MODEL)
+    results = []
+    for batch in (made, served):
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_the_real_grid_takes_80_kilobytes_on_disk_and_two_megabytes_of_a_worker(tmp_path):
+    """12,544 tokens with 2**18 codes: on disk at most 80,000 bytes a clip; from a worker, a 36th of a clip in float32."""
+    config = LVMAEConfig()
+    processor = processor_for(config)
+    rows = load_video_dataset(CLIPS)["train"].select(range(4))
+
+    class Maker(TargetMaker):
+        def __call__(self, clips):
+            numbers = torch.randint(2**18, (len(clips), config.seq_length))
+            return {"code_indices": numbers, "importance_scores": torch.rand(len(clips), config.seq_length).half()}
+
+    tokenizer = FSQMagViTModel(FSQMagViTConfig(base_channels=8, num_res_blocks=1))
+    clips, maker = ByteClips(rows, processor, config.num_frames), Maker(processor, config.grid_size, tokenizer)
+    manifest = make_manifest(clips, maker)
+    begin_cache(tmp_path, manifest)
+    write_targets(tmp_path, clips, maker, manifest)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) / len(rows) <= 80_000
+    masks = {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio}
+    cached = CachedVideoClips(rows, processor, config.num_frames, cache=TargetCache(tmp_path), **masks)
+    sizes = {name: value.nbytes for name, value in cached[0].items()}
+    assert sizes["visible_tubelets"] == 1280 * 2 * 3 * 16 * 16  # of 64 x 14 x 14 tubelets, 64 x 20 are seen
+    assert sum(sizes.values()) == pytest.approx(2.104e6, rel=0.02)
+    whole = MaskedVideoClips(rows, processor, config.num_frames, **masks)[0]["pixel_values_videos"]
+    assert whole.nbytes == 128 * 3 * 224 * 224
+    assert 4 * whole.nbytes / sum(sizes.values()) > 36
+
+
+@pytest.mark.parametrize(
+    ("levels", "kind"), [((8, 8), "uint8"), ((8, 5, 5), "uint8"), ((8, 8, 5), "uint16"), ((8,) * 6, "uint32")]
+)
+def test_codes_take_the_smallest_integers_that_hold_them(levels, kind):
+    tokenizer = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "levels": levels}))
+    features = TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer).features
+    assert features["code_indices"].feature.dtype == kind
+    assert np.prod(levels) - 1 <= np.iinfo(kind).max
+    assert features["importance_scores"].feature.dtype == "float16"
+
+
+@pytest.mark.parametrize("kind", ["motion", "flow"])
+def test_scores_alone_leave_the_clips_whole_and_choose_as_on_the_fly(kind, rows, tokenizer, tmp_path):
+    if kind == "flow":
+        pytest.importorskip("cv2")
+    cache = write_cache(tmp_path / kind, rows, None, scores=kind)
+    assert cache.manifest["flow_estimator"] == (flow_estimator()[0] if kind == "flow" else None)
+    model = LVMAEConfig(**{**MODEL.to_dict(), "decoder_mask": kind})
+    serving = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model, cache), tokenizer, model)
+    flying = make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model), tokenizer, model)
+    made, served = add_targets(flying, range(3)), add_targets(serving, range(3))
+    assert set(served) == set(made)
+    for name in ("pixel_values_videos", "target_codes", "bool_masked_pos", "bool_decoded_pos"):
+        assert torch.equal(served[name], made[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "keys"),
+    [
+        ({"target_type": "levels"}, {"visible_tubelets", "target_codes"}),
+        ({"target_type": "levels", "encoder_mask": "running_cell"}, {"visible_tubelets", "target_codes"}),
+        ({"decoder_mask": "uniform"}, {"visible_tubelets", "target_codes"}),
+        ({"decoder_mask": "random"}, {"visible_tubelets", "target_codes"}),
+        ({"target_type": "pixels"}, {"pixel_values_videos"}),
+    ],
+)
+def test_every_mask_and_target_that_a_cache_serves_trains_as_on_the_fly(fields, keys, rows, cache, tokenizer, tmp_path):
+    model = LVMAEConfig(**{**MODEL.to_dict(), **fields})
+    trainers = [
+        make_trainer(tmp_path, clips_to_train_on(rows, PROCESSOR, model, *source), tokens, model)
+        for source, tokens in (((), tokenizer), ((cache,), None))
+    ]
+    made, served = (add_targets(trainer, range(3)) for trainer in trainers)
+    masks = {"bool_masked_pos", "bool_decoded_pos", "num_visible", "num_decoded"}
+    assert set(served) == keys | masks
+    assert torch.equal(served["bool_decoded_pos"], made["bool_decoded_pos"])
+    losses = [trainer.model.eval()(**batch).loss.item() for trainer, batch in zip(trainers, (made, served))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Videos of which the fourth is empty."""
+    shutil.copytree(CLIPS / "test", tmp_path / "videos" / "train")
+    rows = load_video_dataset(tmp_path / "videos")["train"]
+    Path(rows[3]["video"]["path"]).write_bytes(b"")
+    return rows
+
+
+def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damaged, tokenizer, tmp_path):
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, training=True, on_error="skip")
+    clips = MaskedVideoClips(damaged, PROCESSOR, MODEL.num_frames, training=True, on_error="skip", **MASKS)
+    serving = make_trainer(tmp_path, cached(damaged, cache, training=True, on_error="skip"))
+    flying = make_trainer(tmp_path, clips, tokenizer)
+    assert_served_alike(add_targets(serving, range(6)), add_targets(flying, range(6)))
+    serving.train_dataset.set_epoch(1)
+    assert serving.train_dataset[3]["code_indices"].shape == (64,)
+    with pytest.raises(VideoReadError, match="Cannot read video"):
+        write_cache(tmp_path / "other", damaged, tokenizer)
+
+
+def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokenizer, tmp_path):
+    """The video that could not be read when the cache was made plays again."""
+    options = {"training": True, "on_error": "skip"}
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, **options)
+    shutil.copy(damaged[1]["video"]["path"], damaged[3]["video"]["path"])
+    clips = cached(damaged, cache, **options)
+    assert clips[2]["code_indices"].shape == (64,)
+    with pytest.raises(ValueError, match=r"with the video shown as number 3: .*\.mp4, expected .*\.mp4: run"):
+        clips[3]
+
+
+def test_several_clips_of_a_video_share_its_targets(rows, cache):
+    clips = cached(rows, cache, training=True, num_clips=2)
+    one, two = clips.__getitems__([4])
+    assert torch.equal(one["code_indices"], two["code_indices"])
+    assert not torch.equal(one["bool_masked_pos"], two["bool_masked_pos"])
+    assert not torch.equal(one["visible_tubelets"], two["visible_tubelets"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_stride": 2}, r"frame_stride: None, expected 2: run scripts/cache_targets.py"),
+        ({"training": True, "horizontal_flip": True}, r"horizontal_flip: False, expected True"),
+        ({"grid_size": (4, 2, 8)}, r"grid_size: \[4, 4, 4\], expected \[4, 2, 8\]"),
+    ],
+)
+def test_other_clips_are_refused(options, message, rows, cache):
+    with pytest.raises(ValueError, match=rf"Got a target cache \(.*\) with {message}"):
+        cached(rows, cache, **options)
+
+
+def test_another_seed_is_refused_where_clips_are_drawn(rows, cache, tokenizer, tmp_path):
+    assert len(cached(rows, cache, training=True, seed=9)) == 6  # nothing drawn but masks
+    drawn = write_cache(tmp_path, rows, tokenizer, **DRAWN)
+    with pytest.raises(ValueError, match="with draws_of_seed: 5, expected 9"):
+        cached(rows, drawn, **{**DRAWN, "seed": 9})
+    with pytest.raises(ValueError, match="with num_clips: 1, expected 2"):
+        cached(rows, drawn, num_clips=2, **DRAWN)
+
+
+def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache, tokenizer):
+    small = processor_for(MODEL, image_mean=[0.5, 0.5, 0.5])
+    with pytest.raises(ValueError, match=r"with processor: .*0.485.*, expected .*0.5, 0.5, 0.5"):
+        CachedVideoClips(rows, small, MODEL.num_frames, cache=cache, **MASKS)
+    with pytest.raises(ValueError, match="with num_frames: 8, expected 4"):
+        CachedVideoClips(rows, PROCESSOR, 4, cache=cache, **MASKS)
+    assert len(cached(rows.select(range(4)), cache)) == 4
+    with pytest.raises(ValueError, match=r"with video 0: .*\.mp4, expected .*\.mp4"):
+        cached(rows.select([1, 0, 2]), cache)
+    more = datasets.concatenate_datasets([rows, rows])
+    with pytest.raises(ValueError, match="with at least as many videos: 6, expected 12"):
+        cached(more, cache)
+    cache.check_tokenizer(tokenizer)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match=r"with the tokenizer's weights: .*, expected .*: run"):
+        cache.check_tokenizer(FSQMagViTModel(TOKENIZER))
+    changed = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "first_slot_score": "copy_next"}))
+    with pytest.raises(ValueError, match=r"with the tokenizer's config: .*, expected"):
+        cache.check_tokenizer(changed)
+    with pytest.raises(ValueError, match=r"with levels: \[8, 8, 8, 8, 8, 8\], expected \[8, 5\]"):
+        cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "levels": (8, 5)}))
+    with pytest.raises(ValueError, match=r"Got target_type='latents' and the target cache .*, expected 'codes'"):
+        cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "latents"}))
+    with pytest.raises(ValueError, match=r"with scores \(of decoder_mask='flow'\): learned, expected flow"):
+        cache.check_model(LVMAEConfig(**{**MODEL.to_dict(), "decoder_mask": "flow"}))
+
+
+def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"Got scores='learned' and tokenizer=None, expected one of .*and a tokenizer"):
+        TargetMaker(PROCESSOR, MODEL.grid_size)
+    with pytest.raises(ValueError, match=r"Got scores='chance' .* expected one of"):
+        TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer, "chance")
+    with pytest.raises(ValueError, match=r"with \(4, 4\) tokens a slot and clips with \(2, 2\), expected the same"):
+        TargetMaker(PROCESSOR, (4, 2, 2), tokenizer)
+    with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random starts.* expected 1"):
+        write_cache(tmp_path, rows, tokenizer, num_epochs=3)
+    with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: a cache holds one clip"):
+        write_cache(tmp_path, rows, tokenizer, training=True, num_clips=2)
+    with pytest.raises(ValueError, match=r"Got no target cache in .* make it with scripts/cache_targets.py"):
+        TargetCache(tmp_path / "nowhere")
+
+
+def test_a_cache_is_gone_on_with_only_as_it_was_begun(rows, tokenizer, tmp_path):
+    write_cache(tmp_path, rows, tokenizer)
+    with pytest.raises(ValueError, match=r"begun with clips_per_shard=2, expected 3: go on with the options"):
+        write_cache(tmp_path, rows, tokenizer, clips_per_shard=3)
+    next(iter(tmp_path.glob("*.arrow"))).unlink()
+    with pytest.raises(
+        ValueError, match=r"Got 2 files in the target cache .*, expected 3: run scripts/cache_targets.py"
+    ):
+        TargetCache(tmp_path)
+
+
+# The scripts, killed and shared
+
+
+@pytest.fixture(scope="module")
+def saved_tokenizer(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+FIELDS = ["image_size", "patch_size", "num_frames", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+FIELDS += ["intermediate_size", "mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "decoder_hidden_size"]
+FIELDS += ["decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size"]
+OVERRIDES = json.dumps({name: getattr(MODEL, name) for name in FIELDS})
+DATA = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--max_train_samples", "8", "--max_eval_samples", "4"]
+DATA += ["--config_overrides", OVERRIDES, "--min_crop_scale", "0.5", "--seed", "3"]
+
+
+def cache_command(tokenizer, folder):
+    options = ["--tokenizer", tokenizer, "--output_dir", str(folder), "--num_epochs", "2", "--clips_per_shard", "3"]
+    return [*DATA, *options, "--batch_size", "2"]
+
+
+def run_script(monkeypatch, name, command):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *command])
+    load_script(name).main()
+
+
+def contents(folder):
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert sum(name.endswith(".arrow") for name in files) == 2 * 3 + 2
+    return files
+
+
+@pytest.fixture
+def whole_cache(saved_tokenizer, tmp_path, monkeypatch, capsys):
+    run_script(monkeypatch, "cache_targets", cache_command(saved_tokenizer, tmp_path / "whole"))
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [entry["clips"] for entry in printed] == [16, 4]
+    assert all(entry["clips_per_second"] > 0 and entry["bytes_per_clip"] > 0 for entry in printed)
+    return tmp_path / "whole"
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+
+
+def test_several_clips_of_a_video_cannot_be_cached_where_each_is_drawn(saved_tokenizer, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"Got num_clips=2 with random starts.*--num_epochs"):
+        run_script(
+            monkeypatch, "cache_targets", [*cache_command(saved_tokenizer, tmp_path / "cache"), "--num_clips", "2"]
+        )
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_killed_cache_goes_on_and_ends_as_if_it_had_not_been(whole_cache, saved_tokenizer, tmp_path, monkeypatch):
+    """SIGKILL in the middle of the second file; finished files are not touched again."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "import torch\n"
+        f"sys.path[:0] = {[str(TESTS), str(Path(__file__).parent)]!r}\n"
+        "from builders import load_script\n"
+        "from transformers_lvmae.targets.cache_writing import TargetMaker\n"
+        "torch.use_deterministic_algorithms(True, warn_only=True)\n"
+        "make, calls = TargetMaker.__call__, []\n"
+        "def count(self, clips):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 4:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return make(self, clips)\n"
+        "TargetMaker.__call__ = count\n"
+        f"sys.argv = ['cache_targets.py', *{cache_command(saved_tokenizer, tmp_path / 'killed')!r}]\n"
+        "load_script('cache_targets').main()\n"
+    )
+    run = subprocess.run([sys.executable, str(script)], env=environment(), capture_output=True, text=True, timeout=300)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.arrow")}
+    assert len(done) == 1
+    assert len(list((tmp_path / "killed").rglob("*.arrow.part"))) == 1
+    run_script(monkeypatch, "cache_targets", cache_command(saved_tokenizer, tmp_path / "killed"))
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert contents(tmp_path / "killed") == contents(whole_cache)
+
+
+def test_two_processes_write_the_cache_of_one(whole_cache, saved_tokenizer, tmp_path):
+    """Byte for byte, over gloo."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, str(SCRIPTS / "cache_targets.py"), *cache_command(saved_tokenizer, tmp_path / "two")]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert contents(tmp_path / "two") == contents(whole_cache)
+
+
+def test_pre_training_reads_a_cache_as_it_would_make_one(whole_cache, saved_tokenizer, tmp_path, monkeypatch):
+    """scripts/pretrain.py with and without the cache, with random crops; and the tokenizer's directory is compared."""
+    options = [
+        *DATA,
+        "--report_to",
+        "none",
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "4",
+        "--use_cpu",
+        "true",
+    ]
+    options += ["--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true"]
+    histories = []
+    for name, source in (("fly", ["--tokenizer", saved_tokenizer]), ("cached", ["--target_cache", str(whole_cache)])):
+        run_script(monkeypatch, "pretrain", [*options, *source, "--output_dir", str(tmp_path / name)])
+        histories.append(json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"])
+    losses = [[entry.get("loss", entry.get("eval_loss")) for entry in history] for history in histories]
+    assert len([loss for loss in losses[0] if loss is not None]) >= 4
+    assert losses[1] == losses[0]
+    other = tmp_path / "other"
+    torch.manual_seed(4)
+    FSQMagViTModel(TOKENIZER).save_pretrained(other)
+    command = [
+        *options,
+        "--tokenizer",
+        str(other),
+        "--target_cache",
+        str(whole_cache),
+        "--output_dir",
+        str(tmp_path / "no"),
+    ]
+    with pytest.raises(ValueError, match="with the tokenizer's weights"):
+        run_script(monkeypatch, "pretrain", command)

@@ -1,0 +1,71 @@
+"""Bytes, codes and scores on their way to the models, against the processor, the quantiser and plain sorting."""
+
+import pytest
+import torch
+
+from transformers_lvmae import LVMAEConfig
+from transformers_lvmae.data import processor_for
+from transformers_lvmae.models.masking import gather_tubelets, split_tubelets
+from transformers_lvmae.models.modeling_fsq_magvit import FiniteScalarQuantizer
+from transformers_lvmae.targets.pixels import PixelScale, compact_scores, indices_to_codes
+
+
+CONFIG = LVMAEConfig(image_size=32, patch_size=8, num_frames=8)
+
+
+@pytest.fixture
+def clip():
+    return torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+
+
+def test_bytes_are_normalised_as_the_processor_does_bit_for_bit(clip):
+    processor = processor_for(CONFIG)
+    expected = processor(clip, return_tensors="pt")["pixel_values_videos"]
+    scale = PixelScale(processor)
+    assert torch.equal(scale.normalize(clip[None]), expected)
+    assert torch.equal(scale.normalize(expected), expected)
+    # The axes of tubelets end as those of a clip: gathering and normalising may change places.
+    indices = torch.tensor([[3, 9, 40]])
+    tubelets = gather_tubelets(split_tubelets(clip[None], 2, 8), indices)
+    assert torch.equal(scale.normalize(tubelets), gather_tubelets(split_tubelets(expected, 2, 8), indices))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_normalize": False}, {"image_mean": [0.2, 0.3, 0.4], "image_std": [0.1, 1.0, 2.0]}]
+)
+def test_restored_pixels_are_the_frames(clip, options):
+    scale = PixelScale(processor_for(CONFIG, **options))
+    torch.testing.assert_close(scale.restore(clip), clip / 255, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scale.restore(scale.normalize(clip)), clip / 255, atol=1e-6, rtol=0)
+
+
+def test_pixels_without_a_processor_are_refused():
+    with pytest.raises(ValueError, match=r"Got no processing_class, expected .*: pass LVMAEVideoProcessor"):
+        PixelScale(None)
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 8, 8, 8, 8), (8, 5, 5), (7, 6, 3), (3,), (9, 4)])
+def test_indices_give_the_quantiser_s_codes_bit_for_bit(levels):
+    quantizer = FiniteScalarQuantizer(levels)
+    codes = quantizer(torch.randn(4, 500, len(levels)) * 3)
+    indices = quantizer.codes_to_indices(codes)
+    for kind in (torch.int64, torch.int32):
+        assert torch.equal(indices_to_codes(indices.to(kind), levels), codes)
+
+
+def test_compact_scores_keep_the_order_and_do_not_change_again():
+    scores = torch.rand(5, 1000) * torch.tensor([1e-6, 1e-3, 1.0, 1e5, 1e30]).unsqueeze(1) - 0.3
+    compact = compact_scores(scores)
+    assert compact.dtype == torch.float16
+    assert compact.amin(dim=1).tolist() == [0] * 5
+    assert compact.amax(dim=1).tolist() == [1] * 5
+    assert torch.equal(compact_scores(compact), compact)
+    for row, small in zip(scores, compact.float()):
+        order = row.argsort()
+        assert (small[order].diff() >= 0).all()
+        spread = (row.double() - row.double().min()) / (row.double().max() - row.double().min())
+        torch.testing.assert_close(small.double(), spread, rtol=2**-10, atol=2**-20)
+
+
+def test_still_clips_score_alike():
+    assert compact_scores(torch.full((2, 9), 0.7)).tolist() == [[0.0] * 9] * 2

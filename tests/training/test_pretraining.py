@@ -1,0 +1,295 @@
+"""The pre-trainer's masks and targets: what each is, and which combinations are refused."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import CLIPS, MODEL, TOKENIZER, load_script, losses, make_trainer, pretraining_batch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.overrides import TorchFunctionMode
+
+from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
+from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.models.masking import (
+    adaptive_decoder_mask,
+    running_cell_mask,
+    split_tubelets,
+    topk_mask,
+    uniform_decoder_mask,
+)
+from transformers_lvmae.targets.pixels import compact_scores
+from transformers_lvmae.targets.scores import everest, flow_estimator, frame_difference, optical_flow
+from transformers_lvmae.visualization.predictions import PredictionPictures
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_video_dataset(CLIPS, label_column="label")
+
+
+def model_with(**fields):
+    torch.manual_seed(0)
+    return LVMAEForPreTraining(LVMAEConfig(**{**MODEL.to_dict(), **fields}))
+
+
+def trainer_with(splits, path, arguments=(), **fields):
+    return make_trainer("pretraining", splits, path, training=False, model=model_with(**fields), **dict(arguments))
+
+
+def raw_clips(splits, rows=3):
+    frames = VideoClips(splits["train"], processor_for(MODEL, do_normalize=False), 8)
+    return torch.stack([frames[number]["pixel_values_videos"] for number in range(rows)])
+
+
+def scores_of(kind, trainer, batch, raw):
+    """The scores of a mask, made outside of the trainer."""
+    if kind in ("adaptive", "adaptive_random"):
+        with torch.no_grad():
+            return trainer.video_tokenizer.encode(
+                trainer.tokenizer_view(batch["pixel_values_videos"])
+            ).importance_scores
+    if kind == "everest":
+        # The difference of projections, tubelet by tubelet; the bias cancels.
+        tubelets = split_tubelets(batch["pixel_values_videos"], 2, 8).transpose(4, 5).flatten(4)
+        weight = trainer.model.lvmae.embeddings.patch_embeddings.projection.weight
+        distance = (tubelets.diff(dim=1) @ weight.T).norm(dim=-1)
+        return torch.cat([distance[:, :1], distance], dim=1).flatten(1).detach()
+    return {"motion": frame_difference, "flow": optical_flow}[kind](raw, (4, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ["motion", "flow", "everest", "adaptive", "adaptive_random"])
+def test_masks_by_scores_decode_the_highest_of_the_whole_clip_and_some_at_random(kind, splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, decoder_mask=kind)
+    batch = pretraining_batch(trainer)
+    made = trainer.add_targets(batch)
+    scores = scores_of(kind, trainer, batch, raw_clips(splits))
+    important, drawn = (31, 0) if kind == "adaptive" else (19, 12)  # of 64 tokens 30 and 20 %, rounded down
+    expected = adaptive_decoder_mask(scores, important, drawn, batch["noise"])
+    # The trainer's pixels come back from normalised ones: near-ties may fall the other way.
+    assert (made["bool_decoded_pos"] != expected).float().mean() < 0.04
+    assert made["bool_decoded_pos"].sum(dim=1).tolist() == [31] * 3
+    assert made["num_decoded"] == trainer.model.config.token_budget == 31
+
+
+def test_masks_without_scores_and_none(splits, tmp_path):
+    for kind in ("random", "uniform", "none"):
+        trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="pixels")
+        batch = pretraining_batch(trainer)
+        made = trainer.add_targets({**batch, "importance_scores": torch.rand(3, 64)})
+        if kind == "none":
+            assert set(made) == {"pixel_values_videos", "bool_masked_pos", "num_visible"}
+            with torch.no_grad():
+                assert torch.equal(trainer.model(**made).bool_decoded_pos, made["bool_masked_pos"])
+            assert trainer.model.config.token_budget == 48 == made["bool_masked_pos"].sum().item() / 3
+            continue
+        draw = {"random": topk_mask(batch["noise"], 31), "uniform": uniform_decoder_mask(batch["noise"], (4, 4, 4), 31)}
+        assert torch.equal(made["bool_decoded_pos"], draw[kind])
+        assert made["num_decoded"] == trainer.model.config.token_budget == 31
+
+
+def test_cached_scores_decide_and_the_tokenizer_runs_only_where_it_is_needed(splits, tmp_path):
+    scores = torch.rand(3, 64)
+    for kind in ("motion", "flow", "everest", "adaptive"):
+        trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="pixels")
+        trainer.video_tokenizer.encode = None
+        trainer.flow = None
+        batch = pretraining_batch(trainer)
+        important, drawn = trainer.model.config.decoder_token_counts(64)
+        made = trainer.add_targets({**batch, "importance_scores": scores})
+        expected = adaptive_decoder_mask(compact_scores(scores), important, drawn, batch["noise"])
+        assert torch.equal(made["bool_decoded_pos"], expected)
+    trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
+    trainer.video_tokenizer.encode = None
+    assert "bool_decoded_pos" in trainer.add_targets(pretraining_batch(trainer))
+
+
+def test_everest_follows_the_model_as_it_learns(splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, decoder_mask="everest", target_type="pixels")
+    batch = pretraining_batch(trainer)
+    before = trainer.motion_scores(batch["pixel_values_videos"])
+    with torch.no_grad():
+        trainer.model.lvmae.embeddings.patch_embeddings.projection.weight.mul_(2)
+    torch.testing.assert_close(trainer.motion_scores(batch["pixel_values_videos"]), 2 * before)
+    reference = everest(batch["pixel_values_videos"], (4, 4, 4), trainer.model.lvmae.embeddings.patch_embeddings)
+    torch.testing.assert_close(2 * before, reference)
+
+
+def test_everest_sees_whole_weights_where_fsdp_shares_them_out(splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, decoder_mask="everest", target_type="pixels")
+    clips = pretraining_batch(trainer)["pixel_values_videos"]
+    expected = trainer.motion_scores(clips)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(trainer.model.lvmae.embeddings, mesh=init_device_mesh("cpu", (1,)))
+        weight = trainer.model.lvmae.embeddings.patch_embeddings.projection.weight
+        assert isinstance(weight, torch.distributed.tensor.DTensor)
+        torch.testing.assert_close(trainer.motion_scores(clips), expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_targets_are_the_codes_or_what_is_rounded_to_them(splits, tmp_path):
+    made = {}
+    for kind in ("codes", "levels", "latents"):
+        trainer = trainer_with(splits, tmp_path, target_type=kind)
+        made[kind] = trainer.add_targets(pretraining_batch(trainer))["target_codes"]
+    assert torch.equal(made["codes"], made["levels"])
+    assert not torch.equal(made["codes"], made["latents"])
+    half = torch.tensor(TOKENIZER.levels) // 2
+    assert torch.equal((made["latents"] * half).round() / half, made["codes"])
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents", "levels", "pixels"])
+def test_logs_have_the_parts_of_the_loss(kind, splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, {"max_steps": 2, "logging_steps": 2}, target_type=kind)
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    parts = [entry[f"loss_channel_{number}"] for number in range(3 if kind == "pixels" else 6)]
+    assert sum(parts) / len(parts) == pytest.approx(losses(trainer)[0], rel=1e-3)
+    assert len(set(parts)) == len(parts)
+    assert f"loss_channel_{len(parts)}" not in entry
+
+
+def test_steps_after_the_first_put_no_python_numbers_on_the_device(splits, tmp_path):
+    """Each would have an accelerator wait."""
+
+    class Refuse(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            assert function not in (torch.tensor, torch.as_tensor, torch.from_numpy), function
+            return function(*args, **(kwargs or {}))
+
+    for kind in ("none", "random", "uniform", "motion", "everest", "adaptive_random"):
+        trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="latents")
+        batch = pretraining_batch(trainer)
+        trainer.add_targets(batch)
+        with Refuse():
+            trainer.add_targets(batch)
+    with pytest.raises(AssertionError), Refuse():
+        torch.tensor([1.0])
+
+
+def test_raft_weights_reach_the_estimator(splits, tmp_path):
+    raft = pytest.importorskip("torchvision.models.optical_flow").raft_small()
+    torch.save(raft.state_dict(), tmp_path / "raft.pth")
+    trainer = trainer_with(splits, tmp_path, {"raft_weights": str(tmp_path / "raft.pth")}, decoder_mask="flow")
+    assert trainer.flow[0] == "RAFT"
+    assert trainer.flow == flow_estimator(tmp_path / "raft.pth")
+
+
+def test_the_encoder_s_mask_is_the_config_s(splits):
+    processor = processor_for(MODEL)
+    for kind in ("tube", "random", "running_cell"):
+        clips = MaskedVideoClips(
+            splits["train"], processor, 8, grid_size=MODEL.grid_size, mask_ratio=0.75, encoder_mask=kind
+        )
+        masks = torch.stack([clips[number]["bool_masked_pos"] for number in range(3)]).view(3, 4, 16)
+        assert masks.sum(dim=(1, 2)).tolist() == [48] * 3
+        assert bool((masks == masks[:, :1]).all()) == (kind == "tube")
+        model = model_with(encoder_mask=kind, target_type="pixels").eval()
+        with torch.no_grad():
+            drawn = model(torch.zeros(3, 8, 3, 32, 32)).bool_masked_pos.view(3, 4, 16)
+        assert bool((drawn == drawn[:, :1]).all()) == (kind == "tube")
+        assert bool((drawn.sum(dim=2) == 12).all()) == (kind != "random")
+
+
+# studies/compare_masks.py, scripts/pretrain.py
+
+
+@pytest.fixture(scope="module")
+def compare_masks():
+    return load_script("compare_masks")
+
+
+SUBSET = ["--decoder_mask", "adaptive_random", "uniform", "--encoder_mask", "running_cell", "--steps", "1"]
+SUBSET += ["--target_type", "latents", "levels", "pixels"]
+
+
+def test_combinations_pass_their_checks_and_senseless_ones_are_refused(compare_masks, tmp_path, capsys):
+    compare_masks.main([str(CLIPS), "--output", str(tmp_path / "masks.md"), *SUBSET])
+    text = (tmp_path / "masks.md").read_text()
+    assert "| adaptive_random | running_cell | 16 | 18 |" in text
+    assert text.count("expected") == 7
+    assert "6 combinations, 0 faults" in capsys.readouterr().out
+
+
+def test_a_loss_at_visible_tokens_fails_the_checks(compare_masks, monkeypatch, capsys):
+    honest = LVMAEForPreTraining.forward_losses
+    monkeypatch.setattr(
+        LVMAEForPreTraining,
+        "forward_losses",
+        lambda self, logits, targets, masked: honest(self, logits, targets, torch.ones_like(masked)),
+    )
+    with pytest.raises(SystemExit):
+        compare_masks.main([str(CLIPS), *SUBSET])
+    assert capsys.readouterr().out.count("at visible tokens") == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"losses": [float("nan"), 1.0, 0.5]}, "not finite"),
+        ({"losses": [1.0, 1.1]}, "do not fall"),
+        ({"visible": [16, 17]}, "visible tokens, not 16"),
+        ({"decoded": [18, 17]}, "decoded tokens, not 18"),
+        ({"visible_gradient": 1e-9}, "at visible tokens"),
+        ({"hidden_gradient": 0.0}, "at hidden tokens"),
+    ],
+)
+def test_each_check_can_fail(change, fault, compare_masks):
+    config = LVMAEConfig(**compare_masks.MODEL)
+    good = compare_masks.Result(config, [1.0, 0.5], [16, 16], [18, 18], [3, 5], 0.0, 0.1)
+    assert good.faults() == []
+    faults = replace(good, **change).faults()
+    assert fault in faults[0]
+    assert len(faults) == 1 or "losses" in change
+
+
+def test_options_of_the_script_are_fields_of_the_config(monkeypatch):
+    pretrain = load_script("pretrain")
+    monkeypatch.setitem(sys.modules, "pretrain", pretrain)
+    arguments = pretrain.PreTrainingModelArguments(
+        encoder_mask="random", decoder_mask="flow", target_type="levels", config_overrides='{"decoder_mask_ratio": 0.8}'
+    )
+    config = LVMAEConfig(**arguments.overrides(LVMAEConfig))
+    assert (config.encoder_mask, config.decoder_mask, config.target_type) == ("random", "flow", "levels")
+    assert config.decoder_mask_ratio == 0.8
+    assert pretrain.PreTrainingModelArguments().overrides(LVMAEConfig) == {}
+    arguments.decoder_mask = "none"
+    with pytest.raises(
+        ValueError, match=r"Got decoder_mask_ratio with decoder_mask='none', expected no ratio.*: leave it out"
+    ):
+        arguments.overrides(LVMAEConfig)
+
+
+def test_a_trainer_s_own_tokenizer_serves_latents_where_a_cache_has_codes(splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, target_type="latents")
+    batch = pretraining_batch(trainer)
+    made = trainer.add_targets(batch)
+    cached = {**batch, "target_codes": torch.zeros(3, 64, 6), "importance_scores": torch.rand(3, 64)}
+    assert torch.equal(trainer.add_targets(cached)["target_codes"], made["target_codes"])
+    latents = torch.rand(3, 64, 6)
+    trainer.video_tokenizer = None
+    assert torch.equal(trainer.add_targets({**cached, "target_latents": latents})["target_codes"], latents)
+
+
+def test_the_script_hands_the_options_to_model_clips_and_trainer(tmp_path, monkeypatch):
+    FSQMagViTModel(TOKENIZER).save_pretrained(tmp_path / "tokenizer")
+    overrides = {name: getattr(MODEL, name) for name in ("image_size", "patch_size", "num_frames", "hidden_size")}
+    options = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--tokenizer", str(tmp_path / "tokenizer")]
+    options += ["--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none", "--model_size", "small"]
+    options += ["--config_overrides", json.dumps({**overrides, "num_attention_heads": 4, "num_hidden_layers": 1})]
+    options += ["--encoder_mask", "running_cell", "--decoder_mask", "everest", "--target_type", "latents"]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *options])
+    script, made = load_script("pretrain"), []
+    monkeypatch.setattr(script, "train_and_save", lambda trainer, **facts: made.append(trainer))
+    script.main()
+    (trainer,) = made
+    config = trainer.model.config
+    assert (config.encoder_mask, config.decoder_mask, config.target_type) == ("running_cell", "everest", "latents")
+    assert tuple(config.levels) == tuple(TOKENIZER.levels)
+    for clips in (trainer.train_dataset, trainer.eval_dataset):
+        assert clips.draw_mask is running_cell_mask
+    assert any(isinstance(callback, PredictionPictures) for callback in trainer.callback_handler.callbacks)
