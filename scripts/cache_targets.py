@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from transformers_lvmae import FSQMagViTModel, LVMAEConfig
 from transformers_lvmae.data import load_video_dataset, processor_for, select_split
+from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import TargetCache
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
 from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
@@ -86,14 +87,16 @@ def report(folder: Path, clips: int, seconds: float) -> None:
 def main() -> None:
     model_args, data_args, args = parse_arguments(ModelArguments, VideoDataArguments, CacheArguments)
     overrides = model_args.overrides(LVMAEConfig)
+    tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer) if args.tokenizer else None
+    if tokenizer is not None:
+        overrides.setdefault("levels", tuple(tokenizer.config.levels))
     if model_args.model_name_or_path:
         config = LVMAEConfig.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
         config = LVMAEConfig(**overrides)
     accelerator = Accelerator()
     processor = processor_for(config)
-    tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer) if args.tokenizer else None
-    maker = TargetMaker(processor, config.grid_size, tokenizer, args.scores, accelerator.device)
+    maker = TargetMaker(TargetBuilder(config, processor, tokenizer, device=accelerator.device), args.scores)
     splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
     sampling = {"seed": args.seed, **data_args.sampling()}
     train_clips = ByteClips(

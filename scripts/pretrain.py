@@ -25,6 +25,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import load_video_dataset, processor_for, select_split
 from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 from transformers_lvmae.targets.cache import TargetCache, clips_to_train_on
 from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
@@ -44,7 +45,7 @@ class PreTrainingModelArguments(ModelArguments):
     encoder_mask: str | None = field(default=None, metadata={"help": "tube, random or running_cell."})
     decoder_mask: str | None = field(
         default=None,
-        metadata={"help": "none, random, uniform, motion, flow, everest, adaptive or adaptive_random."},
+        metadata={"help": f"What chooses the tokens that are decoded: {', '.join(DECODER_MASKS)}."},
     )
     target_type: str | None = field(default=None, metadata={"help": "codes, latents, levels or pixels."})
 

@@ -11,17 +11,11 @@ import json
 import math
 from pathlib import Path
 
-import torch
-from transformers import pipeline
+from transformers import default_data_collator, pipeline
 
-from transformers_lvmae import (
-    FSQMagViTModel,
-    LVMAEForPreTraining,
-    LVMAEPreTrainer,
-    LVMAEPreTrainingArguments,
-    LVMAEVideoProcessor,
-)
+from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEVideoProcessor
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
+from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
 
@@ -50,34 +44,22 @@ def results_table(run: Path) -> str:
     return "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def draw_clip(trainer: LVMAEPreTrainer, item: dict[str, torch.Tensor], path: Path, title: str) -> None:
-    """One picture of a clip: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
-    panels = prediction_panels(trainer, item)
-    last = len(panels["video"]) - 1
-    save_rows(path, panels, [round(number * last / 9) for number in range(10)], title)
-
-
 def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
-    """Pictures of the first test clips."""
+    """Draw the first test clips: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
     tokenizer = FSQMagViTModel.from_pretrained(run / "tokenizer")
-    model = LVMAEForPreTraining.from_pretrained(run / "pretrain").eval()
-    processor = LVMAEVideoProcessor.from_pretrained(run / "pretrain")
-    arguments = LVMAEPreTrainingArguments(output_dir=str(run / "pretrain"), report_to="none")
-    trainer = LVMAEPreTrainer(model, arguments, processing_class=processor, video_tokenizer=tokenizer)
+    model = LVMAEForPreTraining.from_pretrained(run / "pretrain")
+    processor, config = LVMAEVideoProcessor.from_pretrained(run / "pretrain"), model.config
+    builder = TargetBuilder(config, processor, tokenizer, embed=model.lvmae.embeddings.patch_embeddings)
     rows = select_split(load_video_dataset(data), "test", num_clips)
-    config = model.config
-    clips = MaskedVideoClips(
-        rows,
-        processor,
-        config.num_frames,
-        grid_size=config.grid_size,
-        mask_ratio=config.mask_ratio,
-        encoder_mask=config.encoder_mask,
-    )
+    masks = {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
+    clips = MaskedVideoClips(rows, processor, config.num_frames, **masks)
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
+    moments = [round(number * (config.num_frames - 1) / 9) for number in range(10)]
     for number, row in enumerate(rows):
-        draw_clip(trainer, clips[number], folder / f"clip_{number}.png", f"test clip {number}: {row.get('label', '')}")
+        panels = prediction_panels(model, builder, default_data_collator([clips[number]]))
+        title = f"test clip {number}: {row.get('label', '')}"
+        save_rows(folder / f"clip_{number}.png", panels, moments, title)
     return folder
 
 

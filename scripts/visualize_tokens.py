@@ -17,7 +17,8 @@ import torch
 from transformers_lvmae import FSQMagViTModel
 from transformers_lvmae.data import VideoClips, processor_for
 from transformers_lvmae.models.masking import topk_mask
-from transformers_lvmae.targets.scores import CHOICES, flow_estimator
+from transformers_lvmae.targets.flow import flow_estimator
+from transformers_lvmae.targets.scores import UNLEARNED, score_tokens
 from transformers_lvmae.visualization.drawing import Frames, save_film, save_rows, show_kept, show_scores, to_frames
 
 
@@ -32,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--choices",
         nargs="+",
-        choices=list(CHOICES),
+        choices=UNLEARNED,
         default=["flow", "random"],
         help="beside it (default: flow random)",
     )
@@ -48,7 +49,7 @@ def make_panels(
 ) -> dict[str, Frames]:
     """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length.
 
-    `choices` are names of `importance.CHOICES`, shown beside the learned one.
+    `choices` are names of `targets.scores.UNLEARNED`, shown beside the learned one.
     """
     config = model.config
     latents, token_codes, _, importance = model.encode(pixels[None]).to_tuple()
@@ -57,7 +58,7 @@ def make_panels(
     scores = {"learned": importance}
     for name in choices:
         label = f"flow ({flow_estimator()[0]})" if name == "flow" else name
-        scores[label] = CHOICES[name](pixels[None], grid)
+        scores[label] = score_tokens(name, pixels[None], grid)
     panels = {"video": frames, "importance": show_scores(frames, importance[0], grid)}
     panels["all tokens,\ndecoded"] = to_frames(model.decode(token_codes, grid)[0])
     first_slots = torch.zeros(1, *grid, dtype=torch.bool)

@@ -31,6 +31,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 
 
 # 4 x 4 x 4 tokens of 2 x 8 x 8 pixels, of which 16 are visible and, with a decoder mask, 12 + 6 decoded.
@@ -49,7 +50,9 @@ TOKENIZER |= {"temporal_downsample": (True,), "num_res_blocks": 1, "stem_patch_s
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """What a field of the config can be."""
+    """The values that a field of the config can have."""
+    if name == "decoder_mask":
+        return tuple(DECODER_MASKS)
     return get_args({field.name: field.type for field in fields(LVMAEConfig)}[name])
 
 
@@ -126,12 +129,12 @@ def run(rows: Dataset, folder: str, options: dict[str, Any], steps: int) -> Resu
 def judge(trainer: Any, losses: list[float]) -> Result:
     """A batch's counts and gradients."""
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[number] for number in range(2)]))
-    output = trainer.model(**trainer.add_targets(batch))
+    output = trainer.model(**trainer.target_builder(batch))
     (gradient,) = torch.autograd.grad(output.loss, output.logits)
     sizes = gradient.abs().amax(dim=-1).flatten()  # decoded tokens of all clips, in ascending order of position
     hidden = output.bool_masked_pos[output.bool_decoded_pos]
     return Result(
-        config=trainer.model_config,
+        config=trainer.model.config,
         losses=losses,
         visible=(~output.bool_masked_pos).sum(dim=1).tolist(),
         decoded=output.bool_decoded_pos.sum(dim=1).tolist(),
@@ -165,7 +168,7 @@ def refusals(rows: Dataset, folder: str) -> dict[str, Callable[[], Any]]:
         trainer = make_trainer(rows, folder, options, **kwargs)
         batch = trainer.data_collator([trainer.train_dataset[0]])
         cache = {"target_codes": torch.zeros(1, 64, 3), "importance_scores": torch.zeros(1, 64)}
-        trainer.add_targets({**batch, **{name: cache[name] for name in cached}})
+        trainer.target_builder({**batch, **{name: cache[name] for name in cached}})
 
     without: dict[str, Any] = {"video_tokenizer": None}
     model = LVMAEForPreTraining(LVMAEConfig(**{**MODEL, "target_type": "pixels"}))

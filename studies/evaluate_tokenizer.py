@@ -29,12 +29,12 @@ from transformers import set_seed
 from transformers_lvmae import FSQMagViTModel, FSQMagViTTrainer, FSQMagViTTrainingArguments
 from transformers_lvmae.data import SelectionCollator, VideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.models.masking import first_slot_and_topk_mask
-from transformers_lvmae.targets.scores import CHOICES
+from transformers_lvmae.targets.scores import SCORES
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio
 
 
-SELECTIONS = ("learned", *CHOICES)
+SELECTIONS = tuple(SCORES)
 BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
 MOVING_THRESHOLD = 0.1
 

@@ -184,7 +184,9 @@ def save_tokenizer(folder, **overrides):
 
 
 def pretraining_batch(trainer, rows=3):
-    return trainer.unpack(trainer.data_collator([trainer.train_dataset[number] for number in range(rows)]))
+    """The first clips of the training set, normalized, with their masks."""
+    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(rows)])
+    return {**batch, "pixel_values_videos": trainer.target_builder.scale.normalize(batch["pixel_values_videos"])}
 
 
 def assert_same(one, two):

@@ -21,7 +21,6 @@ from transformers_lvmae.models.masking import (
     straight_through,
     topk_mask,
     tube_visible_count,
-    uniform_decoder_mask,
 )
 
 
@@ -110,25 +109,6 @@ def test_running_cells_of_90_percent_are_7_x_7_tokens_with_5_visible():
     assert (cells == cells[:, :, :1]).all()
     assert torch.equal(cells[:, 1:], cells[:, :-1].roll(-1, dims=3))
     assert ((~cells).sum(dim=1) == 5).all()  # in 49 slots each token has been seen five times
-
-
-@pytest.mark.parametrize(
-    ("slots", "budget", "expected"), [(16, 3 * 4, [2, 8, 13]), (7, 5, [1, 5]), (4, 16, [0, 1, 2, 3]), (64, 37, None)]
-)
-def test_uniform_masks_are_whole_slots_evenly_apart_and_the_last_in_part(slots, budget, expected):
-    noise = torch.rand(300, slots * 4, generator=generator(0))
-    mask = uniform_decoder_mask(noise, (slots, 2, 2), budget)
-    assert mask.sum(dim=1).tolist() == [budget] * 300
-    counts = mask.view(300, slots, 4).sum(dim=2)
-    assert (counts == counts[0]).all()
-    places = counts[0].nonzero().flatten()
-    assert expected is None or places.tolist() == expected
-    assert counts[0][places].tolist() == [4] * (len(places) - 1) + [(budget - 1) % 4 + 1]
-    if len(places) > 1:
-        assert places.diff().max() - places.diff().min() <= 1
-    if budget % 4:  # the cells of the slot in part are the clip's own draw
-        last = mask.view(300, slots, 4)[:, places[-1]]
-        assert len({tuple(row.tolist()) for row in last}) > 1
 
 
 @quick

@@ -268,7 +268,7 @@ def test_default_config_is_the_papers_base_model():
     ("kind", "counts", "budget"),
     [
         ("none", None, 64 * 176),
-        ("random", (0, 1881), 1881),
+        ("random", (1881, 0), 1881),
         ("uniform", (1881, 0), 1881),
         ("adaptive", (1881, 0), 1881),
         ("flow", (1254, 627), 1881),

@@ -24,9 +24,10 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.video_seeking import VideoReadError
+from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
-from transformers_lvmae.targets.scores import flow_estimator
+from transformers_lvmae.targets.flow import flow_estimator
 
 
 PROCESSOR = processor_for(MODEL)
@@ -47,7 +48,7 @@ def tokenizer():
 
 def write_cache(folder, rows, tokenizer, num_epochs=1, clips_per_shard=2, batch_size=2, scores="learned", **options):
     clips = ByteClips(rows, PROCESSOR, MODEL.num_frames, **options)
-    maker = TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer, scores)
+    maker = TargetMaker(TargetBuilder(MODEL, PROCESSOR, tokenizer), scores)
     manifest = make_manifest(clips, maker, num_epochs, clips_per_shard)
     begin_cache(folder, manifest)
     write_targets(folder, clips, maker, manifest, batch_size=batch_size)
@@ -79,7 +80,7 @@ def make_trainer(folder, clips, tokenizer=None, model=MODEL, **arguments):
 
 
 def add_targets(trainer, numbers):
-    return trainer.add_targets(trainer.data_collator([trainer.train_dataset[number] for number in numbers]))
+    return trainer.target_builder(trainer.data_collator([trainer.train_dataset[number] for number in numbers]))
 
 
 def assert_served_alike(served, made):
@@ -180,7 +181,7 @@ def test_the_real_grid_takes_80_kilobytes_on_disk_and_two_megabytes_of_a_worker(
             return {"code_indices": numbers, "importance_scores": torch.rand(len(clips), config.seq_length).half()}
 
     tokenizer = FSQMagViTModel(FSQMagViTConfig(base_channels=8, num_res_blocks=1))
-    clips, maker = ByteClips(rows, processor, config.num_frames), Maker(processor, config.grid_size, tokenizer)
+    clips, maker = ByteClips(rows, processor, config.num_frames), Maker(TargetBuilder(config, processor, tokenizer))
     manifest = make_manifest(clips, maker)
     begin_cache(tmp_path, manifest)
     write_targets(tmp_path, clips, maker, manifest)
@@ -200,7 +201,8 @@ def test_the_real_grid_takes_80_kilobytes_on_disk_and_two_megabytes_of_a_worker(
 )
 def test_codes_take_the_smallest_integers_that_hold_them(levels, kind):
     tokenizer = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "levels": levels}))
-    features = TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer).features
+    model = LVMAEConfig(**{**MODEL.to_dict(), "levels": levels})
+    features = TargetMaker(TargetBuilder(model, PROCESSOR, tokenizer)).features
     assert features["code_indices"].feature.dtype == kind
     assert np.prod(levels) - 1 <= np.iinfo(kind).max
     assert features["importance_scores"].feature.dtype == "float16"
@@ -336,11 +338,11 @@ def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache
 
 def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"Got scores='learned' and tokenizer=None, expected one of .*and a tokenizer"):
-        TargetMaker(PROCESSOR, MODEL.grid_size)
-    with pytest.raises(ValueError, match=r"Got scores='chance' .* expected one of"):
-        TargetMaker(PROCESSOR, MODEL.grid_size, tokenizer, "chance")
-    with pytest.raises(ValueError, match=r"with \(4, 4\) tokens a slot and clips with \(2, 2\), expected the same"):
-        TargetMaker(PROCESSOR, (4, 2, 2), tokenizer)
+        TargetMaker(TargetBuilder(MODEL, PROCESSOR))
+    with pytest.raises(ValueError, match=r"Got scores='random' .* expected one of"):
+        TargetMaker(TargetBuilder(MODEL, PROCESSOR, tokenizer), "random")
+    with pytest.raises(ValueError, match=r"grid of \(4, 4, 4\) tokens and a model with \(4, 2, 2\) .*expected the same"):
+        TargetBuilder(LVMAEConfig(**{**MODEL.to_dict(), "patch_size": 16}), PROCESSOR, tokenizer)
     with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random starts.* expected 1"):
         write_cache(tmp_path, rows, tokenizer, num_epochs=3)
     with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: a cache holds one clip"):

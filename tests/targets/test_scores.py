@@ -9,13 +9,14 @@ from torch import nn
 from torchvision.models.optical_flow import raft_small
 
 from transformers_lvmae import LVMAEModel
+from transformers_lvmae.targets.flow import flow_estimator
 from transformers_lvmae.targets.scores import (
-    CHOICES,
+    UNLEARNED,
     everest,
-    flow_estimator,
     frame_difference,
     optical_flow,
     random_tokens,
+    score_tokens,
     split_tubes,
     uniform_frames,
 )
@@ -54,7 +55,7 @@ def test_a_slot_that_the_clip_fills_in_part_is_held_at_the_last_frame():
 @pytest.mark.parametrize("name", ["motion", "everest", "flow"])
 def test_grids_that_do_not_divide_the_clip_are_refused(name, grid_size):
     with pytest.raises(ValueError, match=r"Got a grid of .* for 6 frames of 8 x 16 pixels, expected .*: pass the grid"):
-        CHOICES[name](clip(), grid_size)
+        score_tokens(name, clip(), grid_size)
 
 
 def test_motion_is_the_mean_difference_from_the_frame_before():
@@ -165,10 +166,10 @@ def test_raft_is_looked_for_in_the_hub_cache(tmp_path, monkeypatch):
         flow_estimator(tmp_path / "missing.pth")
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", UNLEARNED)
 def test_lone_frames_and_still_clips_have_finite_scores(name):
-    lone = CHOICES[name](torch.rand(2, 1, 3, 8, 16), (1, 2, 4))
-    still = CHOICES[name](clip(1).expand(-1, 6, -1, -1, -1), GRID)
+    lone = score_tokens(name, torch.rand(2, 1, 3, 8, 16), (1, 2, 4))
+    still = score_tokens(name, clip(1).expand(-1, 6, -1, -1, -1), GRID)
     assert lone.shape == (2, 8)
     assert still.shape == (2, math.prod(GRID))
     assert lone.isfinite().all()
@@ -179,7 +180,7 @@ def test_lone_frames_and_still_clips_have_finite_scores(name):
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 8, 64])
 def test_uniform_frames_of_any_budget_lie_about_evenly(slots):
-    scores = uniform_frames(torch.zeros(1, 1, 1, 1, 1), (slots, 3, 3))[0]
+    scores = uniform_frames(torch.rand(1, slots * 9), (slots, 3, 3))[0]
     for number in range(1, slots + 1):
         chosen = (scores.topk(9 * number).indices // 9).bincount(minlength=slots)
         assert sorted(chosen.tolist()) == [0] * (slots - number) + [9] * number
@@ -189,9 +190,9 @@ def test_uniform_frames_of_any_budget_lie_about_evenly(slots):
 
 
 def test_cells_of_a_part_of_a_slot_and_random_tokens_are_drawn_evenly():
-    pixels = torch.zeros(4000, 1, 1, 1, 1)
-    partly = uniform_frames(pixels, (4, 2, 2)).topk(1).indices.flatten().bincount(minlength=16)
-    anywhere = random_tokens(pixels, (4, 2, 2)).topk(4).indices.flatten().bincount(minlength=16)
+    noise = torch.rand(4000, 16)
+    partly = uniform_frames(noise, (4, 2, 2)).topk(1).indices.flatten().bincount(minlength=16)
+    anywhere = random_tokens(noise, (4, 2, 2)).topk(4).indices.flatten().bincount(minlength=16)
     assert partly[:4].sum() == 4000
     assert (partly[:4] - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
     assert (anywhere - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)

@@ -130,8 +130,8 @@ def check_sharding(trainer):
     assert matrix.to_local().shape[0] * 2 == matrix.shape[0], name
     units = {type(module).__mro__[2].__name__ for module in trainer.model.modules() if isinstance(module, FSDPModule)}
     assert {"LVMAELayer", "LVMAEEmbeddings", "LVMAEForPreTraining"} <= units, units
-    assert not any(isinstance(parameter, DTensor) for parameter in trainer.video_tokenizer.parameters())
-    assert not any(isinstance(module, FSDPModule) for module in trainer.video_tokenizer.modules())
+    assert not any(isinstance(parameter, DTensor) for parameter in trainer.target_builder.tokenizer.parameters())
+    assert not any(isinstance(module, FSDPModule) for module in trainer.target_builder.tokenizer.modules())
 
 
 @pytest.fixture(scope="module")

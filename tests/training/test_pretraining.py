@@ -18,10 +18,10 @@ from transformers_lvmae.models.masking import (
     running_cell_mask,
     split_tubelets,
     topk_mask,
-    uniform_decoder_mask,
 )
-from transformers_lvmae.targets.pixels import compact_scores
-from transformers_lvmae.targets.scores import everest, flow_estimator, frame_difference, optical_flow
+from transformers_lvmae.targets.builder import ClipViews
+from transformers_lvmae.targets.flow import flow_estimator
+from transformers_lvmae.targets.scores import compact_scores, everest, frame_difference, optical_flow, uniform_frames
 from transformers_lvmae.visualization.predictions import PredictionPictures
 
 
@@ -48,9 +48,7 @@ def scores_of(kind, trainer, batch, raw):
     """The scores of a mask, made outside of the trainer."""
     if kind in ("adaptive", "adaptive_random"):
         with torch.no_grad():
-            return trainer.video_tokenizer.encode(
-                trainer.tokenizer_view(batch["pixel_values_videos"])
-            ).importance_scores
+            return ClipViews(trainer.target_builder, batch["pixel_values_videos"]).scores("learned")
     if kind == "everest":
         # The difference of projections, tubelet by tubelet; the bias cancels.
         tubelets = split_tubelets(batch["pixel_values_videos"], 2, 8).transpose(4, 5).flatten(4)
@@ -64,7 +62,7 @@ def scores_of(kind, trainer, batch, raw):
 def test_masks_by_scores_decode_the_highest_of_the_whole_clip_and_some_at_random(kind, splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, decoder_mask=kind)
     batch = pretraining_batch(trainer)
-    made = trainer.add_targets(batch)
+    made = trainer.target_builder(batch)
     scores = scores_of(kind, trainer, batch, raw_clips(splits))
     important, drawn = (31, 0) if kind == "adaptive" else (19, 12)  # of 64 tokens 30 and 20 %, rounded down
     expected = adaptive_decoder_mask(scores, important, drawn, batch["noise"])
@@ -78,14 +76,17 @@ def test_masks_without_scores_and_none(splits, tmp_path):
     for kind in ("random", "uniform", "none"):
         trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="pixels")
         batch = pretraining_batch(trainer)
-        made = trainer.add_targets({**batch, "importance_scores": torch.rand(3, 64)})
+        made = trainer.target_builder({**batch, "importance_scores": torch.rand(3, 64)})
         if kind == "none":
             assert set(made) == {"pixel_values_videos", "bool_masked_pos", "num_visible"}
             with torch.no_grad():
                 assert torch.equal(trainer.model(**made).bool_decoded_pos, made["bool_masked_pos"])
             assert trainer.model.config.token_budget == 48 == made["bool_masked_pos"].sum().item() / 3
             continue
-        draw = {"random": topk_mask(batch["noise"], 31), "uniform": uniform_decoder_mask(batch["noise"], (4, 4, 4), 31)}
+        draw = {
+            "random": topk_mask(batch["noise"], 31),
+            "uniform": topk_mask(uniform_frames(batch["noise"], (4, 4, 4)), 31),
+        }
         assert torch.equal(made["bool_decoded_pos"], draw[kind])
         assert made["num_decoded"] == trainer.model.config.token_budget == 31
 
@@ -94,25 +95,27 @@ def test_cached_scores_decide_and_the_tokenizer_runs_only_where_it_is_needed(spl
     scores = torch.rand(3, 64)
     for kind in ("motion", "flow", "everest", "adaptive"):
         trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="pixels")
-        trainer.video_tokenizer.encode = None
-        trainer.flow = None
+        trainer.target_builder.tokenizer.encode = None
+        trainer.target_builder.flow = None
         batch = pretraining_batch(trainer)
         important, drawn = trainer.model.config.decoder_token_counts(64)
-        made = trainer.add_targets({**batch, "importance_scores": scores})
+        made = trainer.target_builder({**batch, "importance_scores": scores})
         expected = adaptive_decoder_mask(compact_scores(scores), important, drawn, batch["noise"])
         assert torch.equal(made["bool_decoded_pos"], expected)
     trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
-    trainer.video_tokenizer.encode = None
-    assert "bool_decoded_pos" in trainer.add_targets(pretraining_batch(trainer))
+    trainer.target_builder.tokenizer.encode = None
+    assert "bool_decoded_pos" in trainer.target_builder(pretraining_batch(trainer))
 
 
 def test_everest_follows_the_model_as_it_learns(splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, decoder_mask="everest", target_type="pixels")
     batch = pretraining_batch(trainer)
-    before = trainer.motion_scores(batch["pixel_values_videos"])
+    before = ClipViews(trainer.target_builder, batch["pixel_values_videos"]).scores("everest")
     with torch.no_grad():
         trainer.model.lvmae.embeddings.patch_embeddings.projection.weight.mul_(2)
-    torch.testing.assert_close(trainer.motion_scores(batch["pixel_values_videos"]), 2 * before)
+    torch.testing.assert_close(
+        ClipViews(trainer.target_builder, batch["pixel_values_videos"]).scores("everest"), 2 * before
+    )
     reference = everest(batch["pixel_values_videos"], (4, 4, 4), trainer.model.lvmae.embeddings.patch_embeddings)
     torch.testing.assert_close(2 * before, reference)
 
@@ -120,13 +123,13 @@ def test_everest_follows_the_model_as_it_learns(splits, tmp_path):
 def test_everest_sees_whole_weights_where_fsdp_shares_them_out(splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, decoder_mask="everest", target_type="pixels")
     clips = pretraining_batch(trainer)["pixel_values_videos"]
-    expected = trainer.motion_scores(clips)
+    expected = ClipViews(trainer.target_builder, clips).scores("everest")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         fully_shard(trainer.model.lvmae.embeddings, mesh=init_device_mesh("cpu", (1,)))
         weight = trainer.model.lvmae.embeddings.patch_embeddings.projection.weight
         assert isinstance(weight, torch.distributed.tensor.DTensor)
-        torch.testing.assert_close(trainer.motion_scores(clips), expected)
+        torch.testing.assert_close(ClipViews(trainer.target_builder, clips).scores("everest"), expected)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -135,7 +138,8 @@ def test_targets_are_the_codes_or_what_is_rounded_to_them(splits, tmp_path):
     made = {}
     for kind in ("codes", "levels", "latents"):
         trainer = trainer_with(splits, tmp_path, target_type=kind)
-        made[kind] = trainer.add_targets(pretraining_batch(trainer))["target_codes"]
+        name = "target_latents" if kind == "latents" else "target_codes"
+        made[kind] = trainer.target_builder(pretraining_batch(trainer))[name]
     assert torch.equal(made["codes"], made["levels"])
     assert not torch.equal(made["codes"], made["latents"])
     half = torch.tensor(TOKENIZER.levels) // 2
@@ -164,9 +168,9 @@ def test_steps_after_the_first_put_no_python_numbers_on_the_device(splits, tmp_p
     for kind in ("none", "random", "uniform", "motion", "everest", "adaptive_random"):
         trainer = trainer_with(splits, tmp_path, decoder_mask=kind, target_type="latents")
         batch = pretraining_batch(trainer)
-        trainer.add_targets(batch)
+        trainer.target_builder(batch)
         with Refuse():
-            trainer.add_targets(batch)
+            trainer.target_builder(batch)
     with pytest.raises(AssertionError), Refuse():
         torch.tensor([1.0])
 
@@ -175,8 +179,8 @@ def test_raft_weights_reach_the_estimator(splits, tmp_path):
     raft = pytest.importorskip("torchvision.models.optical_flow").raft_small()
     torch.save(raft.state_dict(), tmp_path / "raft.pth")
     trainer = trainer_with(splits, tmp_path, {"raft_weights": str(tmp_path / "raft.pth")}, decoder_mask="flow")
-    assert trainer.flow[0] == "RAFT"
-    assert trainer.flow == flow_estimator(tmp_path / "raft.pth")
+    assert trainer.target_builder.flow[0] == "RAFT"
+    assert trainer.target_builder.flow == flow_estimator(tmp_path / "raft.pth")
 
 
 def test_the_encoder_s_mask_is_the_config_s(splits):
@@ -267,12 +271,12 @@ def test_options_of_the_script_are_fields_of_the_config(monkeypatch):
 def test_a_trainer_s_own_tokenizer_serves_latents_where_a_cache_has_codes(splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, target_type="latents")
     batch = pretraining_batch(trainer)
-    made = trainer.add_targets(batch)
+    made = trainer.target_builder(batch)
     cached = {**batch, "target_codes": torch.zeros(3, 64, 6), "importance_scores": torch.rand(3, 64)}
-    assert torch.equal(trainer.add_targets(cached)["target_codes"], made["target_codes"])
+    assert torch.equal(trainer.target_builder(cached)["target_latents"], made["target_latents"])
     latents = torch.rand(3, 64, 6)
-    trainer.video_tokenizer = None
-    assert torch.equal(trainer.add_targets({**cached, "target_latents": latents})["target_codes"], latents)
+    trainer.target_builder.tokenizer = None
+    assert torch.equal(trainer.target_builder({**cached, "target_latents": latents})["target_latents"], latents)
 
 
 def test_the_script_hands_the_options_to_model_clips_and_trainer(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import adaptive_decoder_mask
+from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.training.base import newest_checkpoint, train_and_save
 from transformers_lvmae.training.classification import soft_labels
 from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio
@@ -156,14 +157,16 @@ def test_epochs_draw_new_clips(splits, tmp_path):
 
 def test_the_tokenizer_is_frozen_and_in_no_checkpoint(splits, tmp_path):
     trainer = make_trainer("pretraining", splits, tmp_path, max_steps=2)
-    before = {name: value.clone() for name, value in trainer.video_tokenizer.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.target_builder.tokenizer.state_dict().items()}
     trainer.train()
     trainer.save_model()
-    assert not trainer.video_tokenizer.training
-    assert not any(parameter.requires_grad for parameter in trainer.video_tokenizer.parameters())
-    assert all(torch.equal(before[name], value) for name, value in trainer.video_tokenizer.state_dict().items())
+    assert not trainer.target_builder.tokenizer.training
+    assert not any(parameter.requires_grad for parameter in trainer.target_builder.tokenizer.parameters())
+    assert all(
+        torch.equal(before[name], value) for name, value in trainer.target_builder.tokenizer.state_dict().items()
+    )
     optimized = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
-    assert not optimized & {id(parameter) for parameter in trainer.video_tokenizer.parameters()}
+    assert not optimized & {id(parameter) for parameter in trainer.target_builder.tokenizer.parameters()}
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == set(trainer.model.state_dict())
     assert all(name.startswith(("lvmae.", "decoder.")) for name in saved)
@@ -172,12 +175,12 @@ def test_the_tokenizer_is_frozen_and_in_no_checkpoint(splits, tmp_path):
 def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
     trainer = make_trainer("pretraining", splits, tmp_path, training=False)
     batch = pretraining_batch(trainer)
-    made = trainer.add_targets(batch)
+    made = trainer.target_builder(batch)
     frames = VideoClips(splits["train"], processor_for(MODEL, do_normalize=False), 8)
     raw = torch.stack([frames[number]["pixel_values_videos"] for number in range(3)])
     small = torch.nn.functional.interpolate(raw.flatten(0, 1), size=16, mode="bilinear", antialias=True)
     with torch.no_grad():
-        tokens = trainer.video_tokenizer.encode(small.unflatten(0, (3, 8)).clamp(0, 1))
+        tokens = trainer.target_builder.tokenizer.encode(small.unflatten(0, (3, 8)).clamp(0, 1))
     assert (made["target_codes"] != tokens.codes).float().mean() < 0.01  # a rounding step at a boundary
     expected = adaptive_decoder_mask(tokens.importance_scores, *MODEL.decoder_token_counts(64), batch["noise"])
     assert (made["bool_decoded_pos"] != expected).float().mean() < 0.05
@@ -191,26 +194,26 @@ def test_targets_are_the_tokenizer_s_codes_of_the_same_clip(splits, tmp_path):
 def test_a_batch_with_its_own_targets_skips_the_tokenizer(splits, tmp_path):
     trainer = make_trainer("pretraining", splits, tmp_path)
     batch = pretraining_batch(trainer)
-    made = trainer.add_targets(batch)
+    made = trainer.target_builder(batch)
     with torch.no_grad():
-        tokens = trainer.video_tokenizer.encode(trainer.tokenizer_view(batch["pixel_values_videos"]))
-    trainer.video_tokenizer = None
+        tokens = ClipViews(trainer.target_builder, batch["pixel_values_videos"]).tokens("codes")
+    trainer.target_builder.tokenizer = None
     cached = {"target_codes": tokens.codes, "importance_scores": tokens.importance_scores, **batch}
-    for key, value in trainer.add_targets(cached).items():
+    for key, value in trainer.target_builder(cached).items():
         assert value == made[key] if isinstance(value, int) else torch.equal(value, made[key])
 
 
 def test_pixels_need_no_tokenizer_and_codes_do(splits, tmp_path):
     trainer = make_trainer("pretraining", splits, tmp_path)
     batch = pretraining_batch(trainer)
-    trainer.video_tokenizer = None
+    trainer.target_builder.tokenizer = None
     with pytest.raises(ValueError, match=r"Got a batch without target_codes .* expected .*: pass video_tokenizer="):
-        trainer.add_targets(batch)
+        trainer.target_builder(batch)
     model = LVMAEForPreTraining(LVMAEConfig(**{**MODEL.to_dict(), "target_type": "pixels", "decoder_mask": "none"}))
     trainer = make_trainer("pretraining", splits, tmp_path, model=model)
-    assert "target_codes" not in trainer.add_targets(batch)
-    trainer.video_tokenizer = None
-    assert set(trainer.add_targets(batch)) == {"pixel_values_videos", "bool_masked_pos", "num_visible"}
+    assert "target_codes" not in trainer.target_builder(batch)
+    trainer.target_builder.tokenizer = None
+    assert set(trainer.target_builder(batch)) == {"pixel_values_videos", "bool_masked_pos", "num_visible"}
     assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 
@@ -234,7 +237,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, splits, tmp_p
 
 
 def test_a_tokenizer_needs_the_processor(tmp_path):
-    with pytest.raises(ValueError, match="without processing_class, expected the processor"):
+    with pytest.raises(ValueError, match="Got no processing_class, expected the processor"):
         LVMAEPreTrainer(
             LVMAEForPreTraining(MODEL),
             LVMAEPreTrainingArguments(output_dir=str(tmp_path), report_to="none"),

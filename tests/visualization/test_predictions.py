@@ -10,6 +10,7 @@ from PIL import Image
 
 from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.data import load_video_dataset
+from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import PredictionPictures, paint_pixels, prediction_panels
 
@@ -25,6 +26,10 @@ def trainer_with(splits, path, arguments=(), **fields):
     return make_trainer("pretraining", splits, path, training=False, model=model, **dict(arguments))
 
 
+def panels_of(trainer, item):
+    return prediction_panels(trainer.model, trainer.target_builder, trainer.data_collator([item]))
+
+
 def bright(panel, video):
     """Which tokens of a panel show the video itself, and not a darkened one: bool (N,)."""
     same = np.isclose(panel, video, atol=1e-6).all(axis=-1).reshape(4, 2, 4, 8, 4, 8)
@@ -35,7 +40,7 @@ def bright(panel, video):
 def test_panels_show_the_masks_and_the_prediction_decoded(kind, splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, target_type=kind)
     item = trainer.train_dataset[1]
-    panels = prediction_panels(trainer, item)
+    panels = panels_of(trainer, item)
     names = [name.replace("\n", " ") for name in panels]
     assert names == [
         "video",
@@ -46,18 +51,20 @@ def test_panels_show_the_masks_and_the_prediction_decoded(kind, splits, tmp_path
         "predicted codes, decoded",
     ]
     video, whole, importance, seen, decoded, predicted = panels.values()
-    made = trainer.add_targets(trainer.data_collator([item]))
+    made = trainer.target_builder(trainer.data_collator([item]))
     assert torch.equal(bright(seen, video), ~item["bool_masked_pos"])
     assert torch.equal(bright(decoded, video), made["bool_decoded_pos"][0])
     with torch.no_grad():
         output = trainer.model.eval()(**made)
         codes = torch.zeros(1, 64, 6)
         codes[0, made["bool_decoded_pos"][0]] = trainer.model.predicted_codes(output.logits)[0]
-        expected = trainer.video_tokenizer.decode(codes)[0].clamp(0, 1).permute(0, 2, 3, 1)
-        tokens = trainer.video_tokenizer.encode(trainer.tokenizer_view(made["pixel_values_videos"]))
+        expected = trainer.target_builder.tokenizer.decode(codes)[0].clamp(0, 1).permute(0, 2, 3, 1)
+        tokens = ClipViews(trainer.target_builder, made["pixel_values_videos"]).tokens("codes")
     np.testing.assert_allclose(predicted, expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(
-        whole, trainer.video_tokenizer.decode(tokens.codes)[0].clamp(0, 1).permute(0, 2, 3, 1).detach(), atol=1e-5
+        whole,
+        trainer.target_builder.tokenizer.decode(tokens.codes)[0].clamp(0, 1).permute(0, 2, 3, 1).detach(),
+        atol=1e-5,
     )
     heat = importance.reshape(4, 2, 4, 8, 4, 8, 3).mean(axis=(1, 3, 5, 6)).flatten()
     assert heat.argmax() == tokens.importance_scores[0].argmax()
@@ -65,8 +72,8 @@ def test_panels_show_the_masks_and_the_prediction_decoded(kind, splits, tmp_path
 
 def test_panels_of_pixels_and_of_a_run_without_a_tokenizer(splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, target_type="pixels", decoder_mask="motion")
-    trainer.video_tokenizer = None
-    panels = prediction_panels(trainer, trainer.train_dataset[0])
+    trainer.target_builder.tokenizer = None
+    panels = panels_of(trainer, trainer.train_dataset[0])
     assert list(panels) == [
         "video",
         "importance",
@@ -75,15 +82,15 @@ def test_panels_of_pixels_and_of_a_run_without_a_tokenizer(splits, tmp_path):
         "predicted\npixels",
     ]
     trainer = trainer_with(splits, tmp_path, decoder_mask="random")
-    trainer.video_tokenizer = None
+    trainer.target_builder.tokenizer = None
     item = {**trainer.train_dataset[0], "target_codes": torch.zeros(64, 6)}
-    assert list(prediction_panels(trainer, item)) == ["video", "seen by\nthe encoder", "reconstructed by\nthe decoder"]
+    assert list(panels_of(trainer, item)) == ["video", "seen by\nthe encoder", "reconstructed by\nthe decoder"]
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_a_perfect_prediction_paints_the_clip_itself(norm_pix_loss, splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, target_type="pixels", decoder_mask="random", norm_pix_loss=norm_pix_loss)
-    made = trainer.add_targets(pretraining_batch(trainer))
+    made = trainer.target_builder(pretraining_batch(trainer))
     clips, mask = made["pixel_values_videos"], made["bool_decoded_pos"]
     positions = mask.nonzero()[:, 1].view(3, -1)
     logits = trainer.model.gather_targets(clips, None, positions)
@@ -109,7 +116,7 @@ def logged_run(splits, path, tracker):
 
 def last_picture(trainer):
     """The picture of the weights at the end."""
-    panels, file = prediction_panels(trainer, trainer.eval_dataset[0]), io.BytesIO()
+    panels, file = panels_of(trainer, trainer.eval_dataset[0]), io.BytesIO()
     save_rows(file, panels, list(range(8)), "step 2")
     return np.asarray(Image.open(file).convert("RGB"))
 

@@ -1,10 +1,36 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+
+class DecoderMask(NamedTuple):
+    """How the tokens that the decoder reconstructs are chosen.
+
+    Args:
+        scores: name of the scores that rank the tokens; None for a mask that decodes every hidden token.
+        random_besides: whether `decoder_random_ratio` of the tokens is drawn at random from those that the scores left over. Otherwise
+            the scores choose that share too, so that all masks decode equally many tokens.
+    """
+
+    scores: str | None
+    random_besides: bool = False
+
+
+# Every value of `LVMAEConfig.decoder_mask`. What each kind of scores needs stands in `targets/scores.py`.
+DECODER_MASKS = {
+    "none": DecoderMask(None),
+    "random": DecoderMask("random"),
+    "uniform": DecoderMask("uniform"),
+    "motion": DecoderMask("motion", random_besides=True),
+    "flow": DecoderMask("flow", random_besides=True),
+    "everest": DecoderMask("everest", random_besides=True),
+    "adaptive": DecoderMask("learned"),
+    "adaptive_random": DecoderMask("learned", random_besides=True),
+}
 
 
 @strict
@@ -102,9 +128,7 @@ class LVMAEConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 1536
     mask_ratio: float | int = 0.9
     encoder_mask: Literal["tube", "random", "running_cell"] = "tube"
-    decoder_mask: Literal["none", "random", "uniform", "motion", "flow", "everest", "adaptive", "adaptive_random"] = (
-        "adaptive_random"
-    )
+    decoder_mask: str = "adaptive_random"
     decoder_mask_ratio: float | int = 0.9
     decoder_random_ratio: float | int = 0.05
     target_type: Literal["codes", "latents", "levels", "pixels"] = "codes"
@@ -171,17 +195,17 @@ class LVMAEConfig(PreTrainedConfig):
             return slots * int(self.mask_ratio * height * width)
         return sum(self.decoder_token_counts(self.seq_length))
 
-    def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
-        """How many of `seq_length` tokens `decoder_mask` chooses by its rule, and how many at random, rounded down.
+    @property
+    def decoder_scores(self) -> str | None:
+        """Name of the scores by which `decoder_mask` ranks tokens, None for `"none"`."""
+        return DECODER_MASKS[self.decoder_mask].scores
 
-        With `decoder_mask="none"`, which decodes what is hidden, neither counts.
-        """
-        # 1 - 0.9 is a hair under 0.1 in floating point: rounding first keeps 100 of 1,000 tokens from becoming 99.
+    def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
+        """How many of `seq_length` tokens `decoder_mask` chooses by its scores, and how many at random, rounded down."""
+        # 1 - 0.9 is slightly below 0.1 in floating point. Rounding first keeps 100 of 1,000 tokens from becoming 99.
         chosen = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
         drawn = int(round(self.decoder_random_ratio * seq_length, 6))
-        if self.decoder_mask == "random":
-            return 0, chosen + drawn
-        return (chosen + drawn, 0) if self.decoder_mask in ("adaptive", "uniform") else (chosen, drawn)
+        return (chosen, drawn) if DECODER_MASKS[self.decoder_mask].random_besides else (chosen + drawn, 0)
 
     @property
     def target_size(self) -> int:
@@ -192,6 +216,10 @@ class LVMAEConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        if self.decoder_mask not in DECODER_MASKS:
+            raise ValueError(
+                f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: correct the spelling."
+            )
         for name, heads in [
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),

@@ -104,25 +104,6 @@ def adaptive_decoder_mask(
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
 
 
-def uniform_decoder_mask(noise: torch.Tensor, grid_size: tuple[int, int, int], budget: int) -> torch.Tensor:
-    """Decode whole time slots evenly apart (paper section 4.2, "Uniform"), exactly `budget` tokens a row.
-
-    As many slots as the budget needs: a budget that is no multiple of a slot's tokens fills the last of them in part, with cells
-    that `noise` draws anew for each clip.
-
-    Args:
-        noise: (B, N), uniform numbers in [0, 1).
-
-    Returns:
-        bool (B, N), True = decoded.
-    """
-    slots, cells = grid_size[0], grid_size[1] * grid_size[2]
-    needed = -(-budget // cells)
-    chosen = (2 * torch.arange(needed, device=noise.device) + 1) * slots // (2 * needed)
-    first = torch.zeros(slots, device=noise.device).scatter_(0, chosen, 2.0).scatter_(0, chosen[-1:], 1.0)
-    return topk_mask(noise + first.repeat_interleave(cells), budget)
-
-
 def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> torch.Tensor:
     """The positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
 

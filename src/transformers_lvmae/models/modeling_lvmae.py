@@ -535,6 +535,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         num_visible: int | None = None,
         num_decoded: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
+        target_latents: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
@@ -544,10 +545,11 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
                 encoder, the same number in every row. Without it `config.encoder_mask` is drawn.
             bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = decoded, the same
                 number in every row. Without it every hidden token is decoded.
-            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): what the tokenizer
-                makes of the clip. With `target_type="codes"` and `"levels"` its codes, in [-1, 1]; with `"latents"` its
-                latents, bounded and on the codes' scale (`FiniteScalarQuantizer.bounded_latents`). Without them there is no
-                loss, but for `"pixels"`, whose targets are in the clip.
+            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the tokenizer's codes of
+                the clip, in [-1, 1], for `target_type="codes"` and `"levels"`. Without targets there is no loss. Pixel targets are in
+                the clip itself.
+            target_latents (`torch.Tensor` of the same shape, *optional*): the tokenizer's latents before rounding, bounded and on the
+                codes' scale (`FiniteScalarQuantizer.bounded_latents`), for `target_type="latents"`.
             num_visible, num_decoded (`int`, *optional*): how many tokens of a row `bool_masked_pos` leaves visible and
                 `bool_decoded_pos` decodes. Given, the masks are not read, so that an accelerator never waits for them.
                 torch.compile needs them: there they are the config's shares by default.
@@ -570,7 +572,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             bool_decoded_pos = bool_masked_pos
         check_mask(bool_masked_pos, "bool_masked_pos", batch_size, grid_size)
         check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
-        self._check_targets(target_codes, bool_decoded_pos)
+        targets = self._targets(target_codes, target_latents, bool_decoded_pos)
         num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
         if torch.compiler.is_compiling():
             num_visible = num_visible or tube_visible_count(grid_size, self.config.mask_ratio)
@@ -582,7 +584,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
         encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], visible_tubelets, **kwargs)
         logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
-        targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
+        targets = self.gather_targets(pixel_values_videos, targets, decoded)
         losses = None if targets is None else self.forward_losses(logits, targets, bool_masked_pos.gather(1, decoded))
         return LVMAEForPreTrainingOutput(
             loss=None if losses is None else losses.mean(),
@@ -594,28 +596,34 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             attentions=encoder_outputs.attentions,
         )
 
-    def _check_targets(self, target_codes: torch.Tensor | None, bool_decoded_pos: torch.Tensor) -> None:
-        if target_codes is None:
-            return
-        if self.config.target_type == "pixels":
-            raise ValueError(
-                "Got target_codes and config.target_type='pixels', expected none, because the clip itself is the target: leave "
-                "them out or change the config."
-            )
+    def _targets(
+        self, target_codes: torch.Tensor | None, target_latents: torch.Tensor | None, bool_decoded_pos: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return the targets that `config.target_type` asks for. Raises ValueError on others and on another shape."""
+        given = {"target_codes": target_codes, "target_latents": target_latents}
+        wanted = {"pixels": None, "latents": "target_latents"}.get(self.config.target_type, "target_codes")
+        for name, targets in given.items():
+            if targets is not None and name != wanted:
+                raise ValueError(
+                    f"Got {name} and config.target_type={self.config.target_type!r}, expected {wanted or 'none, because the clip itself is the target'}"
+                    ": leave them out or change the config."
+                )
+        targets = given.get(wanted)
         expected = (*bool_decoded_pos.shape, len(self.config.levels))
-        if tuple(target_codes.shape) != expected:
+        if targets is not None and tuple(targets.shape) != expected:
             raise ValueError(
-                f"Got target_codes of shape {tuple(target_codes.shape)}, expected {expected} (clips, tokens, FSQ channels): "
-                "use a tokenizer with the same token grid and levels."
+                f"Got {wanted} of shape {tuple(targets.shape)}, expected {expected} (clips, tokens, FSQ channels): use a tokenizer "
+                "with the same token grid and levels."
             )
+        return targets
 
     def gather_targets(
-        self, pixel_values_videos: torch.Tensor | None, target_codes: torch.Tensor | None, decoded: torch.Tensor
+        self, pixel_values_videos: torch.Tensor | None, targets: torch.Tensor | None, decoded: torch.Tensor
     ) -> torch.Tensor | None:
         """What is to be predicted at the decoded positions (B, K): pixels (B, K, target_size), codes or latents
         (B, K, len(levels)), or None without them."""
         if self.config.target_type != "pixels":
-            return None if target_codes is None else gather_tokens(target_codes, decoded)
+            return None if targets is None else gather_tokens(targets, decoded)
         if pixel_values_videos is None:
             raise ValueError(
                 "Got visible_tubelets and config.target_type='pixels', expected whole clips, whose hidden pixels are the targets: "

@@ -27,18 +27,13 @@ from transformers import PreTrainedConfig
 from ..data.clips import MaskedVideoClips, VideoClips, seeded
 from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
 from ..models.video_io import video_name
+from .scores import SCORES
 
 
 MANIFEST_NAME = "manifest.json"
 # Of a data set of clips, what does not decide their pixels, or is described apart.
 NOT_PIXELS = {"rows", "processor", "training", "seed", "_epoch", "video_column", "label_column"}
 NOT_PIXELS |= {"num_clips", "on_error", "broken"}
-SCORED_MASKS = {
-    "learned": ("adaptive", "adaptive_random"),
-    "motion": ("motion",),
-    "everest": ("everest",),
-    "flow": ("flow",),
-}
 PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
 PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
 
@@ -195,8 +190,8 @@ class TargetCache:
             )
         if config.target_type != "pixels" and self.levels is not None:
             self._check("levels", list(self.levels), list(config.levels))
-        scores = next((name for name, masks in SCORED_MASKS.items() if config.decoder_mask in masks), None)
-        if scores is not None:
+        scores = config.decoder_scores
+        if scores is not None and SCORES[scores].needs != "noise":
             self._check(f"scores (of decoder_mask={config.decoder_mask!r})", self.manifest["scores"], scores)
 
     def _check(self, name: str, got: Any, expected: Any) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.clips import MaskedVideoClips, VideoClips
-from .cache import MANIFEST_NAME, SCORED_MASKS, NamedItems, Targets, describe_clips, fingerprint, list_shards, row_keys
-from .pixels import PixelScale, compact_scores, tokenizer_view
-from .scores import CHOICES, flow_estimator
+from .builder import ClipViews, TargetBuilder
+from .cache import MANIFEST_NAME, NamedItems, Targets, describe_clips, fingerprint, list_shards, row_keys
+from .scores import SCORES, compact_scores
 
 
 def make_manifest(
@@ -44,10 +43,10 @@ def make_manifest(
     keys = "\n".join(row_keys(clips.rows, clips.video_column)).encode()
     return {
         "clips": describe_clips(clips),
-        "grid_size": list(maker.grid_size),
+        "grid_size": list(maker.builder.config.grid_size),
         "levels": None if maker.tokenizer is None else list(maker.tokenizer.config.levels),
         "scores": maker.scores,
-        "flow_estimator": flow_estimator()[0] if maker.scores == "flow" else None,
+        "flow_estimator": maker.builder.flow[0] if maker.scores == "flow" else None,
         "tokenizer": None if maker.tokenizer is None else fingerprint(maker.tokenizer),
         "rows": len(clips.rows),
         "keys": hashlib.sha256(keys).hexdigest(),
@@ -64,46 +63,33 @@ class ByteClips(NamedItems):
 
 
 class TargetMaker:
-    """Code indices and scores of clips, as pre-training on the fly makes them.
+    """Make code indices and scores of clips for a cache, as pre-training on the fly makes them.
 
     Args:
-        processor: the one that made the clips.
-        grid_size: tokens (t, h, w) of a clip.
-        tokenizer ([`FSQMagViTModel`], *optional*): makes codes; without it the cache holds scores alone.
-        scores: `"learned"` are the tokenizer's; `"motion"`, `"everest"` (distances between the tubelets' own pixels, which no
-            training changes) and `"flow"` are `importance`'s, of the model's pixels.
+        builder: a [`TargetBuilder`] of the clips' processor. Without a tokenizer the cache holds scores alone.
+        scores: name of the scores (`SCORES`). `"everest"` compares the tokens' own pixels, which no training changes.
 
     Raises:
-        ValueError: another kind of scores, learned ones without a tokenizer, or one with another token grid.
+        ValueError: scores that need no clip (`"random"`, `"uniform"`), unknown ones, or learned ones without a tokenizer.
     """
 
-    def __init__(
-        self,
-        processor: Any,
-        grid_size: tuple[int, int, int],
-        tokenizer: Any = None,
-        scores: str = "learned",
-        device: torch.device | str = "cpu",
-    ):
-        if scores not in SCORED_MASKS or (scores == "learned" and tokenizer is None):
+    def __init__(self, builder: TargetBuilder, scores: str = "learned"):
+        cacheable = [name for name, score in SCORES.items() if score.needs != "noise"]
+        if scores not in cacheable or (scores == "learned" and builder.tokenizer is None):
             raise ValueError(
-                f"Got scores={scores!r} and tokenizer={getattr(tokenizer, 'name_or_path', None)!r}, expected one of "
-                f"{list(SCORED_MASKS)}, and a tokenizer for learned ones: correct the spelling or pass the tokenizer."
+                f"Got scores={scores!r} and tokenizer={getattr(builder.tokenizer, 'name_or_path', None)!r}, expected one of "
+                f"{cacheable}, and a tokenizer for learned ones: correct the spelling or pass the tokenizer."
             )
-        if tokenizer is not None and tokenizer.config.grid_size[1:] != grid_size[1:]:
-            raise ValueError(
-                f"Got a tokenizer with {tokenizer.config.grid_size[1:]} tokens a slot and clips with {grid_size[1:]}, expected the "
-                "same: load the tokenizer with another image_size or change the clips' image_size or patch_size."
-            )
-        self.scale = PixelScale(processor, device)
-        self.grid_size, self.scores, self.device = grid_size, scores, device
-        self.patch_size = processor.crop_size["height"] // grid_size[1]
-        self.tokenizer = None if tokenizer is None else tokenizer.requires_grad_(False).eval().to(device)
+        self.builder, self.scores = builder, scores
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.builder.tokenizer
 
     @property
     def features(self) -> datasets.Features:
         """Columns of a cache: codes in the smallest integers that hold them, scores in float16."""
-        tokens = math.prod(self.grid_size)
+        tokens = self.builder.config.seq_length
         columns = {"key": datasets.Value("string"), "video": datasets.Value("string")}
         columns["importance_scores"] = datasets.List(datasets.Value("float16"), length=tokens)
         if self.tokenizer is not None:
@@ -113,21 +99,11 @@ class TargetMaker:
 
     @torch.no_grad()
     def __call__(self, clips: torch.Tensor) -> Targets:
-        """Clips (B, T, C, H, W), uint8 -> `importance_scores` (B, N), float16, and `code_indices` (B, N)."""
-        pixels, targets = self.scale.restore(clips.to(self.device)), {}
+        """Clips (B, T, C, H, W), uint8 -> `importance_scores` (B, N), float16, and `code_indices` (B, N) with a tokenizer."""
+        views, targets = ClipViews(self.builder, clips.to(self.builder.device)), {}
         if self.tokenizer is not None:
-            scale = self.tokenizer.config.patch_size / self.patch_size
-            tokens = self.tokenizer.encode(tokenizer_view(pixels, scale))
-            targets["code_indices"], scores = tokens.code_indices, tokens.importance_scores
-        if self.scores != "learned":
-            scores = CHOICES[self.scores](pixels, self.grid_size)
-        targets["importance_scores"] = compact_scores(scores)
-        for name, values in targets.items():
-            if values.shape[1] != math.prod(self.grid_size):
-                raise ValueError(
-                    f"Got {name} of {values.shape[1]} tokens for clips of {self.grid_size}, expected as many: use a tokenizer "
-                    "with the model's tubelet_size."
-                )
+            targets["code_indices"] = views.tokens("code_indices").code_indices
+        targets["importance_scores"] = compact_scores(views.scores(self.scores))
         return targets
 
 

@@ -1,7 +1,7 @@
-"""What stands between few bytes and the two models: pixels as each of them knows them, codes and scores as they are kept.
+"""Pixels as the two models take them: normalized for the autoencoder, in [0, 1] and in its own size for the tokenizer.
 
-Pure functions of tensors. Training on the fly and a target cache both go through them, so that both see the same bits. None of them
-moves numbers to the device on its own, so that no step waits for that.
+Training on the fly and a target cache both use these functions, so that both see the same bits. The functions move no Python numbers
+to the device, because each one would make an accelerator wait.
 """
 
 from typing import Any
@@ -11,10 +11,13 @@ from torch import nn
 
 
 class PixelScale:
-    """What a processor does to pixels, done where they lie, and undone. Its numbers go to the device once, not in every step.
+    """Convert between bytes, normalized pixels and pixels in [0, 1], on the device where the clips are.
+
+    The numbers of the processor move to the device once, not in every step.
 
     Args:
-        processor: [`LVMAEVideoProcessor`], the home of mean and deviation.
+        processor: the [`LVMAEVideoProcessor`] that made the clips. It holds mean and deviation.
+        device: where the clips are.
 
     Raises:
         ValueError: no processor.
@@ -23,32 +26,45 @@ class PixelScale:
     def __init__(self, processor: Any, device: torch.device | str | None = None):
         if processor is None:
             raise ValueError(
-                "Got no processing_class, expected the processor that made the clips (its mean and deviation normalise bytes and "
+                "Got no processing_class, expected the processor that made the clips (its mean and deviation normalize bytes and "
                 "turn clips back into pixels): pass LVMAEVideoProcessor."
             )
         mean, deviation = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
         self.mean, self.deviation = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, deviation))
         scale = 1 / processor.rescale_factor if processor.do_rescale else 1.0
         self.byte_mean, self.byte_deviation = self.mean * scale, self.deviation * scale
+        channels = len(mean)
+        every_byte = torch.arange(256, dtype=torch.uint8, device=device).expand(channels, 1, 256)
+        self.unit_values = self.restore(self.normalize(every_byte)).flatten()  # (channels * 256,)
+        self.unit_offsets = torch.arange(channels, dtype=torch.int32, device=device).view(-1, 1, 1) * 256
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (..., C, H, W) as the model takes them, bit for bit the processor's (which multiplies by 1/255 rather than
-        divide by 255 where it does not normalise). Floating point is returned as it is, for it has been normalised before."""
+        """Return pixels (..., C, H, W) as the autoencoder takes them, bit for bit as the processor returns them.
+
+        uint8 pixels are normalized. Floating point pixels were normalized before and are returned as they are. Without normalization
+        the processor multiplies by 1/255 and this function divides by 255.
+        """
         if pixels.is_floating_point():
             return pixels
         return pixels.float().sub_(self.byte_mean).div_(self.byte_deviation)
 
-    def restore(self, clips: torch.Tensor) -> torch.Tensor:
-        """Normalised or uint8 pixels (..., C, H, W) in [0, 1]."""
-        clips = self.normalize(clips)
-        return (clips * self.deviation.to(clips.dtype) + self.mean.to(clips.dtype)).clamp(0, 1)
+    def restore(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return uint8 or normalized pixels (..., C, H, W) in [0, 1].
+
+        A byte has only 256 values in a channel, so bytes are looked up. They give the same bits as their normalized pixels do: a
+        cache holds the same targets whichever of the two it was made from.
+        """
+        if pixels.is_floating_point():
+            return (pixels * self.deviation.to(pixels.dtype) + self.mean.to(pixels.dtype)).clamp(0, 1)
+        values = self.unit_values.index_select(0, (pixels.int() + self.unit_offsets).flatten())
+        return values.view(pixels.shape)
 
 
 def tokenizer_view(clips: torch.Tensor, scale: float) -> torch.Tensor:
-    """Clips (B, T, C, H, W) in [0, 1] as the tokenizer knows them, with its own pixels per token.
+    """Resize clips (B, T, C, H, W) in [0, 1] so that a token has as many pixels as the tokenizer expects.
 
     Args:
-        scale: the tokenizer's pixels a side of a token, divided by the model's.
+        scale: the tokenizer's pixels per side of a token, divided by the autoencoder's.
     """
     if scale == 1:
         return clips
@@ -57,16 +73,4 @@ def tokenizer_view(clips: torch.Tensor, scale: float) -> torch.Tensor:
     return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
 
 
-def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
-    """Scores as a cache keeps them, and as tokens are always chosen by them: float16, each clip's from 0 to 1.
-
-    Only the order within a clip decides, and that survives but for neighbours closer than about 1/2048 of the clip's range, which
-    tie (and ties go by noise). Scaling first keeps shares of a whole clip (optical flow) from vanishing in float16. Compacting
-    twice changes nothing.
-
-    Args:
-        importance_scores: (B, N), any finite numbers.
-    """
-    scores = importance_scores.float()
-    low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
-    return ((scores - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).half()
+__all__ = ["PixelScale", "tokenizer_view"]

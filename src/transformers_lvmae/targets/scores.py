@@ -1,36 +1,28 @@
-"""What else could decide which tokens matter: the choices that learned importance is compared with.
+"""How much each token matters, by several measures: the tokenizer's learned importance and those that it is compared with.
 
-Pure functions of pixels and a token grid: clips (B, T, C, H, W) in [0, 1] and (t, h, w) -> float32 (B, t * h * w), higher =
-keep first, tokens flattened (t, h, w) as everywhere. The grid is the contract: H and W are multiples of h and w, and T fills t
-slots of equal length (the last one is completed with the clip's last frame). So any size of picture scores the same tokens.
+A score ranks the tokens of a clip, the highest first. `LVMAEConfig.decoder_mask` names a score and says whether some tokens are drawn at
+random besides (`DECODER_MASKS`). `SCORES` has each score's function and what it needs.
 
-Everything is compared with the moment before, as the token scorer does; a clip's first frame or slot, which has none, takes the
-score of the second.
+The functions take clips (B, T, C, H, W) in [0, 1] and a token grid (t, h, w) and return float32 (B, t * h * w). H and W are multiples of
+h and w, and T frames fill t slots of equal length (the last frame is repeated to complete the last slot). So a grid scores the same tokens at
+any picture size. Motion is measured against the moment before, as in the token scorer. A clip's first frame or slot has no moment
+before it and takes the score of the second.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
-from transformers import default_data_collator, logging
+from transformers import default_data_collator
 
+from .flow import FlowEstimator, flow_estimator
 
-logger = logging.get_logger(__name__)
 
 GridSize = tuple[int, int, int]
-ScoreFunction = Callable[[torch.Tensor, GridSize], torch.Tensor]
-# A name ("RAFT" or "DIS"), and frames (P, C, H, W) with the frames to compare them with -> flow (P, 2, H, W) in pixels.
-FlowEstimator = tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
-
-# RAFT's correlation pyramid takes no smaller frames; DIS finds little in them.
-MIN_FLOW_SIZE = 128
 
 
 def split_tubes(pixels: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """(B, T, C, H, W) -> (B, t, h, w, values of a tube).
+    """Return the pixels of each token: (B, T, C, H, W) -> (B, t, h, w, pixels of a token).
 
     Raises:
         ValueError: the grid does not divide the clip.
@@ -49,7 +41,7 @@ def split_tubes(pixels: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
 
 
 def frame_difference(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Motion: the mean absolute difference of a tube's pixels from the frame before, in [0, 1]."""
+    """Motion: the mean absolute difference of a token's pixels from the frame before, in [0, 1]."""
     difference = clips.float().diff(dim=1).abs()
     return split_tubes(_repeat_first(difference, clips), grid_size).mean(dim=-1).flatten(1)
 
@@ -57,11 +49,12 @@ def frame_difference(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
 def everest(
     clips: torch.Tensor, grid_size: GridSize, embed: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """Euclidean distance of a token's patch embedding from the one in the slot before (EVEREST, ICML 2024).
+    """EVEREST (ICML 2024): the Euclidean distance of a token's patch embedding from the one in the slot before.
 
     Args:
-        embed: the ViT's patch embedding, clips -> (B, N, size): `LVMAEPatchEmbeddings`, given clips normalised as it learned
-            them. Without it the tubes' own pixels are compared, as an embedding that keeps distances would.
+        clips: normalized as the embedding learned them, if `embed` is given.
+        embed: the ViT's patch embedding, clips -> (B, N, size). Without it the tokens' own pixels are compared, as an embedding
+            that keeps distances would compare them.
     """
     with torch.no_grad():
         tokens = split_tubes(clips, grid_size) if embed is None else embed(clips).unflatten(1, grid_size)
@@ -70,12 +63,12 @@ def everest(
 
 
 def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstimator | None = None) -> torch.Tensor:
-    """Mean absolute flow over a tube's pixels and both axes, as a share of the whole clip's (paper section 4.2, "Flow").
+    """The mean absolute flow over a token's pixels and both axes, as a share of the whole clip's (paper section 4.2, "Flow").
 
-    The flow is taken on each frame's own pixels, to where they were in the frame before.
+    The flow is that of each frame's pixels, to where they were in the frame before.
 
     Args:
-        estimator: what [`flow_estimator`] returns; by default its own default.
+        estimator: from [`flow_estimator`], whose default is used without it.
     """
     _, estimate = estimator or flow_estimator()
     pairs = [frames.flatten(0, 1).float() for frames in (clips[:, 1:], clips[:, :-1])]
@@ -86,49 +79,90 @@ def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstima
     return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def uniform_frames(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Whole time slots, ranked in bit-reversed order: those of every budget lie about evenly.
+def uniform_frames(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
+    """Whole time slots in bit-reversed order: at every budget the chosen slots lie nearly evenly apart (paper section 4.2, "Uniform").
 
-    The slot that a budget fills in part gives cells at random. Exactly evenly apart for one budget: `uniform_decoder_mask`.
+    A budget may fill its last slot in part. `noise` (B, N) in [0, 1) chooses the cells of that slot.
     """
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
     bits = (slots - 1).bit_length()
-    order = sorted(range(slots), key=lambda slot: int(f"{slot:0{bits}b}"[::-1], 2) if bits else 0)
-    rank = torch.tensor(order, device=clips.device).argsort()
-    cells_apart = torch.rand(clips.shape[0], slots, cells, device=clips.device)
-    return (slots - rank.view(-1, 1) + cells_apart).flatten(1)
+    numbers = torch.arange(slots, device=noise.device)
+    reversed_bits = torch.zeros_like(numbers)
+    for bit in range(bits):
+        reversed_bits += (numbers >> bit & 1) << (bits - 1 - bit)
+    places = reversed_bits.argsort().argsort()  # of each slot in the bit-reversed order
+    return (slots - places).repeat_interleave(cells) + noise
 
 
-def random_tokens(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Uniform numbers in [0, 1)."""
-    return torch.rand(clips.shape[0], grid_size[0] * grid_size[1] * grid_size[2], device=clips.device)
+def random_tokens(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
+    """The noise (B, N) itself."""
+    return noise
 
 
-CHOICES: dict[str, ScoreFunction] = {
-    "random": random_tokens,
-    "uniform": uniform_frames,
-    "motion": frame_difference,
-    "everest": everest,
-    "flow": optical_flow,
+def _repeat_first(differences: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Give the first moment the second's difference: (B, T - 1, ...) -> (B, T, ...). Zeros if there is only one moment."""
+    if values.shape[1] == 1:
+        return torch.zeros_like(values[..., 0] if differences.ndim < values.ndim else values, dtype=torch.float32)
+    return torch.cat([differences[:, :1], differences], dim=1)
+
+
+class TokenScore(NamedTuple):
+    """A score's function, and what it is a function of."""
+
+    needs: Literal["tokenizer", "pixels", "noise"]
+    function: Callable[..., torch.Tensor] | None = None
+
+
+SCORES = {
+    "learned": TokenScore("tokenizer"),  # `FSQMagViTModel.encode`
+    "random": TokenScore("noise", random_tokens),
+    "uniform": TokenScore("noise", uniform_frames),
+    "motion": TokenScore("pixels", frame_difference),
+    "everest": TokenScore("pixels", everest),
+    "flow": TokenScore("pixels", optical_flow),
 }
+# What a clip's pixels or noise alone decide.
+UNLEARNED = tuple(name for name, score in SCORES.items() if score.function is not None)
+
+
+def score_tokens(name: str, clips: torch.Tensor, grid_size: GridSize, **options: Any) -> torch.Tensor:
+    """Scores (B, N) of one of `UNLEARNED`, for clips (B, T, C, H, W) in [0, 1]. `options` are those of the score's function."""
+    score = SCORES[name]
+    assert score.function is not None, f"the scores {name!r} are the tokenizer's"
+    if score.needs == "noise":
+        tokens = grid_size[0] * grid_size[1] * grid_size[2]
+        return score.function(torch.rand(clips.shape[0], tokens, device=clips.device), grid_size)
+    return score.function(clips, grid_size, **options)
+
+
+def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
+    """Scores (B, N) as a cache stores them and as tokens are always chosen by them: float16, scaled to [0, 1] within each clip.
+
+    Only the order within a clip decides. It survives, except that neighbors closer than about 1/2048 of the clip's range tie, and
+    noise breaks ties. Scaling first keeps shares of a whole clip (optical flow) from vanishing in float16. Compacting twice
+    changes nothing.
+    """
+    scores = importance_scores.float()
+    low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
+    return ((scores - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).half()
 
 
 class SelectionCollator:
-    """Batches for the tokenizer whose tokens are chosen by something else than its scorer: with `importance_scores` (B, N).
+    """Collate clips for the tokenizer with `importance_scores` (B, N), by which its tokens are chosen in place of its scorer's.
 
     Args:
-        selection: names of `CHOICES`, or "learned" for the scorer; of several, each batch draws one.
+        selection: names of `SCORES`. Each batch draws one of them. "learned" adds no scores.
         grid_size: tokens (t, h, w) of a clip.
 
     Raises:
-        ValueError: a name that is neither.
+        ValueError: an unknown name, or none.
     """
 
-    def __init__(self, selection: Sequence[str], grid_size: tuple[int, int, int]):
-        unknown = sorted(set(selection) - {"learned", *CHOICES})
+    def __init__(self, selection: Sequence[str], grid_size: GridSize):
+        unknown = sorted(set(selection) - set(SCORES))
         if unknown or not selection:
             raise ValueError(
-                f"Got selection={list(selection)}, expected names out of {['learned', *CHOICES]}: correct the spelling."
+                f"Got selection={list(selection)}, expected names out of {list(SCORES)}: correct the spelling."
             )
         self.selection = list(selection)
         self.grid_size = grid_size
@@ -137,100 +171,19 @@ class SelectionCollator:
         batch = default_data_collator(items)
         name = self.selection[int(torch.randint(len(self.selection), ()))]
         if name != "learned":
-            batch["importance_scores"] = CHOICES[name](batch["pixel_values_videos"], self.grid_size)
+            batch["importance_scores"] = score_tokens(name, batch["pixel_values_videos"], self.grid_size)
         return batch
 
 
-def flow_estimator(raft_weights: Path | str | None = None) -> FlowEstimator:
-    """RAFT-small where its weights are at hand, OpenCV's DIS otherwise; nothing is downloaded, and the log says which it is.
-
-    Args:
-        raft_weights: the file of torchvision's `Raft_Small_Weights.C_T_V2`; by default it is looked for in the torch hub cache.
-
-    Raises:
-        ImportError: neither RAFT's weights nor OpenCV are there.
-        FileNotFoundError: `raft_weights` is not a file.
-    """
-    from torchvision.models.optical_flow import Raft_Small_Weights
-
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(Raft_Small_Weights.C_T_V2.url).name
-    if raft_weights is not None or cached.is_file():
-        return _raft(Path(raft_weights or cached))
-    return _dis()
-
-
-@functools.cache
-def _raft(weights: Path) -> FlowEstimator:
-    from torchvision.models.optical_flow import raft_small
-
-    model = raft_small().eval()
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    logger.warning(f"Optical flow is RAFT-small ({weights}).")
-
-    @torch.no_grad()
-    def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        model.to(frames.device)
-        # RAFT takes values in [-1, 1], and sizes that are multiples of 8.
-        pairs = [2 * _at_least(images, MIN_FLOW_SIZE, multiple=8) - 1 for images in (frames, others)]
-        return _flow_at(torch.cat([model(*pair)[-1] for pair in zip(*(images.split(16) for images in pairs))]), frames)
-
-    return "RAFT", estimate
-
-
-@functools.cache
-def _dis() -> FlowEstimator:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            "Got neither RAFT's weights in the torch hub cache nor OpenCV, expected one of them for optical flow: pip install "
-            "'transformers-lvmae[flow]' or pass raft_weights."
-        ) from error
-    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    logger.warning("Optical flow is OpenCV's DIS (RAFT's weights are not in the torch hub cache).")
-
-    def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        grey = [
-            (_at_least(images, MIN_FLOW_SIZE).mean(dim=1).clamp(0, 1) * 255).round().byte().cpu().numpy()
-            for images in (frames, others)
-        ]
-        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*grey)])
-        return _flow_at(flow.permute(0, 3, 1, 2).to(frames.device), frames)
-
-    return "DIS", estimate
-
-
-def _at_least(images: torch.Tensor, size: int, multiple: int = 1) -> torch.Tensor:
-    """Enlarge (P, C, H, W) until both sides have `size` pixels."""
-    scale = max(1.0, size / min(images.shape[-2:]))
-    sides = [-(-round(side * scale) // multiple) * multiple for side in images.shape[-2:]]
-    return (
-        nn.functional.interpolate(images, size=sides, mode="bilinear") if sides != list(images.shape[-2:]) else images
-    )
-
-
-def _flow_at(flow: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Flow (P, 2, H', W') of enlarged frames, as that of the frames: fewer places, shorter arrows."""
-    if flow.shape[-2:] == frames.shape[-2:]:
-        return flow
-    height, width = (small / large for small, large in zip(frames.shape[-2:], flow.shape[-2:]))
-    smaller = nn.functional.interpolate(flow, size=frames.shape[-2:], mode="area")
-    return smaller * torch.tensor([width, height], device=flow.device).view(1, 2, 1, 1)
-
-
-def _repeat_first(differences: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Give the first moment the second's difference: (B, T - 1, ...) -> (B, T, ...); zeros where there is one moment only."""
-    if values.shape[1] == 1:
-        return torch.zeros_like(values[..., 0] if differences.ndim < values.ndim else values, dtype=torch.float32)
-    return torch.cat([differences[:, :1], differences], dim=1)
-
-
 __all__ = [
+    "SCORES",
+    "UNLEARNED",
     "SelectionCollator",
+    "compact_scores",
     "everest",
-    "flow_estimator",
     "frame_difference",
     "optical_flow",
     "random_tokens",
+    "score_tokens",
     "uniform_frames",
 ]

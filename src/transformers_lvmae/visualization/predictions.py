@@ -6,52 +6,52 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
+from ..models.fsq import likeliest_codes
 from ..models.masking import gather_tubelets, split_tubelets
+from ..targets.builder import ClipViews, TargetBuilder
+from ..targets.scores import SCORES
 from .drawing import Frames, save_rows, show_kept, show_scores, to_frames
 
 
 @torch.no_grad()
-def prediction_panels(trainer: Any, item: dict[str, Any]) -> dict[str, Frames]:
-    """Labelled clips of the same length: a clip, its masks, the scores that chose the tokens, and what the model predicts.
+def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str, Any]) -> dict[str, Frames]:
+    """Labelled films of one clip: the clip, its masks, the scores that chose the tokens, and what the model predicts.
 
-    Predicted codes are decoded by the tokenizer, with 0, the code of a dropped token, wherever nothing is predicted; predicted
-    pixels stand where they belong. Scores are shown of the masks that go by scores, predicted codes where there is a tokenizer.
-    Under FSDP every process must call it.
+    The tokenizer decodes predicted codes; wherever nothing is predicted it gets 0, the code of a dropped token. Predicted pixels are
+    painted where they belong. Scores are shown for masks that rank tokens by them, predicted codes where there is a tokenizer.
+    Under FSDP every process must call this function.
 
     Args:
-        trainer: [`LVMAEPreTrainer`].
-        item: one item of its data set.
+        model: [`LVMAEForPreTraining`], wrapped or not. It is set to evaluation.
+        builder: of the model's config.
+        batch: one collated clip on the builder's device, as a data set of pre-training gives it.
     """
-    batch = trainer.unpack(trainer._prepare_inputs(trainer.data_collator([item])))
-    clips = batch["pixel_values_videos"]
-    config, tokenizer = trainer.model_config, trainer.video_tokenizer
-    model = trainer.model_wrapped.eval()
-    output = model(**trainer.add_targets(batch))
-    grid = (clips.shape[1] // config.tubelet_size, *(side // config.patch_size for side in clips.shape[-2:]))
-    frames = to_frames(trainer.raw_pixels(clips)[0].cpu())
-    panels = {"video": frames}
-    scores = batch.get("importance_scores")
-    if scores is None and config.decoder_mask in ("motion", "flow", "everest"):
-        scores = trainer.motion_scores(clips)
+    config, tokenizer, ranking = builder.config, builder.tokenizer, builder.config.decoder_scores
+    made, clips = builder(batch), ClipViews(builder, batch["pixel_values_videos"])
+    output, grid = model.eval()(**made), clips.grid_size
+    decoded = output.bool_decoded_pos
+    panels = {"video": to_frames(clips.pixels[0].cpu())}
     if tokenizer is not None:
-        tokens = tokenizer.encode(trainer.tokenizer_view(clips))
-        scores = tokens.importance_scores if scores is None else scores
-        panels["tokenizer,\nall tokens"] = to_frames(tokenizer.decode(tokens.codes, grid)[0].cpu())
-    if scores is not None and config.decoder_mask not in ("none", "random", "uniform"):
-        panels["importance"] = show_scores(frames, scores[0].cpu(), grid)
-    panels["seen by\nthe encoder"] = show_kept(frames, ~output.bool_masked_pos[0], grid)
-    panels["reconstructed by\nthe decoder"] = show_kept(frames, output.bool_decoded_pos[0], grid)
+        panels["tokenizer,\nall tokens"] = to_frames(tokenizer.decode(clips.tokens("codes").codes, grid)[0].cpu())
+    if ranking is not None and SCORES[ranking].needs != "noise":
+        scores = batch["importance_scores"] if "importance_scores" in batch else clips.scores(ranking)
+        panels["importance"] = show_scores(panels["video"], scores[0].cpu(), grid)
+    panels["seen by\nthe encoder"] = show_kept(panels["video"], ~output.bool_masked_pos[0], grid)
+    panels["reconstructed by\nthe decoder"] = show_kept(panels["video"], decoded[0], grid)
     if config.target_type == "pixels":
-        painted = trainer.raw_pixels(paint_pixels(clips, output.logits, output.bool_decoded_pos, config))
-        panels["predicted\npixels"] = show_kept(to_frames(painted[0].cpu()), output.bool_decoded_pos[0], grid)
+        painted = builder.scale.restore(paint_pixels(made["pixel_values_videos"], output.logits, decoded, config))
+        panels["predicted\npixels"] = show_kept(to_frames(painted[0].cpu()), decoded[0], grid)
     elif tokenizer is not None:
-        codes = trainer.accelerator.unwrap_model(trainer.model).predicted_codes(output.logits)
-        predicted = codes.new_zeros(*output.bool_decoded_pos.shape, codes.shape[-1])
-        predicted[output.bool_decoded_pos] = codes.flatten(0, 1)
+        codes = (
+            likeliest_codes(output.logits, config.levels) if config.target_type == "levels" else output.logits.float()
+        )
+        predicted = codes.new_zeros(*decoded.shape, codes.shape[-1])
+        predicted[decoded] = codes.flatten(0, 1)
         panels["predicted codes,\ndecoded"] = to_frames(tokenizer.decode(predicted, grid)[0].cpu())
     return panels
 
@@ -97,7 +97,9 @@ class PredictionPictures(TrainerCallback):
         trackers = [callback for callback in callbacks if isinstance(callback, TensorBoardCallback | TrackioCallback)]
         if not trackers:
             return
-        panels = prediction_panels(self.trainer, next(iter(self.clips)))
+        trainer = self.trainer
+        batch = trainer._prepare_inputs(trainer.data_collator([next(iter(self.clips))]))
+        panels = prediction_panels(trainer.model_wrapped, trainer.target_builder, batch)
         if not state.is_world_process_zero:
             return
         picture = self._draw(panels, f"step {state.global_step}")
