@@ -1,4 +1,4 @@
-"""A Trainer with averaged weights, which are evaluated and saved in place of the last ones."""
+"""A Trainer with averaged weights (EMA). They are evaluated and saved in place of the last step's weights."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from .base import VideoTrainer
 
 
 class _OnOptimizerStep(TrainerCallback):
-    """Calls something right after each step of the model's optimizer."""
+    """Call a function right after each step of the model's optimizer."""
 
     def __init__(self, action: Callable[[], None]):
         self.action = action
@@ -23,11 +23,10 @@ class _OnOptimizerStep(TrainerCallback):
 
 
 class AveragingTrainer(VideoTrainer):
-    """What two of the three share: with `ema_decay` above 0 the averaged weights are the ones that are evaluated and saved, in
-    checkpoints too; `model` holds those of the last step.
+    """A Trainer that averages weights if `ema_decay` is above 0. The averaged weights are evaluated and saved, in checkpoints too.
 
-    A checkpoint's file `training_file` has what Trainer does not save: the state of `stateful_parts()` and, where its own
-    weights are the averaged ones, the plain ones.
+    `model` holds the weights of the last step. The file `training_file` of a checkpoint holds what Trainer does not save: the state of
+    `stateful_parts()`, and the weights of the last step where the checkpoint's own weights are the averaged ones.
     """
 
     args: Any  # with `ema_decay`
@@ -55,17 +54,17 @@ class AveragingTrainer(VideoTrainer):
         averaged = AveragedModel(
             self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
         )
-        averaged.update_parameters(self.model)  # the first update copies: the average starts from the weights at hand
+        averaged.update_parameters(self.model)  # the first update copies: the average starts from the model's weights
         return averaged.requires_grad_(False)
 
     def _step_along(self) -> None:
-        """Called after each step of the model's optimizer."""
+        """Update the average. Called after each step of the model's optimizer."""
         if self.averaged_model is not None:
             self.averaged_model.update_parameters(self.model)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside, `model` has the averaged weights, if there are any; outside, the very same tensors as before."""
+        """Inside this context `model` has the averaged weights, if there are any. Outside it has its own tensors again."""
         self._exchange_weights()
         try:
             yield
@@ -86,7 +85,7 @@ class AveragingTrainer(VideoTrainer):
             super()._save(output_dir, state_dict)
 
     def stateful_parts(self) -> dict[str, Any]:
-        """What is saved and resumed besides model, optimizer and schedule; None where it is not in use."""
+        """Return what is saved and resumed besides model, optimizer and schedule. A part that is not in use is None."""
         return {"averaged_model": self.averaged_model}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -1,4 +1,4 @@
-"""What all Trainers share: epochs told to the data, rates by parameter, parts of the loss in the log, model cards, whole runs."""
+"""What all Trainers share: epochs, learning rates by parameter, parts of the loss in the log, model cards, and whole runs."""
 
 import gc
 import json
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 
 class RunningMeans:
-    """Means of scalars since the last log, kept on their device: adding one waits for nothing."""
+    """Means of scalars since the last log. They stay on their device, so that adding one does not wait for it."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
@@ -33,7 +33,7 @@ class RunningMeans:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes, which must all call it; everything starts anew."""
+        """Return the means over all processes and start anew. Every process must call this method."""
         if not self.sums:
             return {}
         means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
@@ -43,7 +43,7 @@ class RunningMeans:
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells the training set its epoch. accelerate does so only on one process and at an epoch's start, not after a resume."""
+    """Set the epoch of the training set. accelerate does so on one process only, and not after a resume."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         if hasattr(train_dataloader.dataset, "set_epoch"):
@@ -51,8 +51,8 @@ class _TellEpoch(TrainerCallback):
 
 
 class VideoTrainer(Trainer):
-    """What the three share: the training set knows its epoch, parameters may learn at different rates, logs have the parts of the
-    loss, and whatever is saved has a model card."""
+    """A Trainer whose training set knows its epoch, whose parameters may learn at different rates, whose logs have the parts of the
+    loss, and whose saved folders have a model card."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -61,10 +61,10 @@ class VideoTrainer(Trainer):
         self._card_facts: dict[str, Any] = {}
 
     def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
-        """Write README.md to the output folder, unless a person wrote the one that is there.
+        """Write README.md to the output folder, unless a person wrote the one that is there already.
 
         Args:
-            facts: fields of `ModelCardFacts` (`dataset`, `license`, `tags`, ...); kept for the cards of later saves.
+            facts: fields of `ModelCardFacts` (`dataset`, `license`, `tags`, ...). The cards of later saves have them, too.
         """
         self._card_facts.update({name: value for name, value in facts.items() if value is not None})
         if self.is_world_process_zero():
@@ -93,7 +93,7 @@ class VideoTrainer(Trainer):
         folder = output_dir or self._run_folder
         may_write = may_write_card(folder)
         super()._save(output_dir, state_dict)
-        if may_write:  # and if peft has written one by now, it is a form to fill in
+        if may_write:  # peft may have written one by now: a form that nobody has filled in
             Path(folder, "README.md").unlink(missing_ok=True)
             self._write_card(folder)
 
@@ -103,10 +103,11 @@ class VideoTrainer(Trainer):
         super().log(logs, start_time)
 
     def end(self) -> None:
-        """Leave the other processes, once, as the last thing that a script does; trackers finish first.
+        """Finish the trackers and leave the process group. A script calls this once, as its last step.
 
-        gloo's threads are joined when the last reference to the process group goes, and one that is still at work when the
-        interpreter shuts down aborts the process. So DDP's references go before the group does, and nobody leaves early.
+        gloo's threads are joined when the last reference to the process group is dropped. A thread that still works when the
+        interpreter shuts down aborts the process. So DDP's references are dropped before the group is, and all processes wait for
+        each other.
         """
         self.accelerator.wait_for_everyone()
         self.model_wrapped = self.accelerator.unwrap_model(self.model)
@@ -115,7 +116,7 @@ class VideoTrainer(Trainer):
         gc.collect()
 
     def learning_rate_of(self, name: str) -> float:
-        """Peak learning rate of the parameter called `name`."""
+        """Return the peak learning rate of the parameter called `name`."""
         return self.args.learning_rate
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -136,13 +137,13 @@ class VideoTrainer(Trainer):
 
 
 def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:
-    """The newest complete checkpoint in a folder: a run may have been killed while it wrote the last one."""
+    """Return the newest complete checkpoint in a folder. A run may have been killed while it wrote the last one."""
     complete = [path.parent for path in Path(output_dir or ".").glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
 def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The numbers of a run by split: of its `*_results.json`, and of the last evaluation where that has none."""
+    """Return the figures of a run by split: those of its `*_results.json` files, or else those of the last evaluation."""
     results = {}
     for split in ("train", "eval", "test"):
         path = Path(folder, f"{split}_results.json")
@@ -155,13 +156,13 @@ def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) 
 
 
 def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
-    """Train, going on from the newest checkpoint in the output folder if there is one; save model, processor and metrics.
+    """Train, and save model, processor, metrics and model card. An interrupted run goes on from its newest checkpoint.
 
-    Writes `train_results.json`, `eval_results.json` and `all_results.json` beside the model, and a model card; with
-    `push_to_hub` the whole folder, without its checkpoints, is uploaded in the end.
+    `train_results.json`, `eval_results.json` and `all_results.json` are written beside the model. With `push_to_hub` the whole
+    folder, without its checkpoints, is uploaded at the end.
 
     Args:
-        facts: for the card, as `create_model_card` takes them: `dataset`.
+        facts: for the card, as in `create_model_card`: `dataset`.
     """
     checkpoint = trainer.args.resume_from_checkpoint or newest_checkpoint(trainer.args.output_dir)
     trainer._card_facts.update(facts)  # for the cards of checkpoints
@@ -170,7 +171,7 @@ def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if trainer.state.global_step > trainer._initial_global_step:  # a run that was at its end has its metrics already
+    if trainer.state.global_step > trainer._initial_global_step:  # a run that had ended before has its metrics already
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:

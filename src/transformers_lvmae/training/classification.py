@@ -17,13 +17,12 @@ from .mixing import ClipMixing
 class LVMAEClassificationTrainer(AveragingTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
-    In training, labels become probabilities: MixUp or CutMix mixes the clips of a batch on the device and their labels with
-    them, with torch's own random numbers (Trainer's checkpoints keep their state), and `label_smoothing_factor` of each label is
-    spread over all classes. In evaluation, loss and metrics are of plain labels.
+    In training, labels become probabilities. MixUp or CutMix mixes the clips of a batch on the device, and their labels with them.
+    The draws are torch's own, whose state Trainer's checkpoints keep. `label_smoothing_factor` of each label is spread over all
+    classes. In evaluation, loss and metrics use plain labels.
 
-    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` says otherwise; of a model with label sets, for each
-    set and for all of them at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights
-    are evaluated and saved.
+    `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` is given. For a model with label sets it reports them for each
+    set and for all sets at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights are evaluated and saved.
 
     Raises:
         ValueError: a batch of one clip to mix; averaged weights under DeepSpeed or FSDP.
@@ -35,7 +34,9 @@ class LVMAEClassificationTrainer(AveragingTrainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", self._accuracies)
         super().__init__(*args, **kwargs)
-        self.label_smoother = None  # transformers' own smooths evaluation's loss, too, and takes no mixed labels
+        self.label_smoother = (
+            None  # transformers' own smoother changes evaluation's loss, too, and takes no mixed labels
+        )
         alphas = self.args.mixup_alpha, self.args.cutmix_alpha
         repeats = getattr(self.train_dataset, "num_clips", 1)
         self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
@@ -46,7 +47,7 @@ class LVMAEClassificationTrainer(AveragingTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def soften(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch with its clips mixed and its `labels`, class ids (B,) or (B, sets), made probabilities (B, num_labels)."""
+        """Mix the clips of a batch and turn its `labels`, class ids (B,) or (B, sets), into probabilities (B, num_labels)."""
         config = self.accelerator.unwrap_model(self.model).config
         config.problem_type = config.problem_type or "single_label_classification"
         clips = inputs["pixel_values_videos"]
@@ -74,9 +75,9 @@ class LVMAEClassificationTrainer(AveragingTrainer):
 
 
 def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:
-    """Class ids (B,), or (B, sets) of sets of `sizes` classes, -> probabilities (B, sum of sizes).
+    """Turn class ids (B,), or (B, sets) of label sets of `sizes` classes, into probabilities (B, sum of sizes).
 
-    In each set `smoothing` of a row is spread evenly over all classes.
+    In each set the share `smoothing` of a row is spread evenly over all classes.
     """
     columns = labels.view(len(labels), -1).unbind(dim=1)
     parts = [
@@ -86,7 +87,7 @@ def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> tor
 
 
 def logits_of(prediction: EvalPrediction) -> np.ndarray:
-    """Logits (clips, classes) of what the trainer collected, which may hold hidden states besides."""
+    """Return the logits (clips, classes) that the trainer collected. Its predictions may hold hidden states besides."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 

@@ -6,13 +6,15 @@ from torchvision.transforms import v2
 
 
 class ClipMixing:
-    """MixUp or CutMix of a batch of clips, each batch one of the two, drawn evenly where both are on (as VideoMAE).
+    """MixUp or CutMix of a batch of clips. Where both are on, each batch draws one of them with equal chances, as in VideoMAE.
 
-    Each clip is mixed with the one before, the first with the last; a lone clip with itself. CutMix's box is the same in all frames.
+    Each clip is mixed with the one before it, and the first with the last. A lone clip is mixed with itself. CutMix's box is the same in
+    all frames.
 
     Args:
-        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of the shares (VideoMAE: 0.8, 1.0); 0 switches it off.
-        repeats: clips of each video, side by side in a batch, which is mixed in such an order that they do not meet each other.
+        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of the shares (VideoMAE: 0.8, 1.0). 0 switches it off.
+        repeats: how many clips of each video lie side by side in a batch. The batch is mixed in such an order that clips of one
+            video do not meet.
 
     Raises:
         ValueError: neither is on.
@@ -29,16 +31,16 @@ class ClipMixing:
         self.repeats = repeats
 
     def __call__(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips (B, T, C, H, W) -> mixed ones, and the share (B, B) of each clip (column) in each mixed one (row).
+        """Mix clips (B, T, C, H, W). Return them with the share (B, B) of each clip (column) in each mixed clip (row).
 
-        `shares @ targets` are the mixed clips' targets, whatever the targets are.
+        `shares @ targets` are the targets of the mixed clips.
         """
         shares = torch.eye(len(clips), device=clips.device)
         if self.repeats > 1:
             firsts = range(min(self.repeats, len(clips)))
             order = torch.cat([torch.arange(first, len(clips), self.repeats, device=clips.device) for first in firsts])
             clips, shares = clips[order], shares[order]
-        # As plain tensors CutMix refuses five axes; as a Video it cuts height and width, the last two.
+        # CutMix refuses plain tensors of five axes. In a Video it cuts height and width, the last two.
         mixed, shares = self.mix(tv_tensors.Video(clips), shares)
         return mixed.as_subclass(torch.Tensor), shares
 

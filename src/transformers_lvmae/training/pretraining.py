@@ -13,7 +13,7 @@ from .base import VideoTrainer
 
 
 def collate_masked_clips(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch with the number of its visible tokens, counted in the worker, so that no accelerator has to be asked for it."""
+    """Collate clips and count their visible tokens, here in the worker, because an accelerator would have to wait for the count."""
     batch = default_data_collator(items)
     if "bool_masked_pos" in batch:
         batch["num_visible"] = int((~batch["bool_masked_pos"][0]).sum())

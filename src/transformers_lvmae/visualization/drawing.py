@@ -1,4 +1,4 @@
-"""Pictures of what the models see and do: a row of frames for each thing and a column for each moment, or films side by side."""
+"""Draw clips, masks, scores and curves: a picture with a row for each clip and a column for each moment, or a film."""
 
 import os
 from collections import Counter
@@ -17,12 +17,12 @@ Frames = np.ndarray  # (T, H, W, 3), float in [0, 1]
 
 
 def to_frames(clip: torch.Tensor) -> Frames:
-    """A clip (T, C, H, W) of values in [0, 1] as frames; values beyond are clamped."""
+    """Return a clip (T, C, H, W) as frames. Values outside [0, 1] are clamped."""
     return clip.detach().float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 def spread_tokens(tokens: torch.Tensor, grid_size: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
-    """One value per token (N,) to one per pixel (T, H, W): every pixel shows its token's."""
+    """Give every pixel the value of its token: (N,) -> (T, H, W)."""
     values = tokens.detach().cpu().float().numpy().reshape(grid_size)
     for axis in range(3):
         values = values.repeat(-(-shape[axis] // grid_size[axis]), axis=axis)
@@ -30,13 +30,13 @@ def spread_tokens(tokens: torch.Tensor, grid_size: tuple[int, int, int], shape: 
 
 
 def show_kept(frames: Frames, kept: torch.Tensor, grid_size: tuple[int, int, int]) -> Frames:
-    """Frames with the tokens that are not `kept` (N,) darkened."""
+    """Darken the tokens that are not `kept` (N,)."""
     brightness = 0.15 + 0.85 * spread_tokens(kept, grid_size, frames.shape)
     return frames * brightness[..., None]
 
 
 def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int, int]) -> Frames:
-    """Scores (N,) as a heat map over grey frames, from the clip's lowest (dark) to its highest (yellow)."""
+    """Draw scores (N,) as a heat map over grey frames, from the clip's lowest (dark) to its highest (yellow)."""
     scores = scores.detach().float()
     scaled = (scores - scores.min()) / (scores.max() - scores.min() + 1e-12)
     heat = matplotlib.colormaps["inferno"](spread_tokens(scaled, grid_size, frames.shape))[..., :3]
@@ -46,7 +46,7 @@ def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int,
 def save_rows(
     path: str | os.PathLike | IO[bytes], rows: dict[str, Frames], moments: list[int], title: str = ""
 ) -> None:
-    """Write a PNG: one labelled row for each clip in `rows` (any sizes), one column for each frame number."""
+    """Write a PNG with one labelled row for each clip in `rows` (of any size) and one column for each frame number."""
     height = max(frames.shape[1] / frames.shape[2] for frames in rows.values())
     figure = Figure(figsize=(1.2 * len(moments) + 2.2, 1.25 * height * len(rows) + 0.5), dpi=110)
     axes = figure.subplots(len(rows), len(moments), squeeze=False)
@@ -63,8 +63,7 @@ def save_rows(
 
 
 def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) -> None:
-    """Write a PNG of a run's logs (`trainer.state.log_history`, or that of trainer_state.json): a panel for each figure that
-    was logged more than once, against the step."""
+    """Write a PNG of a run's logs (`trainer.state.log_history`): a panel for each figure that was logged more than once, by step."""
     skipped = ("epoch", "step", "runtime", "per_second", "flos")
     names = [name for entry in log_history for name in entry if not name.endswith(skipped)]
     counts = Counter(names)
@@ -87,7 +86,7 @@ def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) ->
 def save_film(
     path: str | os.PathLike, panels: dict[str, Frames], columns: int, fps: int = 12, width: int = 224
 ) -> None:
-    """Write a film of labelled panels, `columns` side by side: clips of the same length, each enlarged to `width` pixels."""
+    """Write a film of labelled clips of the same length, `columns` side by side, each enlarged to `width` pixels."""
     tiles = [_labelled(frames, label, width) for label, frames in panels.items()]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=2) for start in range(0, len(tiles), columns)]
@@ -95,7 +94,7 @@ def save_film(
 
 
 def _labelled(frames: Frames, label: str, width: int) -> np.ndarray:
-    """uint8 frames (T, H, width, 3), H even, under a line that says what they are."""
+    """Return uint8 frames (T, H, width, 3), H even, below a line with their label."""
     height = round(width * frames.shape[1] / frames.shape[2] / 2) * 2
     banner = Image.new("RGB", (width, 24), "white")
     ImageDraw.Draw(banner).text((6, 5), label.replace("\n", " "), fill="black", font=ImageFont.load_default(12))

@@ -1,4 +1,4 @@
-"""What a pre-training run shows of itself: a clip, what the encoder sees of it, what is decoded and what is predicted."""
+"""Pictures of a pre-training run: a clip, what the encoder sees of it, which tokens are decoded, and what is predicted."""
 
 import io
 from typing import Any
@@ -59,12 +59,12 @@ def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str,
 def paint_pixels(
     clips: torch.Tensor, logits: torch.Tensor, bool_decoded_pos: torch.Tensor, config: Any
 ) -> torch.Tensor:
-    """Clips (B, T, C, H, W) with the predicted pixels, logits (B, K, target_size), at the decoded positions (B, N).
+    """Paint predicted pixels, logits (B, K, target_size), into clips (B, T, C, H, W) at the decoded positions (B, N).
 
-    A model of standardised pixels does not predict a tubelet's mean and deviation: these are the true ones, as VideoMAE shows them.
+    A model of standardized pixels does not predict a tubelet's mean and deviation. The true ones are used, as VideoMAE does.
     """
     painted = clips.clone()
-    tubelets = split_tubelets(painted, config.tubelet_size, config.patch_size)  # a view: to set it is to paint
+    tubelets = split_tubelets(painted, config.tubelet_size, config.patch_size)  # a view: writing to it paints the clips
     _, height, width = tubelets.shape[1:4]
     rows, places = bool_decoded_pos.nonzero(as_tuple=True)
     decoded = places.view(len(clips), -1)
@@ -79,11 +79,11 @@ def paint_pixels(
 
 
 class PredictionPictures(TrainerCallback):
-    """At each evaluation, `prediction_panels` of the first clip of a data set, to TensorBoard and Trackio where they are in use.
+    """Send `prediction_panels` of one clip to TensorBoard and Trackio at each evaluation.
 
     Args:
-        trainer: [`LVMAEPreTrainer`], with the trackers of its `report_to`; add the callback to it.
-        clips: items as the trainer's own data sets give them.
+        trainer: the [`LVMAEPreTrainer`] that the callback is added to. Its `report_to` names the trackers.
+        clips: a data set of whole clips, of which the first is shown.
         moments: how many frames are shown.
     """
 
