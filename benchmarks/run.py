@@ -304,7 +304,7 @@ def load_clips(case: Case) -> tuple[None, Work]:
     from transformers_lvmae.data import VideoClips, processor_for
 
     class Uint8Clips(VideoClips):
-        processing = {"do_rescale": False, "do_normalize": False}
+        as_bytes = True
 
     rows: Any = [{"video": video_file(case)}] * case["clips"]
     clips = (Uint8Clips if case["uint8"] else VideoClips)(rows, processor_for(LVMAEConfig()), 128)

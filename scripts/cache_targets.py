@@ -14,7 +14,7 @@ on any number of processes.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,11 +22,17 @@ import transformers
 from accelerate import Accelerator
 
 from transformers_lvmae import FSQMagViTModel, LVMAEConfig
-from transformers_lvmae.data import load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import (
+    VideoDataArguments,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import TargetCache
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
-from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 
 
 @dataclass
@@ -98,15 +104,15 @@ def main() -> None:
     processor = processor_for(config)
     maker = TargetMaker(TargetBuilder(config, processor, tokenizer, device=accelerator.device), args.scores)
     splits = load_video_dataset(data_args.dataset_name, data_args.dataset_config_name, data_args.video_column)
-    sampling = {"seed": args.seed, **data_args.sampling()}
+    common = {"sampling": data_args.sampling(), "seed": args.seed}
     train_clips = ByteClips(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
         config.num_frames,
         training=True,
-        **data_args.augmentation(),
-        **{**data_args.reading(args.output_dir), "num_clips": 1},
-        **sampling,
+        augmentation=data_args.augmentation(),
+        reading=replace(data_args.reading(args.output_dir), num_clips=1),
+        **common,
     )
     if data_args.num_clips > 1 and train_clips.draws_clips:
         raise ValueError(
@@ -114,7 +120,8 @@ def main() -> None:
             "in each epoch; cache more epochs (--num_epochs)."
         )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    eval_clips = ByteClips(eval_rows, processor, config.num_frames, **sampling)
+    reading = VideoReading(video_column=data_args.video_column)
+    eval_clips = ByteClips(eval_rows, processor, config.num_frames, reading=reading, **common)
     output = Path(args.output_dir)
     with train_clips.broken.reported():
         cache_split(accelerator, train_clips, maker, output / data_args.train_split, args.num_epochs, args)

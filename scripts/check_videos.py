@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
-from transformers_lvmae.data import load_video_dataset
-from transformers_lvmae.data.frames import sample_frames
+from transformers_lvmae.data import FrameSampling, load_video_dataset
 from transformers_lvmae.models.video_io import decode_video, video_name
 from transformers_lvmae.models.video_seeking import VideoReadError
 
@@ -45,7 +44,7 @@ class Faults(Dataset):
 
     def sample(self, metadata: VideoMetadata) -> Any:
         total = metadata.total_num_frames
-        return range(total) if self.num_frames is None else sample_frames(total, min(total, self.num_frames))
+        return range(total) if self.num_frames is None else FrameSampling().sample(total, min(total, self.num_frames))
 
 
 def corner(frames: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from transformers import AutoVideoProcessor
 
 from transformers_lvmae import LVMAEForVideoClassification
-from transformers_lvmae.data import load_video_dataset, select_split
+from transformers_lvmae.data import FrameSampling, load_video_dataset, select_split
 from transformers_lvmae.evaluation.reports import write_evaluation
 from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
 from transformers_lvmae.training.arguments import parse_arguments
@@ -60,13 +60,11 @@ def main() -> None:
         rows,
         AutoVideoProcessor.from_pretrained(args.model_name_or_path),
         model.config.num_frames,
-        frame_stride=args.frame_stride,
-        frame_jitter=args.frame_jitter,
-        short_videos=args.short_videos,
+        FrameSampling(args.frame_stride, args.frame_jitter, args.short_videos),
+        args.temporal_views,
+        args.spatial_views,
         video_column=args.video_column,
         label_column=columns[0] if len(columns) == 1 else columns,
-        temporal_views=args.temporal_views,
-        spatial_views=args.spatial_views,
     )
     predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
     if accelerator.is_main_process:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoModel, AutoVideoProcessor
 
-from transformers_lvmae.data import VideoClips, load_video_dataset, select_split
+from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 
 
@@ -56,7 +56,7 @@ def extract_split(
     rows = rows.add_column("row", list(range(len(rows))))
     shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)
     todo = [shard for shard in shards if not files.is_done(shard)]
-    sampling = {"frame_stride": args.frame_stride, "video_column": args.video_column}
+    sampling, reading = FrameSampling(args.frame_stride), VideoReading(video_column=args.video_column)
     total = sum(len(files.rows(shard)) for shard in todo)
     progress = tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process)
     progress.set_postfix(shards_done=len(shards) - len(todo))
@@ -64,7 +64,7 @@ def extract_split(
         clips = clips_of(args, rows.select(files.rows(shard)))
         progress.total = total = total + len(clips) - len(files.rows(shard))
         features = []
-        source = VideoClips(clips, processor, model.config.num_frames, **sampling)
+        source = VideoClips(clips, processor, model.config.num_frames, sampling=sampling, reading=reading)
         workers = args.batch_size, args.num_workers
         for batch in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
             features.append(batch)

@@ -17,7 +17,7 @@ class names, by which the base is loaded: README.md, "LoRA".
 
 import json
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,17 @@ from transformers_lvmae import (
     LVMAEConfig,
     LVMAEForVideoClassification,
 )
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import (
+    ClipAugmentation,
+    VideoClips,
+    VideoDataArguments,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
 from transformers_lvmae.data.streams import trainer_dataset
-from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
 
 
@@ -53,9 +61,9 @@ class LabelledVideoDataArguments(VideoDataArguments):
         default=0.0, metadata={"help": "In training, share of the clips with a box of noise (VideoMAE: 0.25)."}
     )
 
-    def augmentation(self) -> dict[str, Any]:
+    def augmentation(self) -> ClipAugmentation:
         names = ("rand_augment_num_ops", "rand_augment_magnitude", "random_erasing_prob")
-        return {**super().augmentation(), **{name: getattr(self, name) for name in names}}
+        return replace(super().augmentation(), **{name: getattr(self, name) for name in names})
 
 
 @dataclass
@@ -151,21 +159,26 @@ def main() -> None:
     trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
     size = report_size(trained_model)
 
-    sampling = {"label_column": data_args.label_columns, "seed": training_args.seed, **data_args.sampling()}
+    common = {
+        "sampling": data_args.sampling(),
+        "label_column": data_args.label_columns,
+        "seed": training_args.seed,
+    }
+    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
     train_clips = VideoClips(
         train_rows,
         processor,
         model.config.num_frames,
         training=True,
-        **data_args.augmentation(),
-        **data_args.reading(training_args.output_dir),
-        **sampling,
+        augmentation=data_args.augmentation(),
+        reading=data_args.reading(training_args.output_dir),
+        **common,
     )
     trainer = LVMAEClassificationTrainer(
         trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **sampling)),
+        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
         processing_class=processor,
     )
     with train_clips.broken.reported():
@@ -176,7 +189,7 @@ def main() -> None:
     if adapter_config is not None and training_args.should_save:
         model.config.save_pretrained(training_args.output_dir)
     if test_rows is not None:
-        test_clips = VideoClips(test_rows, processor, model.config.num_frames, **sampling)
+        test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
         result = trainer.predict(trainer_dataset(test_clips))
         metrics = {
             **(result.metrics or {}),

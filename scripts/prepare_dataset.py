@@ -11,15 +11,8 @@ clips whose video is missing are left out, counted, and their videos named in mi
 import argparse
 from pathlib import Path
 
-from transformers_lvmae.data.annotations import (
-    BENCHMARKS,
-    AnnotationError,
-    Annotations,
-    BuiltDataset,
-    build_dataset,
-    compare_with_known,
-    read_annotations,
-)
+from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
+from transformers_lvmae.data.annotations import AnnotationError, Annotations, BuiltDataset, build_dataset
 
 
 SHOWN_NAMES = 5

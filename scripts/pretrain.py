@@ -23,11 +23,17 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import (
+    VideoDataArguments,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
 from transformers_lvmae.data.streams import trainer_dataset
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 from transformers_lvmae.targets.cache import TargetCache, clips_to_train_on
-from transformers_lvmae.training.arguments import ModelArguments, VideoDataArguments, parse_arguments
+from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.visualization.predictions import PredictionPictures
 
@@ -98,16 +104,17 @@ def main() -> None:
     splits = load_video_dataset(
         data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, streaming=data_args.streaming
     )
-    sampling = {"seed": training_args.seed, **data_args.sampling()}
+    common = {"sampling": data_args.sampling(), "seed": training_args.seed}
+    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
     train_clips = clips_to_train_on(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
         model.config,
         caches.get(data_args.train_split),
         training=True,
-        **data_args.augmentation(),
-        **data_args.reading(training_args.output_dir),
-        **sampling,
+        augmentation=data_args.augmentation(),
+        reading=data_args.reading(training_args.output_dir),
+        **common,
     )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     evaluated = (eval_rows, processor, model.config, caches.get(data_args.eval_split))
@@ -115,11 +122,11 @@ def main() -> None:
         model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(clips_to_train_on(*evaluated, **sampling)),
+        eval_dataset=trainer_dataset(clips_to_train_on(*evaluated, **evaluation)),
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
-    shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **sampling))
+    shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **evaluation))
     trainer.add_callback(PredictionPictures(trainer, shown))
     with train_clips.broken.reported():
         train_and_save(trainer, dataset=data_args.dataset_name)

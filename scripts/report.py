@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from transformers import default_data_collator, pipeline
 
@@ -51,7 +52,8 @@ def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
     processor, config = LVMAEVideoProcessor.from_pretrained(run / "pretrain"), model.config
     builder = TargetBuilder(config, processor, tokenizer, embed=model.lvmae.embeddings.patch_embeddings)
     rows = select_split(load_video_dataset(data), "test", num_clips)
-    masks = {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
+    masks: dict[str, Any] = {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio}
+    masks["encoder_mask"] = config.encoder_mask
     clips = MaskedVideoClips(rows, processor, config.num_frames, **masks)
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ the same arguments.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import set_seed
 
@@ -24,21 +24,19 @@ from transformers_lvmae import (
     LVMAEVideoProcessor,
 )
 from transformers_lvmae.data import (
+    FrameSampling,
     ImageClips,
     SelectionCollator,
     VideoClips,
+    VideoDataArguments,
+    VideoReading,
     load_image_dataset,
     load_video_dataset,
     processor_for,
     select_split,
 )
 from transformers_lvmae.data.streams import trainer_dataset
-from transformers_lvmae.training.arguments import (
-    ModelArguments,
-    SelectionArguments,
-    VideoDataArguments,
-    parse_arguments,
-)
+from transformers_lvmae.training.arguments import ModelArguments, SelectionArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.visualization.drawing import save_curves
 
@@ -58,6 +56,11 @@ class TokenizerDataArguments(VideoDataArguments):
     image_column: str | None = field(
         default=None, metadata={"help": "Column of pictures: train on them, as clips of one frame, and not on videos."}
     )
+
+    def sampling(self) -> FrameSampling:
+        """As `VideoDataArguments`, but by default consecutive frames."""
+        sampling = super().sampling()
+        return sampling if sampling.frame_jitter else replace(sampling, frame_stride=sampling.frame_stride or 1)
 
 
 def make_model(args: TokenizerModelArguments, on_images: bool) -> FSQMagViTModel:
@@ -80,9 +83,10 @@ def make_clips(
         pictures = load_image_dataset(args.dataset_name, args.dataset_config_name, args.image_column)
         train_rows = select_split(pictures, args.train_split, args.max_train_samples)
         eval_rows = select_split(pictures, args.eval_split, args.max_eval_samples)
-        augmentation = {**args.augmentation(), "num_clips": args.num_clips}
+        reading, augmentation = VideoReading(args.num_clips), args.augmentation()
+        options = {"training": True, "augmentation": augmentation, "seed": seed}
         return (
-            ImageClips(train_rows, processor, args.image_column, training=True, seed=seed, **augmentation),
+            ImageClips(train_rows, processor, args.image_column, reading, **options),
             ImageClips(eval_rows, processor, args.image_column),
         )
     videos = load_video_dataset(
@@ -90,13 +94,11 @@ def make_clips(
     )
     train_rows = select_split(videos, args.train_split, args.max_train_samples)
     eval_rows = select_split(videos, args.eval_split, args.max_eval_samples)
-    sampling = {**args.sampling(), "seed": seed}
-    if not args.frame_jitter:
-        sampling["frame_stride"] = args.frame_stride or 1
-    training = {**args.augmentation(), **args.reading(output_dir)}
+    sampling, augmentation, reading = args.sampling(), args.augmentation(), args.reading(output_dir)
+    eval_reading = VideoReading(video_column=args.video_column)
     return (
-        VideoClips(train_rows, processor, num_frames, training=True, **training, **sampling),
-        VideoClips(eval_rows, processor, num_frames, **sampling),
+        VideoClips(train_rows, processor, num_frames, True, sampling, augmentation, reading, seed=seed),
+        VideoClips(eval_rows, processor, num_frames, sampling=sampling, reading=eval_reading, seed=seed),
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from transformers_lvmae import FSQMagViTModel
-from transformers_lvmae.data import VideoClips, processor_for
+from transformers_lvmae.data import FrameSampling, VideoClips, processor_for
 from transformers_lvmae.models.masking import topk_mask
 from transformers_lvmae.targets.flow import flow_estimator
 from transformers_lvmae.targets.scores import UNLEARNED, score_tokens
@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     if num_frames % window:
         raise ValueError(f"Got {num_frames} frames, expected a multiple of the window's {window}: change --num_frames.")
     processor = processor_for(model.config, do_normalize=False)
-    clips = VideoClips([{"video": str(args.video)}], processor, num_frames, frame_stride=args.frame_stride)
+    sampling = FrameSampling(args.frame_stride)
+    clips = VideoClips([{"video": str(args.video)}], processor, num_frames, sampling=sampling)
     panels = make_panels(model, clips[0]["pixel_values_videos"], args.keep_ratio, args.choices)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)

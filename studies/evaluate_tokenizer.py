@@ -27,7 +27,15 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from transformers_lvmae import FSQMagViTModel, FSQMagViTTrainer, FSQMagViTTrainingArguments
-from transformers_lvmae.data import SelectionCollator, VideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import (
+    ClipAugmentation,
+    FrameSampling,
+    SelectionCollator,
+    VideoClips,
+    load_video_dataset,
+    processor_for,
+    select_split,
+)
 from transformers_lvmae.models.masking import first_slot_and_topk_mask
 from transformers_lvmae.targets.scores import SCORES
 from transformers_lvmae.training.base import train_and_save
@@ -71,7 +79,6 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
     rows = load_video_dataset(args.dataset_name)
     processor = processor_for(model.config, do_normalize=False)
     window = model.config.window_size
-    sampling = {"training": True, "frame_stride": 1, "min_crop_scale": args.min_crop_scale, "seed": seed}
     arguments = FSQMagViTTrainingArguments(
         output_dir=str(folder),
         max_steps=args.fork_steps,
@@ -86,7 +93,15 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
     trainer = FSQMagViTTrainer(
         model,
         arguments,
-        train_dataset=VideoClips(select_split(rows, "train"), processor, window, **sampling),
+        train_dataset=VideoClips(
+            select_split(rows, "train"),
+            processor,
+            window,
+            training=True,
+            sampling=FrameSampling(frame_stride=1),
+            augmentation=ClipAugmentation(args.min_crop_scale),
+            seed=seed,
+        ),
         processing_class=processor,
         data_collator=SelectionCollator([selection], model.config.window_grid_size),
     )
@@ -147,7 +162,7 @@ def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, d
                 select_split(load_video_dataset(name), args.split, args.max_samples),
                 processor,
                 model.config.window_size,
-                frame_stride=1,
+                sampling=FrameSampling(frame_stride=1),
             )
             for name in (args.dataset_name, args.moving_in or args.dataset_name)
         )

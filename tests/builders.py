@@ -21,7 +21,7 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import MaskedVideoClips, VideoClips, processor_for
+from transformers_lvmae.data import ClipAugmentation, FrameSampling, MaskedVideoClips, VideoClips, processor_for
 
 
 TESTS = Path(__file__).parent
@@ -141,11 +141,12 @@ def make_trainer(stage, splits, output_dir, training=True, num_clips=8, model=No
     train_rows, eval_rows = splits["train"].select(range(num_clips)), splits["test"].select(range(6))
     if stage == "tokenizer":
         processor, frames = processor_for(TOKENIZER, do_normalize=False), TOKENIZER.window_size
+        sampling = FrameSampling(frame_stride=1)
         return FSQMagViTTrainer(
             model or FSQMagViTModel(TOKENIZER),
             FSQMagViTTrainingArguments(**arguments),
-            train_dataset=VideoClips(train_rows, processor, frames, training=training, frame_stride=1),
-            eval_dataset=VideoClips(eval_rows, processor, frames, frame_stride=1),
+            train_dataset=VideoClips(train_rows, processor, frames, training=training, sampling=sampling),
+            eval_dataset=VideoClips(eval_rows, processor, frames, sampling=sampling),
             processing_class=processor,
         )
     processor = processor_for(MODEL)
@@ -159,10 +160,13 @@ def make_trainer(stage, splits, output_dir, training=True, num_clips=8, model=No
             processing_class=processor,
             video_tokenizer=FSQMagViTModel(TOKENIZER),
         )
+    cropping = ClipAugmentation(min_crop_scale=0.5)
     return LVMAEClassificationTrainer(
         model or LVMAEForVideoClassification(MODEL),
         LVMAEClassificationArguments(**arguments),
-        train_dataset=VideoClips(train_rows, processor, 8, training=training, min_crop_scale=0.5, label_column="label"),
+        train_dataset=VideoClips(
+            train_rows, processor, 8, training=training, augmentation=cropping, label_column="label"
+        ),
         eval_dataset=VideoClips(eval_rows, processor, 8, label_column="label"),
         processing_class=processor,
     )

@@ -13,13 +13,8 @@ from builders import load_script
 from datasets import ClassLabel, DatasetDict
 
 from transformers_lvmae.data import load_video_dataset
-from transformers_lvmae.data.annotations import (
-    BENCHMARKS,
-    AnnotationError,
-    build_dataset,
-    compare_with_known,
-    read_annotations,
-)
+from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
+from transformers_lvmae.data.annotations import AnnotationError, build_dataset
 from transformers_lvmae.models.video_io import decode_video, write_video
 
 
@@ -332,7 +327,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ),
         ("diving48", "Diving48_V2_test.json", "[{", "{", r"Got .*V2_test.json, expected JSON"),
         ("epic_kitchens_100", "EPIC_100_train.csv", ",verb_class,", ",verb_id,", r"expected 'verb_class' too"),
-        ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in its ids, expected 0..2"),
+        ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in its numbers, expected 0..2"),
         ("epic_kitchens_100", "EPIC_100_train.csv", "00:00:01.80", "1m", r"Got time '1m' in .*EPIC_100_train.csv"),
         ("kinetics400", "train.csv", ",104,", ",,", r"Got time '' in .*train.csv, expected seconds or HH:MM:SS.SS"),
         (

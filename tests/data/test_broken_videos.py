@@ -12,7 +12,7 @@ from builders import FIXTURES, load_script
 from torch.utils.data import ConcatDataset, DataLoader
 
 from transformers_lvmae import LVMAEConfig
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import VideoClips, VideoReading, load_video_dataset, processor_for
 from transformers_lvmae.data.broken_videos import BrokenVideos, TooManyBrokenVideos, read_broken_videos
 from transformers_lvmae.models.video_io import write_video
 from transformers_lvmae.models.video_seeking import VideoReadError
@@ -46,9 +46,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def clips_of(folder, **kwargs):
+def clips_of(folder, seed=0, **kwargs):
     rows = load_video_dataset(folder)["train"]
-    return VideoClips(rows, processor_for(CONFIG), CONFIG.num_frames, training=True, on_error="skip", **kwargs)
+    reading = VideoReading(on_error="skip", **kwargs)
+    return VideoClips(rows, processor_for(CONFIG), CONFIG.num_frames, training=True, reading=reading, seed=seed)
 
 
 def row_of(clips, name):
@@ -116,7 +117,7 @@ def test_evaluation_raises_by_default(folder):
     with pytest.raises(VideoReadError, match=r"empty\.mp4: got 0 bytes"):
         clips[row_of(clips, "empty.mp4")]
     with pytest.raises(ValueError, match="Got on_error='ignore', expected 'raise' or 'skip'"):
-        VideoClips(clips.rows, clips.processor, 8, on_error="ignore")
+        VideoReading(on_error="ignore")
 
 
 def test_too_many_broken_videos_end_the_run(folder, tmp_path):

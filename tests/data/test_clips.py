@@ -9,20 +9,21 @@ from builders import FIXTURES
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
-from transformers.video_utils import VideoMetadata
 
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import (
+    ClipAugmentation,
+    FrameSampling,
     ImageClips,
     MaskedVideoClips,
     VideoClips,
+    VideoReading,
     load_image_dataset,
     load_video_dataset,
     processor_for,
     select_split,
 )
 from transformers_lvmae.data.clips import seeded
-from transformers_lvmae.data.transforms import draw_view
 from transformers_lvmae.models import video_io
 from transformers_lvmae.models.video_io import decode_video
 from transformers_lvmae.models.video_seeking import VideoReadError
@@ -80,7 +81,8 @@ def test_an_item_is_the_processed_clip(splits):
 
 
 def test_a_row_depends_on_seed_epoch_and_row_alone(splits):
-    options = {"training": True, "frame_stride": 1, "min_crop_scale": 0.4, "horizontal_flip": True}
+    options = {"training": True, "sampling": FrameSampling(frame_stride=1)}
+    options["augmentation"] = ClipAugmentation(min_crop_scale=0.4, horizontal_flip=True)
     torch.manual_seed(1)
     first = masked(splits["train"], seed=5, **options)
     items = [first[number] for number in range(4)]
@@ -100,7 +102,7 @@ def test_drawing_an_item_leaves_the_global_generator_alone(splits):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    masked(splits["train"], training=True, min_crop_scale=0.5)[0]
+    masked(splits["train"], training=True, augmentation=ClipAugmentation(min_crop_scale=0.5))[0]
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -126,31 +128,25 @@ def test_masks_hide_whole_tubes(splits):
 
 
 @pytest.mark.parametrize(("training", "starts"), [(False, {6}), (True, set(range(13)))])
-def test_a_stride_takes_frames_that_far_apart(splits, training, starts):
-    clips = clips_of(splits["train"], training=training, frame_stride=2)
-    metadata = VideoMetadata(total_num_frames=27)
+def test_a_stride_takes_frames_that_far_apart(training, starts):
     seen = set()
     for seed in range(200):
         with seeded(seed):
-            indices = np.asarray(clips.sample_frames(metadata))
+            indices = FrameSampling(frame_stride=2).sample(27, 8, training)
         assert (np.diff(indices) == 2).all()
         seen.add(int(indices[0]))
     assert seen == starts
 
 
-def test_a_video_too_short_for_the_stride_is_sampled_over_its_whole_length(splits):
-    clips = clips_of(splits["train"], training=True, frame_stride=4)
-    assert list(clips.sample_frames(VideoMetadata(total_num_frames=5))) == [0, 0, 1, 1, 2, 3, 3, 4]
-
-
 def test_random_crops_keep_frames_aligned(splits):
     """A crop is one for all frames: a still clip stays still."""
-    clips = clips_of(splits["train"], training=True, min_crop_scale=0.3, horizontal_flip=True)
+    augmentation = ClipAugmentation(min_crop_scale=0.3, horizontal_flip=True)
+    clips = clips_of(splits["train"], training=True, augmentation=augmentation)
     still = torch.randint(0, 255, (1, 3, 40, 40), dtype=torch.uint8).expand(8, -1, -1, -1)
     crops = set()
     for seed in range(5):
         with seeded(seed):
-            view = draw_view(clips.processor.fit, clips.crop, clips.horizontal_flip)
+            view = clips.draw_view()
             cropped = torch.stack([view(frame) for frame in still])
         assert cropped.shape == (8, 3, 32, 32)
         assert torch.equal(cropped, cropped[:1].expand_as(cropped))
@@ -162,8 +158,9 @@ def test_several_clips_come_from_one_decoding(splits, monkeypatch):
     opened = []
     read = video_io._read_pyav
     monkeypatch.setattr(video_io, "_read_pyav", lambda *args: (opened.append(args), read(*args))[1])
-    options = {"training": True, "frame_jitter": True, "min_crop_scale": 0.4, "label_column": "label", "seed": 2}
-    clips = masked(splits["train"], num_clips=3, **options)
+    options = {"reading": VideoReading(num_clips=3), "sampling": FrameSampling(frame_jitter=True)}
+    options |= {"augmentation": ClipAugmentation(min_crop_scale=0.4), "label_column": "label", "seed": 2}
+    clips = masked(splits["train"], training=True, **options)
     items = clips.__getitems__([4, 5])
     assert len(opened) == 2
     assert [item["labels"] for item in items] == [splits["train"][number]["label"] for number in (4, 4, 4, 5, 5, 5)]
@@ -175,7 +172,7 @@ def test_several_clips_come_from_one_decoding(splits, monkeypatch):
     batch = next(iter(DataLoader(clips, batch_size=4, collate_fn=default_data_collator)))
     assert batch["pixel_values_videos"].shape == (12, 8, 3, 32, 32)
     assert len(clips) == 16
-    assert masked(splits["train"], num_clips=3).num_clips == 1  # evaluation sees each video once
+    assert masked(splits["train"], **options).num_clips == 1  # evaluation sees each video once
 
 
 @pytest.mark.parametrize("frames_a_block", [1, 2, 100])
@@ -248,7 +245,8 @@ def test_a_picture_is_a_clip_of_one_frame(pictures):
 
 def test_crops_of_pictures_differ_from_epoch_to_epoch(pictures):
     rows = load_image_dataset(pictures)["train"]
-    clips = ImageClips(rows, processor_for(CONFIG), training=True, min_crop_scale=0.3, horizontal_flip=True)
+    augmentation = ClipAugmentation(min_crop_scale=0.3, horizontal_flip=True)
+    clips = ImageClips(rows, processor_for(CONFIG), training=True, augmentation=augmentation)
     first = clips[0]["pixel_values_videos"]
     assert torch.equal(first, clips[0]["pixel_values_videos"])
     clips.set_epoch(1)

@@ -61,10 +61,10 @@ def test_a_table_has_segments_and_labels(kind, tmp_path, streaming):
         decode_video(VIDEOS[1], lambda metadata: [0, 8, 16, 24])[0],
     ]
     assert [row["video"]["path"] for row in loaded] == [str(VIDEOS[0]), str(VIDEOS[1])]
-    assert torch.equal(clips.read_clip(clips.rows[1]), expected[1])
+    assert torch.equal(clips.read_clips(clips.rows[1])[0], expected[1])
     total = decode_video(VIDEOS[0], lambda metadata: range(metadata.total_num_frames), start=0.2, end=0.6)[0]
     indices = [number * len(total) // 4 for number in range(4)]
-    assert torch.equal(clips.read_clip(clips.rows[0]), total[indices])
+    assert torch.equal(clips.read_clips(clips.rows[0])[0], total[indices])
 
 
 def test_several_files_and_splits(tmp_path, streaming):

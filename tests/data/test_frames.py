@@ -8,13 +8,13 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resize
 
-from transformers_lvmae.data.frames import check_sampling, sample_frames
-from transformers_lvmae.data.transforms import MultiScaleCrop, draw_view, random_crop
+from transformers_lvmae.data import ClipAugmentation, FrameSampling
+from transformers_lvmae.data.transforms import MultiScaleCrop, draw_view
 
 
 def test_even_frames():
-    assert sample_frames(32, 8).tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
-    assert sample_frames(8, 8, training=True).tolist() == list(range(8))
+    assert FrameSampling().sample(32, 8).tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert FrameSampling().sample(8, 8, training=True).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ def test_even_frames():
 )
 def test_short_videos(short_videos, stride, expected):
     for training in (False, True):
-        frames = sample_frames(5, 8, training, stride, short_videos=short_videos)
+        frames = FrameSampling(stride, short_videos=short_videos).sample(5, 8, training)
         assert frames.tolist() == expected
 
 
 @pytest.mark.parametrize("short_videos", ["stretch", "loop", "pad"])
 @pytest.mark.parametrize("jitter", [False, True])
 def test_one_frame_is_repeated(short_videos, jitter):
-    assert sample_frames(1, 4, True, None, jitter, short_videos).tolist() == [0, 0, 0, 0]
+    assert FrameSampling(None, jitter, short_videos).sample(1, 4, training=True).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("total", "num_frames"), [(30, 8), (128, 128), (300, 128), (9, 8)])
@@ -46,29 +46,29 @@ def test_jitter_takes_one_frame_of_each_part(total, num_frames):
     seen = [set() for _ in range(num_frames)]
     for seed in range(100):
         torch.manual_seed(seed)
-        frames = sample_frames(total, num_frames, training=True, frame_jitter=True)
+        frames = FrameSampling(frame_jitter=True).sample(total, num_frames, training=True)
         assert ((frames >= edges[:-1]) & (frames < edges[1:])).all()
         for part, frame in zip(seen, frames):
             part.add(int(frame))
     assert all(part == set(range(low, high)) for part, (low, high) in zip(seen, pairwise(edges)))
-    middle = sample_frames(total, num_frames, frame_jitter=True)
+    middle = FrameSampling(frame_jitter=True).sample(total, num_frames)
     assert middle.tolist() == [low + (high - low) // 2 for low, high in pairwise(edges)]
 
 
 def test_settings_that_exclude_each_other():
     with pytest.raises(ValueError, match=r"Got frame_stride=2 with frame_jitter, expected one"):
-        check_sampling(2, True, "stretch")
+        FrameSampling(2, True)
     with pytest.raises(ValueError, match=r"Got short_videos='repeat', expected one of"):
-        check_sampling(None, False, "repeat")
+        FrameSampling(short_videos="repeat")
     with pytest.raises(ValueError, match=r"Got frame_stride=0, expected at least 1"):
-        check_sampling(0, False, "stretch")
+        FrameSampling(0)
     with pytest.raises(ValueError, match=r"Got min_crop_scale=0.5 with crop_scales=\[1, 0.75\], expected one"):
-        random_crop((8, 8), 0.5, [1, 0.75])
+        ClipAugmentation(0.5, [1, 0.75])
     with pytest.raises(ValueError, match=r"Got crop_scales=\[1, 2\], expected shares"):
-        random_crop((8, 8), 1.0, [1, 2])
+        ClipAugmentation(crop_scales=[1, 2])
     with pytest.raises(ValueError, match=r"Got min_crop_scale=0, expected a share"):
-        random_crop((8, 8), 0)
-    assert random_crop((8, 8)) is None
+        ClipAugmentation(0)
+    assert ClipAugmentation().crop((8, 8)) is None
 
 
 def test_multi_scale_crops_are_videomaes():

@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEConfig
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import (
+    ClipAugmentation,
+    FrameSampling,
+    VideoClips,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+)
 from transformers_lvmae.data.streams import VideoStream, trainer_dataset
 
 
@@ -29,8 +36,8 @@ def number(row):
 class NamedClips(VideoClips):
     """Clips that say which video they are of."""
 
-    def make_item(self, row):
-        return {**super().make_item(row), "label": number(row)}
+    def make_item(self, row, clip):
+        return {**super().make_item(row, clip), "label": number(row)}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def test_processes_and_workers_share_the_rows(rows, all_names):
 
 
 def test_a_clip_depends_on_seed_epoch_and_video_alone(rows):
-    options = {"frame_jitter": True, "min_crop_scale": 0.3}
+    options = {"sampling": FrameSampling(frame_jitter=True), "augmentation": ClipAugmentation(min_crop_scale=0.3)}
     alone = {int(item["label"]): item for item in islice(stream(rows, **options), 16)}
     second = stream(rows, buffer_size=16, **options).shard(2, 1)
     for item in islice(second, 8):
@@ -105,7 +112,8 @@ def test_broken_videos_are_passed_over(tmp_path):
     listed = [good[0], ODD / "noise.mp4", good[1], ODD / "empty.mp4", good[2]]
     (tmp_path / "videos.txt").write_text("\n".join(map(str, listed)), encoding="utf-8")
     rows = load_video_dataset(tmp_path / "videos.txt", streaming=True)["train"]
-    clips = VideoClips(rows, processor_for(CONFIG), 4, training=True, num_clips=2, on_error="skip")
+    reading = VideoReading(num_clips=2, on_error="skip")
+    clips = VideoClips(rows, processor_for(CONFIG), 4, training=True, reading=reading)
     assert len(list(islice(trainer_dataset(clips), 12))) == 12
     assert clips.broken.failed >= 2
     with pytest.raises(ValueError, match="Cannot read video"):

@@ -9,7 +9,7 @@ from builders import CLIPS, tiny_config
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import ClipAugmentation, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.data.transforms import rand_augment, random_erasing
 from transformers_lvmae.targets.cache_writing import ByteClips
 from transformers_lvmae.training.mixing import ClipMixing
@@ -161,16 +161,19 @@ def test_clips_of_one_video_do_not_meet():
 
 def test_a_training_clip_is_the_same_for_the_same_seed_epoch_and_row():
     rows = load_video_dataset(CLIPS, label_column="label")["train"]
-    options = {"min_crop_scale": 0.5, "horizontal_flip": True, "rand_augment_num_ops": 4, "random_erasing_prob": 0.5}
+    augmentation = ClipAugmentation(
+        min_crop_scale=0.5, horizontal_flip=True, rand_augment_num_ops=4, random_erasing_prob=0.5
+    )
     clips, again = (
-        VideoClips(rows, processor_for(tiny_config()), 8, training=True, **options, seed=3) for _ in range(2)
+        VideoClips(rows, processor_for(tiny_config()), 8, training=True, augmentation=augmentation, seed=3)
+        for _ in range(2)
     )
     first = [clips[number]["pixel_values_videos"] for number in range(4)]
     torch.rand(7)  # what else draws random numbers does not matter
     assert all(torch.equal(again[number]["pixel_values_videos"], first[number]) for number in (2, 0, 3, 1))
     again.set_epoch(1)
     assert not any(torch.equal(again[number]["pixel_values_videos"], first[number]) for number in range(4))
-    plain = VideoClips(rows, processor_for(tiny_config()), 8, **options)
+    plain = VideoClips(rows, processor_for(tiny_config()), 8, augmentation=augmentation)
     unchanged = VideoClips(rows, processor_for(tiny_config()), 8)
     assert torch.equal(plain[0]["pixel_values_videos"], unchanged[0]["pixel_values_videos"])  # evaluation draws nothing
 
@@ -178,7 +181,9 @@ def test_a_training_clip_is_the_same_for_the_same_seed_epoch_and_row():
 def test_rand_augment_sees_frames_of_the_model_s_size():
     """Not those of the file, which may be a hundred times larger."""
     rows = load_video_dataset(CLIPS, label_column="label")["train"]
-    clips = VideoClips(rows, processor_for(tiny_config()), 8, training=True, rand_augment_num_ops=2)
+    clips = VideoClips(
+        rows, processor_for(tiny_config()), 8, training=True, augmentation=ClipAugmentation(rand_augment_num_ops=2)
+    )
     seen = []
     recolor = clips.recolor
     clips.recolor = lambda frames: seen.append((tuple(frames.shape), frames.dtype)) or recolor(frames)
@@ -188,4 +193,4 @@ def test_rand_augment_sees_frames_of_the_model_s_size():
 
 def test_random_erasing_is_refused_where_pixels_are_not_normalised():
     with pytest.raises(ValueError, match=r"Got random_erasing_prob=0\.25 for uint8 clips, expected 0"):
-        ByteClips([], processor_for(tiny_config()), 8, training=True, random_erasing_prob=0.25)
+        ByteClips([], processor_for(tiny_config()), 8, True, augmentation=ClipAugmentation(random_erasing_prob=0.25))

@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
-from transformers.video_utils import VideoMetadata
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
@@ -24,7 +23,7 @@ from transformers_lvmae import (
     LVMAEConfig,
     LVMAEForVideoClassification,
 )
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import FrameSampling, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.evaluation.reports import (
     accuracies,
     accuracies_by_length,
@@ -74,45 +73,44 @@ def views_of(data, model, columns=("verb", "noun"), **kwargs):
     return VideoViews(rows, processor_for(model.config), FRAMES, label_column=columns, **kwargs)
 
 
-def make_views(num_frames=8, frame_stride=None, **kwargs):
-    return VideoViews([], processor_for(tiny_config()), num_frames, frame_stride=frame_stride, **kwargs)
+def make_views(num_frames=8, frame_stride=None, short_videos="stretch", **kwargs):
+    sampling = FrameSampling(frame_stride, short_videos=short_videos)
+    return VideoViews([], processor_for(tiny_config()), num_frames, sampling, **kwargs)
 
 
 def test_views_with_a_stride_reach_from_the_beginning_to_the_end():
     views = make_views(num_frames=4, frame_stride=3, temporal_views=3)
-    starts = [views.sample_view(VideoMetadata(total_num_frames=30), view) for view in range(3)]
+    starts = [views.sample_view(30, view) for view in range(3)]
     assert [frames.tolist() for frames in starts] == [[0, 3, 6, 9], [10, 13, 16, 19], [20, 23, 26, 29]]
-    short = [views.sample_view(VideoMetadata(total_num_frames=9), view).tolist() for view in range(3)]
+    short = [views.sample_view(9, view).tolist() for view in range(3)]
     assert short == [[0, 2, 4, 6]] * 3
     looped = make_views(num_frames=4, frame_stride=3, temporal_views=3, short_videos="loop")
-    assert looped.sample_view(VideoMetadata(total_num_frames=9), 2).tolist() == [0, 3, 6, 0]
+    assert looped.sample_view(9, 2).tolist() == [0, 3, 6, 0]
 
 
 def test_views_without_a_stride_are_equal_parts():
     """32 frames of each of four parts of a long video: the multi-crop baseline."""
     views = make_views(num_frames=32, temporal_views=4)
-    frames = np.concatenate([views.sample_view(VideoMetadata(total_num_frames=128), view) for view in range(4)])
+    frames = np.concatenate([views.sample_view(128, view) for view in range(4)])
     assert frames.tolist() == list(range(128))
-    tiny = [views.sample_view(VideoMetadata(total_num_frames=3), view) for view in range(4)]
+    tiny = [views.sample_view(3, view) for view in range(4)]
     assert [set(part.tolist()) for part in tiny] == [{0}, {0}, {1}, {2}]
 
 
 @pytest.mark.parametrize(
     "sampling",
     [
-        {},
-        {"frame_stride": 2},
-        {"frame_stride": 50, "short_videos": "loop"},
-        {"short_videos": "pad"},
-        {"frame_jitter": True},
+        FrameSampling(),
+        FrameSampling(frame_stride=2),
+        FrameSampling(frame_stride=50, short_videos="loop"),
+        FrameSampling(short_videos="pad"),
+        FrameSampling(frame_jitter=True),
     ],
 )
 def test_one_view_has_the_frames_of_plain_evaluation(sampling):
-    plain = VideoClips([], processor_for(tiny_config()), 8, **sampling)
+    views = VideoViews([], processor_for(tiny_config()), 8, sampling)
     for total in (1, 7, 8, 23, 60):
-        metadata = VideoMetadata(total_num_frames=total)
-        one = make_views(**sampling).sample_view(metadata, 0)
-        assert one.tolist() == plain.sample_frames(metadata).tolist()
+        assert views.sample_view(total, 0).tolist() == sampling.sample(total, 8).tolist()
 
 
 @pytest.mark.parametrize(

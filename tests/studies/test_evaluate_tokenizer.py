@@ -8,7 +8,7 @@ import torch
 from builders import CLIPS, TOKENIZER, load_script, save_tokenizer
 
 from transformers_lvmae import FSQMagViTModel
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import FrameSampling, VideoClips, load_video_dataset, processor_for
 
 
 script = load_script("evaluate_tokenizer")
@@ -27,7 +27,7 @@ def run(tokenizer, output, *options):
 def test_figures_are_psnrs_of_all_and_of_moving_pixels(tokenizer):
     model = FSQMagViTModel.from_pretrained(tokenizer).eval()
     rows = load_video_dataset(CLIPS)["test"].select(range(3))
-    clips = VideoClips(rows, processor_for(TOKENIZER, do_normalize=False), 8, frame_stride=1)
+    clips = VideoClips(rows, processor_for(TOKENIZER, do_normalize=False), 8, sampling=FrameSampling(frame_stride=1))
     figures = script.judge(model, "learned", clips, batch_size=2)
     expected = {"all": [], "moving": [], "copy": []}
     for number in range(3):
@@ -89,14 +89,14 @@ def test_twins_say_what_moves(tokenizer):
     """Of clips whose pixels all flicker, those count that move in the same clips without flicker."""
     model = FSQMagViTModel.from_pretrained(tokenizer).eval()
     rows = load_video_dataset(CLIPS)["test"].select(range(3))
-    clips = VideoClips(rows, processor_for(TOKENIZER, do_normalize=False), 8, frame_stride=1)
+    clips = VideoClips(rows, processor_for(TOKENIZER, do_normalize=False), 8, sampling=FrameSampling(frame_stride=1))
 
     class Flickering(VideoClips):
-        def make_item(self, row):
-            pixels = super().make_item(row)["pixel_values_videos"]
+        def make_item(self, row, clip):
+            pixels = super().make_item(row, clip)["pixel_values_videos"]
             return {"pixel_values_videos": (0.5 * pixels + 0.4 * torch.rand(len(pixels), 1, 1, 1))}
 
-    flickering = Flickering(rows, clips.processor, 8, frame_stride=1)
+    flickering = Flickering(rows, clips.processor, 8, sampling=FrameSampling(frame_stride=1))
     own, twins = (script.judge(model, "learned", flickering, 2, other) for other in (None, clips))
     assert own["all"] == twins["all"]
     expected = []

@@ -22,7 +22,14 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import (
+    ClipAugmentation,
+    FrameSampling,
+    MaskedVideoClips,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+)
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on
@@ -32,7 +39,8 @@ from transformers_lvmae.targets.flow import flow_estimator
 
 PROCESSOR = processor_for(MODEL)
 MASKS = {"grid_size": MODEL.grid_size, "mask_ratio": MODEL.mask_ratio}
-DRAWN = {"training": True, "frame_stride": 1, "min_crop_scale": 0.4, "horizontal_flip": True, "seed": 5}
+DRAWN = {"training": True, "sampling": FrameSampling(frame_stride=1), "seed": 5}
+DRAWN |= {"augmentation": ClipAugmentation(min_crop_scale=0.4, horizontal_flip=True)}
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +265,11 @@ def damaged(tmp_path):
 
 
 def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damaged, tokenizer, tmp_path):
-    cache = write_cache(tmp_path / "cache", damaged, tokenizer, training=True, on_error="skip")
-    clips = MaskedVideoClips(damaged, PROCESSOR, MODEL.num_frames, training=True, on_error="skip", **MASKS)
-    serving = make_trainer(tmp_path, cached(damaged, cache, training=True, on_error="skip"))
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, training=True, reading=VideoReading(on_error="skip"))
+    clips = MaskedVideoClips(
+        damaged, PROCESSOR, MODEL.num_frames, training=True, reading=VideoReading(on_error="skip"), **MASKS
+    )
+    serving = make_trainer(tmp_path, cached(damaged, cache, training=True, reading=VideoReading(on_error="skip")))
     flying = make_trainer(tmp_path, clips, tokenizer)
     assert_served_alike(add_targets(serving, range(6)), add_targets(flying, range(6)))
     serving.train_dataset.set_epoch(1)
@@ -270,7 +280,7 @@ def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damag
 
 def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokenizer, tmp_path):
     """The video that could not be read when the cache was made plays again."""
-    options = {"training": True, "on_error": "skip"}
+    options = {"training": True, "reading": VideoReading(on_error="skip")}
     cache = write_cache(tmp_path / "cache", damaged, tokenizer, **options)
     shutil.copy(damaged[1]["video"]["path"], damaged[3]["video"]["path"])
     clips = cached(damaged, cache, **options)
@@ -280,7 +290,7 @@ def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokeni
 
 
 def test_several_clips_of_a_video_share_its_targets(rows, cache):
-    clips = cached(rows, cache, training=True, num_clips=2)
+    clips = cached(rows, cache, training=True, reading=VideoReading(num_clips=2))
     one, two = clips.__getitems__([4])
     assert torch.equal(one["code_indices"], two["code_indices"])
     assert not torch.equal(one["bool_masked_pos"], two["bool_masked_pos"])
@@ -290,8 +300,11 @@ def test_several_clips_of_a_video_share_its_targets(rows, cache):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame_stride": 2}, r"frame_stride: None, expected 2: run scripts/cache_targets.py"),
-        ({"training": True, "horizontal_flip": True}, r"horizontal_flip: False, expected True"),
+        ({"sampling": FrameSampling(frame_stride=2)}, r"frame_stride: None, expected 2: run scripts/cache_targets.py"),
+        (
+            {"training": True, "augmentation": ClipAugmentation(horizontal_flip=True)},
+            r"horizontal_flip: False, expected True",
+        ),
         ({"grid_size": (4, 2, 8)}, r"grid_size: \[4, 4, 4\], expected \[4, 2, 8\]"),
     ],
 )
@@ -306,7 +319,7 @@ def test_another_seed_is_refused_where_clips_are_drawn(rows, cache, tokenizer, t
     with pytest.raises(ValueError, match="with draws_of_seed: 5, expected 9"):
         cached(rows, drawn, **{**DRAWN, "seed": 9})
     with pytest.raises(ValueError, match="with num_clips: 1, expected 2"):
-        cached(rows, drawn, num_clips=2, **DRAWN)
+        cached(rows, drawn, reading=VideoReading(num_clips=2), **DRAWN)
 
 
 def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache, tokenizer):
@@ -341,12 +354,14 @@ def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
         TargetMaker(TargetBuilder(MODEL, PROCESSOR))
     with pytest.raises(ValueError, match=r"Got scores='random' .* expected one of"):
         TargetMaker(TargetBuilder(MODEL, PROCESSOR, tokenizer), "random")
-    with pytest.raises(ValueError, match=r"grid of \(4, 4, 4\) tokens and a model with \(4, 2, 2\) .*expected the same"):
+    with pytest.raises(
+        ValueError, match=r"grid of \(4, 4, 4\) tokens and a model with \(4, 2, 2\) .*expected the same"
+    ):
         TargetBuilder(LVMAEConfig(**{**MODEL.to_dict(), "patch_size": 16}), PROCESSOR, tokenizer)
     with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random starts.* expected 1"):
         write_cache(tmp_path, rows, tokenizer, num_epochs=3)
     with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: a cache holds one clip"):
-        write_cache(tmp_path, rows, tokenizer, training=True, num_clips=2)
+        write_cache(tmp_path, rows, tokenizer, training=True, reading=VideoReading(num_clips=2))
     with pytest.raises(ValueError, match=r"Got no target cache in .* make it with scripts/cache_targets.py"):
         TargetCache(tmp_path / "nowhere")
 

@@ -46,7 +46,7 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import ClipAugmentation, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import adaptive_decoder_mask
 from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.training.base import newest_checkpoint, train_and_save
@@ -301,9 +301,7 @@ def make_recipe_trainer(splits, output_dir, **arguments):
         trainer.processing_class,
         8,
         training=True,
-        min_crop_scale=0.5,
-        rand_augment_num_ops=4,
-        random_erasing_prob=0.25,
+        augmentation=ClipAugmentation(min_crop_scale=0.5, rand_augment_num_ops=4, random_erasing_prob=0.25),
         label_column="label",
     )
     return trainer

@@ -5,9 +5,12 @@ Nothing here knows of targets, losses or trainers. Decoding itself lives in `mod
 
 from typing import Any
 
+from .arguments import VideoDataArguments
 from .broken_videos import TooManyBrokenVideos, read_broken_videos, report_broken_videos
-from .clips import ImageClips, MaskedVideoClips, VideoClips, processor_for
+from .clips import ImageClips, MaskedVideoClips, VideoClips, VideoReading, processor_for
 from .datasets import load_image_dataset, load_video_dataset, select_split
+from .frames import FrameSampling
+from .transforms import ClipAugmentation
 
 
 def __getattr__(name: str) -> Any:
@@ -20,11 +23,15 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "ClipAugmentation",
+    "FrameSampling",
     "ImageClips",
     "MaskedVideoClips",
     "SelectionCollator",
     "TooManyBrokenVideos",
     "VideoClips",
+    "VideoDataArguments",
+    "VideoReading",
     "load_image_dataset",
     "load_video_dataset",
     "processor_for",

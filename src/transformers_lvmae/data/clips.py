@@ -4,10 +4,10 @@ Every draw (where a clip starts, its crop, its masks) comes from a seed of its o
 same whatever the number of workers and processes, and a resumed run sees what the interrupted one would have seen.
 """
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import datasets
@@ -18,16 +18,16 @@ from torchvision.transforms import v2
 from transformers.video_utils import VideoMetadata
 
 from ..models.masking import ENCODER_MASKS
-from ..models.video_io import decode_clips, video_name
+from ..models.video_io import View, decode_clips, video_name
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
 from .broken_videos import BrokenVideos
-from .frames import check_sampling, sample_frames
-from .transforms import draw_view, rand_augment, random_crop, random_erasing
+from .datasets import segment_of
+from .frames import FrameSampling
+from .transforms import ClipAugmentation, draw_view
 
 
 MOST_REPLACEMENTS = 10
-DECODED = "decoded clip"  # a row's column of frames that were read already
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
@@ -51,51 +51,77 @@ def seeded(*numbers: int) -> Iterator[None]:
         yield
 
 
-def _seconds(value: float | None) -> float | None:
-    """A cell of a table: an empty one is None or NaN."""
-    return None if value is None or math.isnan(value) else float(value)
+@dataclass(frozen=True)
+class VideoReading:
+    """How videos are read, and what happens to those that cannot be read.
+
+    Args:
+        num_clips: in training, clips of each video from one decoding (repeated augmentation). Each has its own frames, crop
+            and masks.
+        on_error: what a video that cannot be read does: "raise" ends the run with the video's name; "skip" counts it and takes
+            another row's video instead, drawn from (seed, epoch, row).
+        max_broken_share: with "skip", how many of the videos that a process tried may be broken, as a share.
+        broken_folder: with "skip", the folder where every process writes down the videos that it could not read
+            ([`report_broken_videos`]).
+        video_column: column of videos.
+
+    Raises:
+        ValueError: an unknown `on_error`, or less than one clip.
+    """
+
+    num_clips: int = 1
+    on_error: str = "raise"
+    max_broken_share: float = 0.1
+    broken_folder: str | os.PathLike | None = None
+    video_column: str = "video"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"Got on_error={self.on_error!r}, expected 'raise' or 'skip': choose one of them.")
+        if self.num_clips < 1:
+            raise ValueError(
+                f"Got num_clips={self.num_clips}, expected at least 1: leave it out for one clip of each video."
+            )
+
+
+def to_pixels(clip: torch.Tensor, processor: LVMAEVideoProcessor) -> torch.Tensor:
+    """Rescale and normalise frames (T, C, H, W), uint8, as the processor's settings say."""
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return processor.rescale_and_normalize(clip, **{name: getattr(processor, name) for name in names})
 
 
 class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalise.
 
-    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels` (a class id, or with several
-    columns a list of them). Where the rows have
-    `start` or `end`, in seconds (None = the video's own), a clip is taken from that segment.
+    An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels`: a class id, or a list of them
+    for several columns. A row with `start` or `end`, in seconds, is a segment of its video.
 
-    Frames are brought to the model's size right after they are decoded, by the processor's resize and centre crop or by a random
-    crop out of the frames as they are stored, the same for the whole clip: no more than 4 MiB of full size, or one frame, is ever in
-    memory.
+    Frames are brought to the model's size right after they are decoded: by the processor's resize and centre crop, or by a random
+    crop of the stored frames, the same for the whole clip. No more than 4 MiB of full-size frames, or one frame, is in memory at a time.
+
+    With `reading.num_clips`, a data loader's batch of B videos holds B x num_clips clips, and the clips of a video follow each
+    other. The length stays the number of videos, and indexing returns a video's first clip.
+
+    A subclass may override two steps: [`read_clips`] (row -> uint8 clips) and [`make_item`] (row and clip -> item).
 
     Args:
         rows: a split of [`load_video_dataset`].
         processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalises.
         num_frames: frames of a clip.
-        training: draw frames and crops at random, anew every epoch; otherwise the middle.
-        frame_stride, frame_jitter, short_videos: which frames, as in [`sample_frames`]: consecutive ones so far apart, evenly over
-            the whole video (default), or one of each of `num_frames` equal parts; and what becomes of short videos.
-        min_crop_scale: in training, crop down to this share of the area at random; 1 = no random crop.
-        crop_scales: in training, VideoMAE's [`MultiScaleCrop`] with these shares of the shorter side, instead.
-        horizontal_flip: in training, mirror half of the clips.
-        rand_augment_num_ops: in training, operations of [`rand_augment`] on the cropped frames (VideoMAE: 4); 0 = none.
-        rand_augment_magnitude: their strength in [0, 10] (VideoMAE: 7).
-        random_erasing_prob: in training, share of the clips with a box of noise (VideoMAE: 0.25).
-        num_clips: in training, clips of each video from one decoding (repeated augmentation), each with its own frames, crop and
-            masks. A data loader's batch of B videos then holds B x num_clips clips, those of a video side by side; the
-            length stays the number of videos, and indexing returns a video's first clip.
-        on_error: "raise" names a video that cannot be read; "skip" takes another row's in its place, drawn from (seed, epoch,
-            row), and counts it. A video of one frame can be read: it is that frame, repeated.
-        max_broken_share: with "skip", of the videos that a process tried, the share that may be broken.
-        broken_folder: with "skip", where every process names the videos that it could not read ([`report_broken_videos`]).
-        seed: of all random draws.
+        training: draw frames, and apply `augmentation`, anew in every epoch. Otherwise a clip is always the same.
+        sampling: which frames a clip has; by default, frames evenly over the whole video.
+        augmentation: random changes in training; by default none.
+        reading: number of clips, broken videos, column of videos.
+        label_column: column of class ids, or several columns.
+        seed: seed of all random draws.
 
     Raises:
         VideoReadError: (on access) the video cannot be read; the message names it.
-        TooManyBrokenVideos: (on access) more than `max_broken_share` cannot be read.
-        ValueError: settings that exclude each other.
+        TooManyBrokenVideos: (on access) more than `reading.max_broken_share` cannot be read.
+        ValueError: random erasing for uint8 clips.
     """
 
-    processing: ClassVar[dict[str, Any]] = {}  # of the processor's settings, those that differ here
+    as_bytes: ClassVar[bool] = False  # items have uint8 pixels, as decoded
 
     def __init__(
         self,
@@ -103,58 +129,34 @@ class VideoClips(Dataset):
         processor: LVMAEVideoProcessor,
         num_frames: int,
         training: bool = False,
-        frame_stride: int | None = None,
-        frame_jitter: bool = False,
-        short_videos: str = "stretch",
-        min_crop_scale: float = 1.0,
-        crop_scales: Sequence[float] | None = None,
-        horizontal_flip: bool = False,
-        rand_augment_num_ops: int = 0,
-        rand_augment_magnitude: int = 7,
-        random_erasing_prob: float = 0.0,
-        num_clips: int = 1,
-        on_error: str = "raise",
-        max_broken_share: float = 0.1,
-        broken_folder: str | os.PathLike | None = None,
-        video_column: str = "video",
+        sampling: FrameSampling | None = None,
+        augmentation: ClipAugmentation | None = None,
+        reading: VideoReading | None = None,
         label_column: str | Sequence[str] | None = None,
         seed: int = 0,
     ):
-        check_sampling(frame_stride, frame_jitter, short_videos)
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"Got on_error={on_error!r}, expected 'raise' or 'skip': choose one of them.")
-        if num_clips < 1:
-            raise ValueError(
-                f"Got num_clips={num_clips}, expected at least 1: leave it out for one clip of each video."
-            )
+        reading = reading or VideoReading()
         self.rows = rows
         self.processor = processor
         self.num_frames = num_frames
         self.training = training
-        self.frame_stride = frame_stride
-        self.frame_jitter = frame_jitter
-        self.short_videos = short_videos
-        self.horizontal_flip = horizontal_flip and training
-        self.num_clips = num_clips if training else 1
-        self.on_error = on_error
-        self.broken = BrokenVideos(broken_folder, max_broken_share)
-        self.video_column = video_column
+        self.sampling = sampling or FrameSampling()
+        self.augmentation = (augmentation if training else None) or ClipAugmentation()
+        self.num_clips = reading.num_clips if training else 1
+        self.on_error = reading.on_error
+        self.broken = BrokenVideos(reading.broken_folder, reading.max_broken_share)
+        self.video_column = reading.video_column
         self.label_column = label_column
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
-        size = (processor.crop_size["height"], processor.crop_size["width"])
-        crop = random_crop(size, min_crop_scale, crop_scales)
-        self.crop = crop if training else None
-        self.recolor = self.erase = None
-        if training and rand_augment_num_ops > 0:
-            fill = [255 * mean for mean in processor.image_mean]
-            self.recolor = rand_augment(rand_augment_num_ops, rand_augment_magnitude, fill)
-        if training and random_erasing_prob > 0:
-            if not self.processing.get("do_normalize", True):
-                raise ValueError(
-                    f"Got random_erasing_prob={random_erasing_prob} for uint8 clips, expected 0: the boxes are noise in normalised pixels."
-                )
-            self.erase = random_erasing(random_erasing_prob)
+        self.crop = self.augmentation.crop((processor.crop_size["height"], processor.crop_size["width"]))
+        self.recolor = self.augmentation.recolor(processor.image_mean)
+        self.erase = self.augmentation.erase()
+        if self.as_bytes and self.erase is not None:
+            raise ValueError(
+                f"Got random_erasing_prob={self.augmentation.random_erasing_prob} for uint8 clips, expected 0: the boxes are noise "
+                "in normalised pixels."
+            )
 
     @property
     def epoch(self) -> int:
@@ -163,9 +165,7 @@ class VideoClips(Dataset):
     @property
     def draws_clips(self) -> bool:
         """Whether a row's clip differs from epoch to epoch."""
-        frames = self.frame_stride is not None or self.frame_jitter
-        drawn = (self.crop, self.recolor, self.erase)
-        return self.training and (frames or self.horizontal_flip or any(draw is not None for draw in drawn))
+        return self.training and (self.sampling.is_random or self.augmentation.is_random)
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""
@@ -179,79 +179,61 @@ class VideoClips(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The items of a batch; a data loader asks for them here."""
-        if self.num_clips == 1:
-            return [self[index] for index in indices]
         return [item for index in indices for item in self.items(index)]
 
     def items(self, index: int) -> list[dict[str, Any]]:
-        """All clips of a row's video, or of the one that takes its place."""
+        """All clips of a row's video, or of the video that takes its place."""
         numbers = (self.seed, self.epoch if self.training else 0, index)
         with seeded(*numbers):
             items = self.try_row(self.rows[index])
         for attempt in range(1, MOST_REPLACEMENTS + 1):
-            if items is not None:
-                return items
-            with seeded(*numbers, attempt):
-                items = self.try_row(self.rows[int(torch.randint(len(self.rows), ()))])
-        raise VideoReadError(
-            f"Got {MOST_REPLACEMENTS + 1} unreadable videos in a row, expected most of {len(self.rows)} to play: repair or "
-            "remove them (scripts/check_videos.py names all)."
-        )
+            if items is None:
+                with seeded(*numbers, attempt):
+                    items = self.try_row(self.rows[int(torch.randint(len(self.rows), ()))])
+        if items is None:
+            raise VideoReadError(
+                f"Got {MOST_REPLACEMENTS + 1} unreadable videos in a row, expected most of {len(self.rows)} to play: repair or "
+                "remove them (scripts/check_videos.py names all)."
+            )
+        return items
 
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """All clips of a row's video; with `on_error="skip"`, None where it cannot be read, which is counted."""
+        """All clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted and gives None."""
         self.broken.tried += 1
         try:
-            return self.make_items(row)
+            return [self.make_item(row, clip) for clip in self.read_clips(row)]
         except VideoReadError as error:
             if self.on_error == "raise":
                 raise
             self.broken.add(video_name(row[self.video_column]), error)
             return None
 
-    def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """All clips of a row's video to the model's inputs, with torch's current random numbers."""
-        return [self.make_item({**row, DECODED: clip}) for clip in self.read_clips(row, self.num_clips)]
+    def read_clips(self, row: dict[str, Any]) -> list[torch.Tensor]:
+        """Decode `num_clips` clips (T, C, H, W) of a row's video, uint8, of the model's size; each draws its own frames and view."""
 
-    def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One clip to the model's inputs; a row may bring the clip's frames, out of [`read_clips`], under `DECODED`."""
-        item: dict[str, Any] = {"pixel_values_videos": self.make_pixels(self.read_clip(row))}
+        def sample(metadata: VideoMetadata) -> np.ndarray:
+            return self.sampling.sample(metadata.total_num_frames, self.num_frames, self.training)
+
+        views = [self.draw_view() for _ in range(self.num_clips)]
+        start, end = segment_of(row)
+        clips = decode_clips(row[self.video_column], [sample] * self.num_clips, views, start=start, end=end)
+        return [clip for clip, _ in clips]
+
+    def draw_view(self) -> View:
+        """Draw what a clip shows of its frames: crop and mirroring."""
+        return draw_view(self.processor.fit, self.crop, self.augmentation.horizontal_flip)
+
+    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
+        """Make an item of a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
+        if self.recolor is not None:
+            clip = self.recolor(clip)
+        pixels = clip if self.as_bytes else to_pixels(clip, self.processor)
+        item: dict[str, Any] = {"pixel_values_videos": pixels if self.erase is None else self.erase(pixels)}
         if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
         elif self.label_column is not None:
             item["labels"] = [row[column] for column in self.label_column]
         return item
-
-    def make_pixels(self, clip: torch.Tensor) -> torch.Tensor:
-        """Frames (T, C, H, W), uint8, of the model's size to its pixels; in training, RandAugment before and random erasing after."""
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        settings = {name: getattr(self.processor, name) for name in names}
-        if self.recolor is not None:
-            clip = self.recolor(clip)
-        pixels = self.processor.rescale_and_normalize(clip, **{**settings, **self.processing})
-        return pixels if self.erase is None else self.erase(pixels)
-
-    def read_clip(self, row: dict[str, Any]) -> torch.Tensor:
-        """Frames (T, C, H, W) of a row's video, uint8, of the model's size."""
-        return row[DECODED] if DECODED in row else self.read_clips(row, 1)[0]
-
-    def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
-        """Several clips (T, C, H, W) from one decoding, uint8, of the model's size; each draws its own frames and view."""
-        views = [draw_view(self.processor.fit, self.crop, self.horizontal_flip) for _ in range(count)]
-        start, end = _seconds(row.get("start")), _seconds(row.get("end"))
-        clips = decode_clips(row[self.video_column], [self.sample_frames] * count, views, start=start, end=end)
-        return [clip for clip, _ in clips]
-
-    def sample_frames(self, metadata: VideoMetadata) -> np.ndarray:
-        """Frame numbers of a clip."""
-        return sample_frames(
-            metadata.total_num_frames,
-            self.num_frames,
-            self.training,
-            self.frame_stride,
-            self.frame_jitter,
-            self.short_videos,
-        )
 
 
 class ImageClips(VideoClips):
@@ -260,33 +242,40 @@ class ImageClips(VideoClips):
     Args:
         rows: a split of [`load_image_dataset`].
         image_column: column of pictures.
-        kwargs: as [`VideoClips`].
+        reading: as for [`VideoClips`], except for its `video_column`.
+        kwargs: other arguments of [`VideoClips`].
     """
 
     def __init__(
-        self, rows: datasets.Dataset, processor: LVMAEVideoProcessor, image_column: str = "image", **kwargs: Any
+        self,
+        rows: datasets.Dataset,
+        processor: LVMAEVideoProcessor,
+        image_column: str = "image",
+        reading: VideoReading | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(rows, processor, num_frames=1, video_column=image_column, **kwargs)
+        reading = replace(reading or VideoReading(), video_column=image_column)
+        super().__init__(rows, processor, num_frames=1, reading=reading, **kwargs)
 
-    def read_clips(self, row: dict[str, Any], count: int) -> list[torch.Tensor]:
+    def read_clips(self, row: dict[str, Any]) -> list[torch.Tensor]:
         picture = v2.functional.pil_to_tensor(row[self.video_column].convert("RGB"))
-        return [
-            draw_view(self.processor.fit, self.crop, self.horizontal_flip)(picture).unsqueeze(0) for _ in range(count)
-        ]
+        return [self.draw_view()(picture).unsqueeze(0) for _ in range(self.num_clips)]
 
 
 class MaskedVideoClips(VideoClips):
-    """Clips for pre-training: uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), the
-    encoder's mask; and `noise` (N,), which settles the decoder's random tokens.
+    """Clips for pre-training.
+
+    An item has uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), True = hidden from the
+    encoder; and `noise` (N,), uniform random numbers that settle the decoder's random tokens.
 
     Args:
         grid_size: tokens (t, h, w) of a clip, `config.grid_size`.
         mask_ratio: share of the tokens hidden from the encoder.
-        encoder_mask: what hides them, `config.encoder_mask`.
-        kwargs: as [`VideoClips`].
+        encoder_mask: kind of the encoder's mask, `config.encoder_mask`.
+        kwargs: arguments of [`VideoClips`].
     """
 
-    processing = {"do_rescale": False, "do_normalize": False}
+    as_bytes = True
 
     def __init__(self, *args, grid_size: tuple[int, int, int], mask_ratio: float, encoder_mask: str = "tube", **kwargs):
         super().__init__(*args, **kwargs)
@@ -294,13 +283,13 @@ class MaskedVideoClips(VideoClips):
         self.mask_ratio = mask_ratio
         self.draw_mask = ENCODER_MASKS[encoder_mask]
 
-    def make_item(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**super().make_item(row), **self.draw_masks()}
+    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
+        return {**super().make_item(row, clip), **self.draw_masks()}
 
     def draw_masks(self) -> dict[str, torch.Tensor]:
-        """What an epoch draws anew for a clip, with torch's current random numbers."""
+        """Draw `bool_masked_pos` and `noise` of a clip, with torch's current random numbers."""
         masked = self.draw_mask(1, self.grid_size, self.mask_ratio)[0]
         return {"bool_masked_pos": masked, "noise": torch.rand(masked.shape)}
 
 
-__all__ = ["ImageClips", "MaskedVideoClips", "VideoClips", "processor_for", "seeded"]
+__all__ = ["ImageClips", "MaskedVideoClips", "VideoClips", "VideoReading", "processor_for", "seeded", "to_pixels"]

@@ -3,6 +3,7 @@
 A row has the video (a path or bytes; nothing is decoded here) and optionally `start` and `end` in seconds and a label.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -193,3 +194,12 @@ def select_split(splits: Splits, split: str, max_samples: int | None = None) -> 
     if isinstance(rows, datasets.IterableDataset):
         return rows.take(max_samples)
     return rows.select(range(min(max_samples, len(rows))))
+
+
+def segment_of(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """`start` and `end` of a row in seconds. None, or an empty cell of a table (NaN), is the video's own start or end."""
+    return _seconds(row.get("start")), _seconds(row.get("end"))
+
+
+def _seconds(time: float | None) -> float | None:
+    return None if time is None or math.isnan(time) else float(time)

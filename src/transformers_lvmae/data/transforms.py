@@ -4,6 +4,7 @@ Random numbers are torch's own: the caller seeds them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,36 +43,6 @@ class MultiScaleCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return resized_crop(inpt, **params, size=list(self.size), antialias=True)
-
-
-def random_crop(
-    size: tuple[int, int], min_crop_scale: float = 1.0, crop_scales: Sequence[float] | None = None
-) -> v2.Transform | None:
-    """The random crop to `size` (height, width) that the two settings ask for, None for none.
-
-    Args:
-        min_crop_scale: in (0, 1], the smallest share of the area of torchvision's `RandomResizedCrop`; 1 = none.
-        crop_scales: in (0, 1], the shares of the shorter side of [`MultiScaleCrop`].
-
-    Raises:
-        ValueError: numbers outside of these ranges, or both crops.
-    """
-    if not 0 < min_crop_scale <= 1:
-        raise ValueError(
-            f"Got min_crop_scale={min_crop_scale}, expected a share of the area in (0, 1]: give a fraction."
-        )
-    if not crop_scales:
-        return None if min_crop_scale == 1 else v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), antialias=True)
-    if not all(0 < scale <= 1 for scale in crop_scales):
-        raise ValueError(
-            f"Got crop_scales={list(crop_scales)}, expected shares of the shorter side in (0, 1]: give fractions."
-        )
-    if min_crop_scale < 1:
-        raise ValueError(
-            f"Got min_crop_scale={min_crop_scale} with crop_scales={list(crop_scales)}, expected one of them: choose one kind "
-            "of crop."
-        )
-    return MultiScaleCrop(size, crop_scales)
 
 
 def draw_view(fit: View, crop: v2.Transform | None = None, flip: bool = False) -> View:
@@ -118,3 +89,63 @@ def random_erasing(probability: float) -> v2.Transform:
     """Random erasing of normalised clips (T, C, H, W): with `probability`, one box of 2 to 33 % of the area holds the same normal
     noise in all frames."""
     return v2.RandomErasing(probability, value="random")
+
+
+@dataclass(frozen=True)
+class ClipAugmentation:
+    """The random changes of a training clip. All are off by default.
+
+    Args:
+        min_crop_scale: in (0, 1]; crop down to this share of the area with torchvision's `RandomResizedCrop`; 1 = no crop.
+        crop_scales: in (0, 1]; crop with VideoMAE's [`MultiScaleCrop`] instead, with these shares of the shorter side.
+        horizontal_flip: mirror half of the clips.
+        rand_augment_num_ops: number of operations of [`rand_augment`] on the cropped frames (VideoMAE: 4); 0 = none.
+        rand_augment_magnitude: their strength in [0, 10] (VideoMAE: 7).
+        random_erasing_prob: share of the clips with a box of noise (VideoMAE: 0.25).
+
+    Raises:
+        ValueError: a share outside its range, or both kinds of crop.
+    """
+
+    min_crop_scale: float = 1.0
+    crop_scales: Sequence[float] = ()
+    horizontal_flip: bool = False
+    rand_augment_num_ops: int = 0
+    rand_augment_magnitude: int = 7
+    random_erasing_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        area, sides = self.min_crop_scale, list(self.crop_scales)
+        if not 0 < area <= 1:
+            raise ValueError(f"Got min_crop_scale={area}, expected a share of the area in (0, 1]: give a fraction.")
+        if not all(0 < scale <= 1 for scale in sides):
+            raise ValueError(f"Got crop_scales={sides}, expected shares of the shorter side in (0, 1]: give fractions.")
+        if sides and area < 1:
+            raise ValueError(
+                f"Got min_crop_scale={area} with crop_scales={sides}, expected one of them: choose one kind of crop."
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any augmentation is on."""
+        crop = self.min_crop_scale < 1 or bool(self.crop_scales)
+        return crop or self.horizontal_flip or self.rand_augment_num_ops > 0 or self.random_erasing_prob > 0
+
+    def crop(self, size: tuple[int, int]) -> v2.Transform | None:
+        """The random crop to `size` (height, width), or None."""
+        if self.crop_scales:
+            return MultiScaleCrop(size, self.crop_scales)
+        if self.min_crop_scale == 1:
+            return None
+        return v2.RandomResizedCrop(size, scale=(self.min_crop_scale, 1.0), antialias=True)
+
+    def recolor(self, image_mean: Sequence[float]) -> v2.Transform | None:
+        """RandAugment of uint8 frames, or None. Pixels that move in from outside get the mean color, in [0, 1]."""
+        if self.rand_augment_num_ops <= 0:
+            return None
+        fill = [255 * mean for mean in image_mean]
+        return rand_augment(self.rand_augment_num_ops, self.rand_augment_magnitude, fill)
+
+    def erase(self) -> v2.Transform | None:
+        """Random erasing of normalised frames, or None."""
+        return random_erasing(self.random_erasing_prob) if self.random_erasing_prob > 0 else None

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ..data.clips import VideoClips, _seconds
+from ..data.clips import VideoClips
+from ..data.datasets import segment_of
 from ..models.video_io import decode_video, video_name
 
 
@@ -55,7 +56,7 @@ def sliding_rows(
     """
     clips = []
     for row in rows:
-        first, end = _seconds(row.get("start")), _seconds(row.get("end"))
+        first, end = segment_of(row)
         start = first or 0.0
         metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
         if metadata.duration is None:

@@ -1,7 +1,7 @@
 """Predictions over several views of each video, every video once, whatever the number of processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,47 +10,70 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import default_data_collator
-from transformers.video_utils import VideoMetadata
 
-from ..data.clips import VideoClips, _seconds
+from ..data.clips import to_pixels
+from ..data.datasets import segment_of
+from ..data.frames import FrameSampling
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.video_io import decode_clips
+from ..models.video_processing_lvmae import LVMAEVideoProcessor
 
 
-class VideoViews(VideoClips):
+class VideoViews(Dataset):
     """Several clips of each video: item `i` is temporal view `i % temporal_views` of row `i // temporal_views`.
 
-    An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding, `row` (its number) and `duration` (seconds of
-    the whole row, NaN if unknown).
+    An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding; `row`, the number of its row; and `duration`,
+    seconds of the row's whole video or segment, NaN if unknown.
 
-    With `frame_stride`, temporal views start evenly spread from the video's beginning to its end (one: in the middle). Without
-    it, each view has its frames from one of `temporal_views` equal parts of the video. A video too short for the stride is the same
-    for all views, as in [`VideoClips`]. With a model of 32 frames, equal parts are the paper's multi-crop baseline.
+    With `frame_stride`, the starts of the temporal views are spread evenly from the beginning of the video to its end; a single view
+    lies in the middle. A video too short for the stride gives the same frames to all views, as in [`VideoClips`]. Without a stride,
+    the video is cut into `temporal_views` equal parts, and each view takes its frames from one part: with a model of 32 frames, this
+    is the paper's multi-crop baseline.
 
-    Spatial views are the processor's crop at evenly spread places along the longer side of a frame; one is the processor's own,
-    the middle.
+    A spatial view is the processor's crop, moved along the longer side of the frame; the places are spread evenly. A single view is
+    the processor's own crop, in the middle.
 
     Args:
+        rows: a split of [`load_video_dataset`], not a stream.
+        processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalises.
+        num_frames: frames of a clip.
+        sampling: which frames a view has; by default, frames evenly over its part of the video.
         temporal_views, spatial_views: how many of each; every temporal view is cropped at every place.
-        args, kwargs: as [`VideoClips`].
+        video_column: column of videos.
+        label_column: column of class ids, or several columns; [`predict`] reads it.
 
     Raises:
         ValueError: less than one view.
         VideoReadError: (on access) the video cannot be read; the message names it.
     """
 
-    def __init__(self, *args: Any, temporal_views: int = 1, spatial_views: int = 1, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        processor: LVMAEVideoProcessor,
+        num_frames: int,
+        sampling: FrameSampling | None = None,
+        temporal_views: int = 1,
+        spatial_views: int = 1,
+        video_column: str = "video",
+        label_column: str | Sequence[str] | None = None,
+    ):
         if temporal_views < 1 or spatial_views < 1:
             raise ValueError(
                 f"Got temporal_views={temporal_views} and spatial_views={spatial_views}, expected at least 1 of each: 1 is plain "
                 "evaluation."
             )
+        self.rows = rows
+        self.processor = processor
+        self.num_frames = num_frames
+        self.sampling = sampling or FrameSampling()
         self.temporal_views = temporal_views
         self.spatial_views = spatial_views
+        self.video_column = video_column
+        self.label_column = label_column
 
     def __len__(self) -> int:
         return len(self.rows) * self.temporal_views
@@ -58,43 +81,43 @@ class VideoViews(VideoClips):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, temporal = divmod(index, self.temporal_views)
         row = self.rows[number]
-        count = self.spatial_views
+        start, end = segment_of(row)
         clips = decode_clips(
             row[self.video_column],
-            [partial(self.sample_view, temporal=temporal)] * count,
-            [partial(self.crop_view, spatial=spatial) for spatial in range(count)],
-            start=_seconds(row.get("start")),
-            end=_seconds(row.get("end")),
+            [lambda metadata: self.sample_view(metadata.total_num_frames, temporal)] * self.spatial_views,
+            [partial(self.crop_view, spatial=spatial) for spatial in range(self.spatial_views)],
+            start=start,
+            end=end,
         )
         duration = clips[0][1].duration
         return {
-            "pixel_values_videos": torch.stack([self.make_pixels(clip) for clip, _ in clips]),
+            "pixel_values_videos": torch.stack([to_pixels(clip, self.processor) for clip, _ in clips]),
             "row": number,
             "duration": float("nan") if duration is None else duration,
         }
 
-    def sample_view(self, metadata: VideoMetadata, temporal: int) -> np.ndarray:
-        """Frame numbers of temporal view `temporal`."""
-        total, views = metadata.total_num_frames, self.temporal_views
-        if views == 1:
-            return self.sample_frames(metadata)
-        if self.frame_stride is not None:
-            offsets = np.arange(self.num_frames) * self.frame_stride
+    def sample_view(self, total: int, temporal: int) -> np.ndarray:
+        """Frame numbers (num_frames,) of temporal view `temporal` of a video with `total` frames."""
+        views, stride = self.temporal_views, self.sampling.frame_stride
+        if stride is not None and views > 1:
+            offsets = np.arange(self.num_frames) * stride
             spare = total - 1 - int(offsets[-1])
-            return self.sample_frames(metadata) if spare < 0 else offsets + spare * temporal // (views - 1)
-        first, end = total * temporal // views, total * (temporal + 1) // views
-        part = replace(metadata, total_num_frames=max(end - first, 1))
-        return min(first, total - 1) + self.sample_frames(part)
+            if spare >= 0:
+                return offsets + spare * temporal // (views - 1)
+        elif views > 1:
+            first, end = total * temporal // views, total * (temporal + 1) // views
+            return min(first, total - 1) + self.sampling.sample(max(end - first, 1), self.num_frames)
+        return self.sampling.sample(total, self.num_frames)
 
-    def crop_view(self, frame: torch.Tensor, spatial: int) -> torch.Tensor:
-        """What spatial view `spatial` shows of a frame (C, H, W), of the model's size: the largest region of the crop's shape."""
+    def crop_view(self, frames: torch.Tensor, spatial: int) -> torch.Tensor:
+        """Crop frames (N, C, H, W) at place `spatial` to the largest region of the crop's shape, and resize it to the model's size."""
         if self.spatial_views == 1:
-            return self.processor.fit(frame)
-        height, width = frame.shape[-2:]
+            return self.processor.fit(frames)
+        height, width = frames.shape[-2:]
         ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
         kept = min(height, round(width / ratio)), min(width, round(height * ratio))
         top, left = ((side - part) * spatial // (self.spatial_views - 1) for side, part in zip((height, width), kept))
-        return self.processor.fit(frame[..., top : top + kept[0], left : left + kept[1]])
+        return self.processor.fit(frames[..., top : top + kept[0], left : left + kept[1]])
 
 
 @dataclass

@@ -15,7 +15,7 @@ A video that cannot be read is treated as in training: it ends the run, or anoth
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,6 @@ from .scores import SCORES
 
 
 MANIFEST_NAME = "manifest.json"
-# Of a data set of clips, what does not decide their pixels, or is described apart.
-NOT_PIXELS = {"rows", "processor", "training", "seed", "_epoch", "video_column", "label_column"}
-NOT_PIXELS |= {"num_clips", "on_error", "broken"}
 PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
 PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
 
@@ -42,12 +39,19 @@ Targets = dict[str, torch.Tensor]
 
 
 def describe_clips(clips: VideoClips) -> dict[str, Any]:
-    """What decides the pixels of a data set's clips, as JSON: every setting of [`VideoClips`] and of its processor."""
-    settings = {name: value for name, value in vars(clips).items() if name not in NOT_PIXELS}
+    """Describe all settings that decide the pixels of a data set's clips, as JSON."""
     processor = json.loads(clips.processor.to_json_string())
-    settings["processor"] = {name: processor.get(name) for name in PROCESSING}
-    settings["draws_of_seed"] = clips.seed if clips.draws_clips else None
-    settings["num_clips"] = clips.num_clips if clips.draws_clips else 1
+    settings = {
+        "num_frames": clips.num_frames,
+        **asdict(clips.sampling),
+        "horizontal_flip": clips.augmentation.horizontal_flip,
+        "crop": clips.crop,
+        "recolor": clips.recolor,
+        "erase": clips.erase,
+        "processor": {name: processor.get(name) for name in PROCESSING},
+        "draws_of_seed": clips.seed if clips.draws_clips else None,
+        "num_clips": clips.num_clips if clips.draws_clips else 1,
+    }
     return json.loads(json.dumps(settings, default=repr))
 
 
@@ -77,12 +81,9 @@ def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
     return [video_key(*row) for row in zip(paths.to_pylist(), *times)]
 
 
-class NamedItems(VideoClips):
-    """Clips whose items have `video`, the key of the video that they are of: theirs, or the one in its place."""
-
-    def make_items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        key = video_key(video_name(row[self.video_column]), row.get("start"), row.get("end"))
-        return [{**item, "video": key} for item in super().make_items(row)]
+def shown_key(row: dict[str, Any], video_column: str) -> str:
+    """[`video_key`] of a row. Items carry it, because a row's clip may be of another row's video."""
+    return video_key(video_name(row[video_column]), row.get("start"), row.get("end"))
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class TargetCache:
             )
 
 
-class CachedVideoClips(NamedItems, MaskedVideoClips):
+class CachedVideoClips(MaskedVideoClips):
     """Clips for pre-training with their targets from a cache, and no more of their pixels than the encoder sees.
 
     An item has `visible_tubelets` (V, tubelet_size, C, patch_size, patch_size), uint8, in place of the clip; `code_indices` and
@@ -229,6 +230,9 @@ class CachedVideoClips(NamedItems, MaskedVideoClips):
     def epoch(self) -> int:
         """The epoch whose clips are served; masks are those of the epoch that [`set_epoch`] was told."""
         return super().epoch % self.cache.num_epochs
+
+    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
+        return {**super().make_item(row, clip), "video": shown_key(row, self.video_column)}
 
     def items(self, index: int) -> list[dict[str, Any]]:
         items, epoch = super().items(index), int(self._epoch)

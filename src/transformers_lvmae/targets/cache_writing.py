@@ -13,9 +13,9 @@ from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ..data.clips import MaskedVideoClips, VideoClips
+from ..data.clips import VideoClips
 from .builder import ClipViews, TargetBuilder
-from .cache import MANIFEST_NAME, NamedItems, Targets, describe_clips, fingerprint, list_shards, row_keys
+from .cache import MANIFEST_NAME, Targets, describe_clips, fingerprint, list_shards, row_keys, shown_key
 from .scores import SCORES, compact_scores
 
 
@@ -56,10 +56,13 @@ def make_manifest(
     }
 
 
-class ByteClips(NamedItems):
-    """Clips (T, C, H, W) as bytes: just what [`MaskedVideoClips`] sends, without masks."""
+class ByteClips(VideoClips):
+    """The clips (T, C, H, W), uint8, of [`MaskedVideoClips`] without masks, with `video`, the [`video_key`] of the video shown."""
 
-    processing = MaskedVideoClips.processing
+    as_bytes = True
+
+    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
+        return {**super().make_item(row, clip), "video": shown_key(row, self.video_column)}
 
 
 class TargetMaker:

@@ -107,10 +107,10 @@ def _repeat_first(differences: torch.Tensor, values: torch.Tensor) -> torch.Tens
 
 
 class TokenScore(NamedTuple):
-    """A score's function, and what it is a function of."""
+    """What a score is made from, and its function: (clips, grid_size) for pixels, (noise, grid_size) for noise, None for the tokenizer."""
 
     needs: Literal["tokenizer", "pixels", "noise"]
-    function: Callable[..., torch.Tensor] | None = None
+    function: Any = None
 
 
 SCORES = {
@@ -128,7 +128,6 @@ UNLEARNED = tuple(name for name, score in SCORES.items() if score.function is no
 def score_tokens(name: str, clips: torch.Tensor, grid_size: GridSize, **options: Any) -> torch.Tensor:
     """Scores (B, N) of one of `UNLEARNED`, for clips (B, T, C, H, W) in [0, 1]. `options` are those of the score's function."""
     score = SCORES[name]
-    assert score.function is not None, f"the scores {name!r} are the tokenizer's"
     if score.needs == "noise":
         tokens = grid_size[0] * grid_size[1] * grid_size[2]
         return score.function(torch.rand(clips.shape[0], tokens, device=clips.device), grid_size)

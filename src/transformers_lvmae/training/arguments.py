@@ -1,7 +1,6 @@
-"""Arguments of the three trainers and of the data that their scripts read."""
+"""Arguments of the three trainers, and which model they start from."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -35,87 +34,6 @@ class ModelArguments:
                 f"(it has {sorted(known - {item.name for item in fields(PreTrainedConfig)})})."
             )
         return overrides
-
-
-@dataclass
-class VideoDataArguments:
-    """Which videos, and how clips are taken from them."""
-
-    dataset_name: str = field(
-        metadata={
-            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of them, several of these as "
-            "train=A,validation=B, a folder of save_to_disk, or a dataset id on the Hub."
-        }
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Train on a stream of the dataset, shuffled in a buffer; needs --max_steps."}
-    )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Rows that a stream's shuffling draws from."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
-    video_column: str = field(default="video", metadata={"help": "Column of videos."})
-    label_column: str = field(
-        default="label",
-        metadata={
-            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
-        },
-    )
-    frame_stride: int | None = field(
-        default=None,
-        metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
-    )
-    frame_jitter: bool = field(
-        default=False,
-        metadata={"help": "Take one frame of each equal part of the video: a random one in training, else the middle."},
-    )
-    short_videos: str = field(
-        default="stretch",
-        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
-    )
-    min_crop_scale: float = field(
-        default=1.0,
-        metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
-    )
-    crop_scales: list[float] = field(
-        default_factory=list,
-        metadata={"help": "In training, VideoMAE's crop with these shares of the shorter side: 1 0.875 0.75 0.66."},
-    )
-    horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
-    num_clips: int = field(
-        default=1,
-        metadata={"help": "In training, clips from one decoding of a video; a batch has this many times more clips."},
-    )
-    on_error: str = field(
-        default="skip",
-        metadata={
-            "help": "In training, a video that cannot be read: skip (take another, name it at the end) or raise."
-        },
-    )
-    max_broken_share: float = field(
-        default=0.1, metadata={"help": "End the run when more than this share of the videos tried cannot be read."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
-
-    @property
-    def label_columns(self) -> str | list[str]:
-        """`label_column`, or the list of its parts where it names several."""
-        return self.label_column.split(",") if "," in self.label_column else self.label_column
-
-    def sampling(self) -> dict[str, Any]:
-        """What clips of every split have in common, as keywords of `VideoClips`."""
-        names = ("frame_stride", "frame_jitter", "short_videos", "video_column")
-        return {name: getattr(self, name) for name in names}
-
-    def augmentation(self) -> dict[str, Any]:
-        """What training clips have besides, as keywords of `VideoClips`."""
-        return {name: getattr(self, name) for name in ("min_crop_scale", "crop_scales", "horizontal_flip")}
-
-    def reading(self, output_dir: str | None) -> dict[str, Any]:
-        """How training clips are read, as keywords of `VideoClips`; broken videos are named in the output folder."""
-        options = {name: getattr(self, name) for name in ("num_clips", "on_error", "max_broken_share")}
-        return {**options, "broken_folder": os.path.join(output_dir or ".", "broken_videos")}
 
 
 @dataclass
@@ -304,5 +222,4 @@ __all__ = [
     "LVMAEPreTrainingArguments",
     "ModelArguments",
     "SelectionArguments",
-    "VideoDataArguments",
 ]

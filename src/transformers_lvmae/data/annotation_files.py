@@ -1,0 +1,137 @@
+"""Find and read annotation files; an error names the file and its fault."""
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .annotations import AnnotationError
+
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "validate": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+Files = Mapping[str, list[Path]]
+
+
+def find_annotations(paths: Iterable[str | os.PathLike], patterns: Mapping[str, str]) -> dict[str, list[Path]]:
+    """Sort files by their purpose. A folder among `paths` stands for all files in it and its sub-folders.
+
+    Args:
+        patterns: for each purpose, the regular expression that a file's whole name must match. The first match counts.
+
+    Raises:
+        AnnotationError: a path does not exist, or a file among `paths` matches no pattern.
+    """
+    found: dict[str, list[Path]] = {purpose: [] for purpose in patterns}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise AnnotationError(f"Got annotations {path}, expected a file or folder that exists: correct the path.")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            purpose = next((key for key, pattern in patterns.items() if re.fullmatch(pattern, file.name)), None)
+            if purpose is not None:
+                found[purpose].append(file)
+            elif not path.is_dir():
+                raise AnnotationError(
+                    f"Got annotations {path}, expected a name that matches one of {list(patterns.values())}: give the file its "
+                    "official name."
+                )
+    return found
+
+
+def the_file(files: Files, purpose: str) -> Path:
+    """Return the only file for a purpose; raises AnnotationError for no file or several."""
+    if len(files[purpose]) != 1:
+        raise AnnotationError(
+            f"Got {[str(path) for path in files[purpose]]} for {purpose!r}, expected one file: name the annotation files one by "
+            "one."
+        )
+    return files[purpose][0]
+
+
+def split_files(files: Files) -> dict[str, Path]:
+    """Return the file of each split that has one; raises AnnotationError if no split has a file, or a split has several."""
+    present = {split: the_file(files, split) for split in SPLIT_NAMES.values() if files.get(split)}
+    if not present:
+        expected = [purpose for purpose in files if purpose in SPLIT_NAMES.values()]
+        raise AnnotationError(f"Got no annotations of a split, expected one of {expected}: name the files.")
+    return present
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises AnnotationError if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AnnotationError(f"Got {path}, expected JSON ({error}): download it again.") from error
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read the rows of a csv with a header; raises AnnotationError if a column is missing or there are no rows."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        check_keys(path, reader.fieldnames or [], columns)
+        rows = list(reader)
+    if not rows:
+        raise AnnotationError(f"Got {path} without rows, expected at least one: download it again.")
+    return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file, without empty ones."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def check_keys(path: Path, got: Iterable[str], expected: Sequence[str]) -> None:
+    """Raise AnnotationError if a column or field is missing."""
+    missing = [name for name in expected if name not in set(got)]
+    if missing:
+        raise AnnotationError(
+            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give the official file, or one with these columns: "
+            f"{list(expected)}."
+        )
+
+
+def number_of(path: Path, value: Any, classes: Sequence[str]) -> int:
+    """Read a class number; raises AnnotationError if there is no such class."""
+    if not re.fullmatch(r"\d+", str(value)) or int(value) >= len(classes):
+        raise AnnotationError(
+            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give annotations and class names of the "
+            "same edition."
+        )
+    return int(value)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Add its number to every name that occurs more than once, because `ClassLabel` needs different names."""
+    counts = Counter(names)
+    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names)]
+
+
+def names_by_number(path: Path, numbered: Iterable[tuple[int, str]]) -> list[str]:
+    """Sort class names by their numbers; raises AnnotationError unless the numbers are 0, 1, 2, ..."""
+    classes = sorted(numbered)
+    if [number for number, _ in classes] != list(range(len(classes))):
+        raise AnnotationError(
+            f"Got {path} with gaps in its numbers, expected 0..{len(classes) - 1}: download it again."
+        )
+    return unique_names([name for _, name in classes])
+
+
+def seconds(path: Path, time: str) -> float:
+    """Read a time such as "62.5" or "00:01:02.5" in seconds; raises AnnotationError for another format."""
+    match = re.fullmatch(r"(?:(\d+):(\d+):)?(\d+(?:\.\d*)?)", time)
+    if match is None:
+        raise AnnotationError(f"Got time {time!r} in {path}, expected seconds or HH:MM:SS.SS: correct the row.")
+    hours, minutes, rest = match.groups(default="0")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)

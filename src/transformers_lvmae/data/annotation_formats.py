@@ -1,0 +1,333 @@
+"""Official annotation files of video benchmarks, read into [`Annotations`].
+
+Each benchmark has an entry in `BENCHMARKS`: how its files are named, which `read_*` function reads them, and how many clips and
+classes are published. To add a benchmark, write its `read_*` function and its entry.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .annotation_files import (
+    SPLIT_NAMES,
+    Files,
+    check_keys,
+    find_annotations,
+    names_by_number,
+    number_of,
+    read_json,
+    read_lines,
+    read_table,
+    seconds,
+    split_files,
+    the_file,
+    unique_names,
+)
+from .annotations import AnnotationError, Annotations, ClipAnnotation
+
+
+# The paper adds a second on either side of an element, so that an element of 47 frames becomes 107.
+FINEGYM_MARGIN = 1.0
+
+
+def read_diving48(files: Files) -> Annotations:
+    """Read Diving48: `Diving48_V2_train.json` and `_test.json` (or V1's, without `V2_`), and `Diving48_vocab.json`.
+
+    A clip is a whole video: `start_frame` and `end_frame` count the video's own frames. V2 corrects V1's labels. A class name has
+    take-off, somersaults, twists and position: "Back 15som 05Twis FREE".
+    """
+    classes = [" ".join(words) for words in read_json(the_file(files, "vocabulary"))]
+    splits = {}
+    for split, path in split_files(files).items():
+        clips = read_json(path)
+        for clip in clips:
+            check_keys(path, clip, ["vid_name", "label"])
+        splits[split] = [ClipAnnotation(clip["vid_name"], (number_of(path, clip["label"], classes),)) for clip in clips]
+    return Annotations(splits, {"label": classes})
+
+
+def read_epic_kitchens(files: Files) -> Annotations:
+    """Read EPIC-Kitchens-100: `EPIC_100_train.csv`, `EPIC_100_validation.csv` and the csv files of the verb and noun classes.
+
+    Clips are segments of long videos. The test split was published without labels. The authors' repository has two editions of the
+    classes; where both are given, the second (`EPIC_100_noun_classes_v2.csv`) is read.
+    """
+    classes = {}
+    for name in ("verb", "noun"):
+        purpose = f"{name} classes"
+        newest = [path for path in files[purpose] if path.stem.endswith("_v2")] or files[purpose]
+        path = the_file({purpose: newest}, purpose)
+        classes[name] = names_by_number(path, ((int(row["id"]), row["key"]) for row in read_table(path, ["id", "key"])))
+    columns = ["video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"]
+    splits = {
+        split: [
+            ClipAnnotation(
+                row["video_id"],
+                tuple(number_of(path, row[f"{name}_class"], names) for name, names in classes.items()),
+                seconds(path, row["start_timestamp"]),
+                seconds(path, row["stop_timestamp"]),
+            )
+            for row in read_table(path, columns)
+        ]
+        for split, path in split_files(files).items()
+    }
+    return Annotations(splits, classes)
+
+
+def read_something_something(files: Files) -> Annotations:
+    """Read Something-Something v2: a json file for each split, and one of the labels.
+
+    A clip's label is its template without the brackets: "Holding [something]" becomes "Holding something". The test split was
+    published without labels.
+    """
+    labels = the_file(files, "labels")
+    numbers = {name: int(number) for name, number in read_json(labels).items()}
+    classes = names_by_number(labels, ((number, name) for name, number in numbers.items()))
+    splits: dict[str, list[ClipAnnotation]] = {}
+    for split, path in split_files(files).items():
+        splits[split] = []
+        for clip in read_json(path):
+            check_keys(path, clip, ["id", "template"])
+            name = clip["template"].replace("[", "").replace("]", "")
+            if name not in numbers:
+                raise AnnotationError(
+                    f"Got template {clip['template']!r} in {path}, expected one of the {len(classes)} labels: give the labels of "
+                    "the same edition."
+                )
+            splits[split].append(ClipAnnotation(str(clip["id"]), (numbers[name],)))
+    return Annotations(splits, {"label": classes})
+
+
+def read_kinetics(files: Files) -> Annotations:
+    """Read Kinetics' csv files, with columns label, youtube_id, time_start, time_end and split.
+
+    They are read for trimmed videos named `<youtube_id>_<time_start>_<time_end>`, both times as six digits. Classes are numbered
+    alphabetically.
+    """
+    columns = ["label", "youtube_id", "time_start", "time_end", "split"]
+    rows = [(path, row) for path in files["annotations"] for row in read_table(path, columns)]
+    videos = [
+        f"{row['youtube_id']}_{seconds(path, row['time_start']):06.0f}_{seconds(path, row['time_end']):06.0f}"
+        for path, row in rows
+    ]
+    return _named_classes(rows, videos, ["label"])
+
+
+def read_kinetics_list(files: Files) -> Annotations:
+    """Read Kinetics-710's lists. Each line is a clip: path and class number, separated by a space or a comma.
+
+    Kinetics-710 joins Kinetics-400, 600 and 700, whose lists may be separate files. `label_map_k710.txt` names the classes, one a
+    line; without it, the names are the numbers.
+    """
+    names = read_lines(the_file(files, "names")) if files["names"] else [str(number) for number in range(710)]
+    classes = unique_names(names)
+    splits: dict[str, list[ClipAnnotation]] = {}
+    for split in ("train", "validation"):
+        for path in files[split]:
+            for line in read_lines(path):
+                video, number = _last_word(path, line)
+                splits.setdefault(split, []).append(ClipAnnotation(video, (number_of(path, number, classes),)))
+    return Annotations(splits, {"label": classes})
+
+
+def _last_word(path: Path, line: str) -> tuple[str, str]:
+    """Split a line into a name and a class number."""
+    match = re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
+    if match is None:
+        raise AnnotationError(f"Got line {line!r} in {path}, expected a name and a class number: correct the line.")
+    return match[1], match[2]
+
+
+def read_finegym(files: Files) -> Annotations:
+    """Read FineGym's Gym288, for whole videos named by their YouTube id.
+
+    The files are `gym288_train_element_v1.1.txt`, `gym288_val_element.txt`, `gym288_categories.txt` and
+    `finegym_annotation_info_v1.1.json`. A clip is an element: it starts `FINEGYM_MARGIN` before the element's first stage and ends
+    as long after its last stage. The times of an element count from the start of its event.
+    """
+    classes = _finegym_classes(the_file(files, "categories"))
+    info_path = the_file(files, "times")
+    info = read_json(info_path)
+    splits: dict[str, list[ClipAnnotation]] = {}
+    for split, path in split_files(files).items():
+        splits[split] = []
+        for line in read_lines(path):
+            name, number = _last_word(path, line)
+            match = re.fullmatch(r"(.+)_(E_\d+_\d+)_(A_\d+_\d+)", name)
+            try:
+                video, event_name, element_name = match.groups()  # type: ignore[union-attr]
+                event = info[video][event_name]
+                offset, stages = event["timestamps"][0][0], event["segments"][element_name]["timestamps"]
+            except (AttributeError, KeyError, TypeError) as error:
+                raise AnnotationError(
+                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give both files of the same "
+                    "edition."
+                ) from error
+            start, end = offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[-1][1] + FINEGYM_MARGIN
+            splits[split].append(ClipAnnotation(video, (number_of(path, number, classes),), max(start, 0.0), end))
+    return Annotations(splits, {"label": classes})
+
+
+def _finegym_classes(path: Path) -> list[str]:
+    """Read class names from lines such as "Clabel: 0; set: 1; Glabel: 1; (VT) round-off, ..."."""
+    names = {}
+    for line in read_lines(path):
+        match = re.fullmatch(r"Clabel:\s*(\d+)\s*;.*?(\([A-Z]+\).*)", line)
+        if match is None:
+            raise AnnotationError(
+                f"Got line {line!r} in {path}, expected 'Clabel: <number>; ...; (<EVENT>) <name>': download it again."
+            )
+        names[int(match[1])] = match[2].strip()
+    return names_by_number(path, names.items())
+
+
+def read_csv(files: Files) -> Annotations:
+    """Read csv files of any dataset.
+
+    Their columns are `video` (a path within the videos' folder, or a name), `label`, or `verb` and `noun`, and optionally `start`
+    and `end` (seconds) and `split`. Without a column `split`, the file's name is its split: train.csv, validation.csv, test.csv.
+    Classes are numbered alphabetically.
+    """
+    tables = {path: read_table(path, ["video"]) for path in files["annotations"]}
+    rows = [(path, row) for path, table in tables.items() for row in table]
+    columns = ["verb", "noun"] if rows and {"verb", "noun"} <= rows[0][1].keys() else ["label"]
+    for path, table in tables.items():
+        check_keys(path, table[0], columns)
+    return _named_classes(rows, [row["video"] for _, row in rows], columns)
+
+
+def _named_classes(rows: list[tuple[Path, dict[str, str]]], videos: list[str], columns: list[str]) -> Annotations:
+    """Make annotations of rows that give their classes by name.
+
+    `start` and `end` are read where a row has them. Without `split`, the file's name is the split.
+    """
+    classes = {column: sorted({row[column] for _, row in rows}) for column in columns}
+    numbers = {column: {name: number for number, name in enumerate(names)} for column, names in classes.items()}
+    splits: dict[str, list[ClipAnnotation]] = {}
+    for (path, row), video in zip(rows, videos):
+        split = SPLIT_NAMES.get(row.get("split") or path.stem)
+        if split is None:
+            raise AnnotationError(
+                f"Got split {row.get('split') or path.stem!r} in {path}, expected one of {sorted(SPLIT_NAMES)}: add a column "
+                "'split' or rename the file."
+            )
+        labels = tuple(numbers[column][row[column]] for column in columns)
+        start, end = (seconds(path, row[name]) if row.get(name) else None for name in ("start", "end"))
+        splits.setdefault(split, []).append(ClipAnnotation(video, labels, start, end))
+    return Annotations(splits, classes)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The format of a benchmark's annotations, and its published sizes.
+
+    Args:
+        patterns: for each kind of file, the regular expression that its whole name must match.
+        read: makes [`Annotations`] from these files.
+        sizes: number of clips of each split, one for each edition. Other editions may be complete too, so a different number is
+            reported and is no error.
+        classes: number of classes of each label column.
+    """
+
+    patterns: dict[str, str]
+    read: Callable[[Files], Annotations]
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+
+
+BENCHMARKS = {
+    "diving48": Benchmark(
+        {
+            "train": r"Diving48_(V2_)?train\.json",
+            "test": r"Diving48_(V2_)?test\.json",
+            "vocabulary": r"Diving48_vocab\.json",
+        },
+        read_diving48,
+        {"train": (15_027, 15_943), "test": (1_970, 2_096)},  # V2 and V1
+        {"label": 48},
+    ),
+    "epic_kitchens_100": Benchmark(
+        {
+            "train": r"EPIC_100_train\.csv",
+            "validation": r"EPIC_100_validation\.csv",
+            "verb classes": r"EPIC_100_verb_classes(_v2)?\.csv",
+            "noun classes": r"EPIC_100_noun_classes(_v2)?\.csv",
+        },
+        read_epic_kitchens,
+        {"train": (67_217,), "validation": (9_668,)},  # as Scenic counts them
+        {"verb": 97, "noun": 300},
+    ),
+    "something_something_v2": Benchmark(
+        {
+            "train": r"(something-something-v2-)?train\.json",
+            "validation": r"(something-something-v2-)?validation\.json",
+            "labels": r"(something-something-v2-)?labels\.json",
+        },
+        read_something_something,
+        {"train": (168_913,), "validation": (24_777,)},
+        {"label": 174},
+    ),
+    # The editions of Kinetics that most authors report on.
+    "kinetics400": Benchmark(
+        {"annotations": r".+\.csv"}, read_kinetics, {"train": (246_534,), "validation": (19_906,)}, {"label": 400}
+    ),
+    "kinetics600": Benchmark(
+        {"annotations": r".+\.csv"}, read_kinetics, {"train": (392_622,), "validation": (30_001,)}, {"label": 600}
+    ),
+    "kinetics710": Benchmark(
+        {"names": r"label_map.*\.txt", "train": r".*train.*\.(txt|csv)", "validation": r".*val.*\.(txt|csv)"},
+        read_kinetics_list,
+        {"train": (658_340,), "validation": (66_803,)},
+        {"label": 710},
+    ),
+    "finegym288": Benchmark(
+        {
+            "train": r"gym288_train_element_v1\.1\.txt",
+            "validation": r"gym288_val_element\.txt",
+            "categories": r"gym288_categories\.txt",
+            "times": r"finegym_annotation_info_v1\.1\.json",
+        },
+        read_finegym,
+        {"train": (28_739,), "validation": (9_646,)},  # v1.1; the paper says that validation has about 10 thousand
+        {"label": 288},
+    ),
+    "csv": Benchmark({"annotations": r".+\.csv"}, read_csv),
+}
+
+
+def read_annotations(name: str, paths: Iterable[str | os.PathLike]) -> Annotations:
+    """Read the annotations of the benchmark `name`, a key of `BENCHMARKS`, from its official files or folders that hold them.
+
+    Raises:
+        AnnotationError: an unknown benchmark, or a file that is missing or has another format.
+    """
+    if name not in BENCHMARKS:
+        raise AnnotationError(f"Got benchmark {name!r}, expected one of {sorted(BENCHMARKS)}: choose one of them.")
+    benchmark = BENCHMARKS[name]
+    annotations = benchmark.read(find_annotations(paths, benchmark.patterns))
+    if not any(annotations.splits.values()):
+        patterns = list(benchmark.patterns.values())
+        raise AnnotationError(f"Got no clips of {name}, expected files named {patterns}: give the annotation files.")
+    return annotations
+
+
+def compare_with_known(name: str, annotations: Annotations) -> list[str]:
+    """Say for each split and label column in one sentence whether its size is the published one."""
+    known = BENCHMARKS[name]
+    sizes = [
+        (split, len(clips), "annotated clips", known.sizes.get(split, ()))
+        for split, clips in annotations.splits.items()
+    ]
+    for column, names in annotations.classes.items():
+        sizes.append((column, len(names), "classes", (known.classes[column],) if column in known.classes else ()))
+    return [f"{part}: {got:,} {unit}{_compare(got, published)}" for part, got, unit, published in sizes]
+
+
+def _compare(got: int, published: tuple[int, ...]) -> str:
+    if not published:
+        return ""
+    if got in published:
+        return ", as published"
+    return f", NOT the published {' or '.join(f'{size:,}' for size in published)}"

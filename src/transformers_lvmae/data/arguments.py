@@ -1,0 +1,88 @@
+"""Command-line arguments of the data: which videos, and how clips are taken from them."""
+
+import os
+from dataclasses import dataclass, field
+
+from .clips import VideoReading
+from .frames import FrameSampling
+from .transforms import ClipAugmentation
+
+
+@dataclass
+class VideoDataArguments:
+    """Which videos, and how clips are taken from them."""
+
+    dataset_name: str = field(
+        metadata={
+            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of them, several of these as "
+            "train=A,validation=B, a folder of save_to_disk, or a dataset id on the Hub."
+        }
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Train on a stream of the dataset, shuffled in a buffer; needs --max_steps."}
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Rows that a stream's shuffling draws from."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
+    video_column: str = field(default="video", metadata={"help": "Column of videos."})
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
+        },
+    )
+    frame_stride: int | None = field(
+        default=None,
+        metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
+    )
+    frame_jitter: bool = field(
+        default=False,
+        metadata={"help": "Take one frame of each equal part of the video: a random one in training, else the middle."},
+    )
+    short_videos: str = field(
+        default="stretch",
+        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+    )
+    min_crop_scale: float = field(
+        default=1.0,
+        metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
+    )
+    crop_scales: list[float] = field(
+        default_factory=list,
+        metadata={"help": "In training, VideoMAE's crop with these shares of the shorter side: 1 0.875 0.75 0.66."},
+    )
+    horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
+    num_clips: int = field(
+        default=1,
+        metadata={"help": "In training, clips from one decoding of a video; a batch has this many times more clips."},
+    )
+    on_error: str = field(
+        default="skip",
+        metadata={
+            "help": "In training, a video that cannot be read: skip (take another, name it at the end) or raise."
+        },
+    )
+    max_broken_share: float = field(
+        default=0.1, metadata={"help": "End the run when more than this share of the videos tried cannot be read."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
+
+    @property
+    def label_columns(self) -> str | list[str]:
+        """`label_column`, or the list of its parts where it names several."""
+        return self.label_column.split(",") if "," in self.label_column else self.label_column
+
+    def sampling(self) -> FrameSampling:
+        """Which frames the clips of every split have."""
+        return FrameSampling(self.frame_stride, self.frame_jitter, self.short_videos)
+
+    def augmentation(self) -> ClipAugmentation:
+        """The random changes of training clips."""
+        return ClipAugmentation(self.min_crop_scale, self.crop_scales, self.horizontal_flip)
+
+    def reading(self, output_dir: str | None) -> VideoReading:
+        """How training videos are read. Broken ones are written down in `broken_videos` in the output folder."""
+        folder = os.path.join(output_dir or ".", "broken_videos")
+        return VideoReading(self.num_clips, self.on_error, self.max_broken_share, folder, self.video_column)
