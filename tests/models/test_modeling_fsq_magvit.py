@@ -11,12 +11,11 @@ from builders import initialise_again, tiny_tokenizer_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
-from vector_quantize_pytorch import FSQ
 
 from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+from transformers_lvmae.models.fsq import codes_to_indices
 from transformers_lvmae.models.masking import adaptive_decoder_mask, topk_mask
 from transformers_lvmae.models.modeling_fsq_magvit import (
-    FiniteScalarQuantizer,
     FSQMagViTTokenScorer,
     depth_to_space,
     pad_last,
@@ -24,8 +23,6 @@ from transformers_lvmae.models.modeling_fsq_magvit import (
 )
 
 
-EVEN, ODD, MIXED = (8, 8, 8, 8, 8, 8), (5, 7, 3), (8, 6, 5, 4, 7)
-every_levels = pytest.mark.parametrize("levels", [EVEN, ODD, MIXED], ids=["even", "odd", "mixed"])
 # A floor under the root keeps its gradient finite: nothing that stands still scores lower.
 STILL = math.sqrt(1e-6)
 # Both layouts at tiny width: MAGVIT's, which halves time inside, and the default, whose stem folds it.
@@ -59,90 +56,6 @@ def encode(model, clip):
 @torch.no_grad()
 def forward(model, clip, **kwargs):
     return model(clip, **kwargs)
-
-
-# Finite scalar quantisation
-
-
-@every_levels
-def test_codes_indices_and_gradients_are_vector_quantize_pytorchs(levels):
-    latents = (3 * torch.randn(4, 500, len(levels))).requires_grad_()
-    ours, theirs = FiniteScalarQuantizer(levels), FSQ(list(levels))
-    codes = ours(latents)
-    expected, indices = theirs(latents)
-    assert torch.equal(ours.codes_to_indices(codes), indices.long())
-    # Theirs rounds as z + (round(z) - z), one unit in the last place from the code itself; both code books are the same.
-    torch.testing.assert_close(codes, expected, atol=1e-6, rtol=0)
-    everything = torch.arange(math.prod(levels))
-    torch.testing.assert_close(
-        ours.indices_to_codes(everything), theirs.indices_to_codes(everything), atol=1e-6, rtol=0
-    )
-    weights = torch.randn_like(codes)
-    (gradient,) = torch.autograd.grad(codes, latents, weights)
-    (expected_gradient,) = torch.autograd.grad(expected, latents, weights)
-    torch.testing.assert_close(gradient, expected_gradient)
-
-
-@every_levels
-def test_bounded_latents_are_what_is_rounded_to_codes(levels):
-    quantizer, latents = FiniteScalarQuantizer(levels), 3 * torch.randn(500, len(levels))
-    bounded, half = quantizer.bounded_latents(latents), torch.tensor(levels) // 2
-    assert torch.equal((bounded * half).round() / half, quantizer(latents))
-    assert bounded.abs().max() <= 1 + 1e-3
-    assert not torch.equal(bounded, quantizer(latents))
-    assert quantizer.bounded_latents(latents.bfloat16()).dtype == torch.float32
-
-
-@every_levels
-def test_the_quantizer_s_constants_are_in_no_checkpoint_and_survive_half_precision(levels):
-    quantizer, latents = FiniteScalarQuantizer(levels), 3 * torch.randn(500, len(levels))
-    codes = quantizer(latents)
-    assert quantizer.state_dict() == {}
-    assert torch.equal(quantizer.bfloat16()(latents), codes)
-
-
-@every_levels
-def test_zero_is_the_code_zero(levels):
-    quantizer = FiniteScalarQuantizer(levels)
-    codes = quantizer(torch.zeros(1, len(levels)))
-    assert torch.equal(codes, torch.zeros(1, len(levels)))
-    middle = sum(level // 2 * math.prod(levels[:number]) for number, level in enumerate(levels))
-    assert quantizer.codes_to_indices(codes).item() == middle
-
-
-@every_levels
-def test_every_index_is_one_code_and_back(levels):
-    quantizer = FiniteScalarQuantizer(levels)
-    indices = torch.arange(math.prod(levels))
-    codes = quantizer.indices_to_codes(indices)
-    assert torch.equal(quantizer.codes_to_indices(codes), indices)
-    quantised = quantizer(3 * torch.randn(1000, len(levels)))
-    assert torch.equal(quantizer.indices_to_codes(quantizer.codes_to_indices(quantised)), quantised)
-
-
-@every_levels
-def test_the_largest_latents_take_the_outermost_codes(levels):
-    codes = FiniteScalarQuantizer(levels)(torch.tensor([[-1e6], [1e6]]).expand(2, len(levels)))
-    assert codes[0].tolist() == [-1.0] * len(levels)
-    torch.testing.assert_close(codes[1], torch.tensor([(level - 1) // 2 / (level // 2) for level in levels]))
-
-
-def test_the_gradient_is_that_of_the_bound_values():
-    quantizer = FiniteScalarQuantizer(MIXED)
-    latents = torch.randn(10, len(MIXED), requires_grad=True)
-    (gradient,) = torch.autograd.grad(quantizer(latents).sum(), latents)
-    (expected,) = torch.autograd.grad((quantizer.bound(latents) / torch.tensor([4, 3, 2, 2, 3])).sum(), latents)
-    torch.testing.assert_close(gradient, expected)
-    assert gradient.gt(0).all()
-
-
-def test_quantising_stays_in_float32():
-    quantizer, latents = FiniteScalarQuantizer(EVEN), torch.randn(100, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer(latents), quantizer(latents.clone()))
-        inside = quantizer(latents)
-    assert torch.equal(inside, quantizer(latents))
-    assert torch.equal(quantizer(latents.bfloat16()), quantizer(latents.bfloat16().float()))
 
 
 # Windows
@@ -309,7 +222,7 @@ def test_dropped_tokens_are_zero_before_quantisation(keep_ratio):
     clip = random_clip(8)
     outputs, encoded = forward(model, clip, keep_ratio=keep_ratio), encode(model, clip)
     kept = outputs.bool_kept_pos
-    zero = model.quantizer.codes_to_indices(torch.zeros(3))
+    zero = codes_to_indices(torch.zeros(3), model.config.levels)
     assert torch.equal(outputs.code_indices, torch.where(kept, encoded.code_indices, zero))
     with torch.no_grad():
         torch.testing.assert_close(model.decode(encoded.codes * kept.unsqueeze(-1)), outputs.reconstruction)

@@ -1,4 +1,4 @@
-"""Bytes, codes and scores on their way to the models, against the processor, the quantiser and plain sorting."""
+"""Bytes, and scores on their way to the models, against the processor and plain sorting."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ import torch
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import processor_for
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets
-from transformers_lvmae.models.modeling_fsq_magvit import FiniteScalarQuantizer
-from transformers_lvmae.targets.pixels import PixelScale, compact_scores, indices_to_codes
+from transformers_lvmae.targets.pixels import PixelScale, compact_scores
 
 
 CONFIG = LVMAEConfig(image_size=32, patch_size=8, num_frames=8)
@@ -42,15 +41,6 @@ def test_restored_pixels_are_the_frames(clip, options):
 def test_pixels_without_a_processor_are_refused():
     with pytest.raises(ValueError, match=r"Got no processing_class, expected .*: pass LVMAEVideoProcessor"):
         PixelScale(None)
-
-
-@pytest.mark.parametrize("levels", [(8, 8, 8, 8, 8, 8), (8, 5, 5), (7, 6, 3), (3,), (9, 4)])
-def test_indices_give_the_quantiser_s_codes_bit_for_bit(levels):
-    quantizer = FiniteScalarQuantizer(levels)
-    codes = quantizer(torch.randn(4, 500, len(levels)) * 3)
-    indices = quantizer.codes_to_indices(codes)
-    for kind in (torch.int64, torch.int32):
-        assert torch.equal(indices_to_codes(indices.to(kind), levels), codes)
 
 
 def test_compact_scores_keep_the_order_and_do_not_change_again():

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, maybe_autocast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_fsq_magvit import FSQMagViTConfig
+from .fsq import FiniteScalarQuantizer, codes_to_indices
 from .masking import perturbed_topk_mask, sparse_topk_mask, straight_through, topk_mask
 
 
@@ -59,58 +60,6 @@ class FSQMagViTOutput(ModelOutput):
     importance_scores: torch.Tensor | None = None
     bool_kept_pos: torch.Tensor | None = None
     code_indices: torch.Tensor | None = None
-
-
-class FiniteScalarQuantizer(nn.Module):
-    """FSQ (Mentzer et al. 2024): bound each channel, round it. No parameters, no auxiliary loss, always in float32.
-
-    A channel of L levels takes the integers -(L // 2) .. (L - 1) // 2, divided by L // 2.
-    """
-
-    level_counts: torch.Tensor
-    basis: torch.Tensor
-
-    def __init__(self, levels: tuple[int, ...]):
-        super().__init__()
-        self.levels = tuple(levels)
-        # On the model's device once: made from Python numbers in every step, they would have an accelerator wait in every step.
-        self.register_buffer("level_counts", torch.empty(len(self.levels), dtype=torch.int64), persistent=False)
-        self.register_buffer("basis", torch.empty(len(self.levels), dtype=torch.int64), persistent=False)
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Set the buffers, which are in no checkpoint: loading leaves them uninitialised."""
-        basis = [math.prod(self.levels[:number]) for number in range(len(self.levels))]
-        init.copy_(self.level_counts, torch.tensor(self.levels))
-        init.copy_(self.basis, torch.tensor(basis))
-
-    def bound(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., len(levels)) -> values just inside or on the outermost integers; 0 goes to 0, for even levels too."""
-        levels = self.level_counts.float()
-        half_range = (levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0)
-        return (latents + (offset / half_range).atanh()).tanh() * half_range - offset
-
-    def bounded_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """What is rounded to codes, on their scale: (..., len(levels)) -> float32 of the same shape, in [-1, 1] to within 1e-3 and
-        at most half a level from the code."""
-        with maybe_autocast(device_type=latents.device.type, enabled=False):
-            return self.bound(latents.float()) / (self.level_counts // 2)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., len(levels)) -> codes of the same shape in [-1, 1], with a straight-through gradient."""
-        with maybe_autocast(device_type=latents.device.type, enabled=False):
-            bounded = self.bound(latents.float())
-            return straight_through(bounded.detach().round(), bounded) / (self.level_counts // 2)
-
-    def codes_to_indices(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., len(levels)) -> int64 (...), the first channel least significant."""
-        return (((codes.float() + 1) * (self.level_counts // 2)).round().long() * self.basis).sum(dim=-1)
-
-    def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
-        """The inverse: int64 (...) -> float32 codes (..., len(levels))."""
-        half_width = self.level_counts // 2
-        return (indices.unsqueeze(-1) // self.basis % self.level_counts - half_width) / half_width
 
 
 def conv3x3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv3d:
@@ -281,8 +230,6 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv3d):
             # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        if isinstance(module, FiniteScalarQuantizer):
-            module.reset_buffers()
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):
@@ -372,7 +319,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         return FSQMagViTEncoderOutput(
             latents=all_latents,
             codes=codes,
-            code_indices=self.quantizer.codes_to_indices(codes),
+            code_indices=codes_to_indices(codes, self.config.levels),
             importance_scores=torch.cat(scores, dim=1)[:, :slots].flatten(1),
         )
 
@@ -449,7 +396,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             reconstruction=reconstruction,
             importance_scores=per_clip(scores),
             bool_kept_pos=per_clip(mask.detach() > 0),
-            code_indices=per_clip(self.quantizer.codes_to_indices(codes)),
+            code_indices=per_clip(codes_to_indices(codes, self.config.levels)),
         )
 
     def token_mask(

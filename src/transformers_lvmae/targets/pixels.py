@@ -4,7 +4,6 @@ Pure functions of tensors. Training on the fly and a target cache both go throug
 moves numbers to the device on its own, so that no step waits for that.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,17 +70,3 @@ def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
     scores = importance_scores.float()
     low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
     return ((scores - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).half()
-
-
-def indices_to_codes(indices: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Integers (...) -> float32 codes (..., len(levels)) in [-1, 1], exactly those that the tokenizer rounded to.
-
-    The first channel is the least significant, as in `FiniteScalarQuantizer`.
-    """
-    channels, rest = [], indices.long()
-    for level in levels:
-        # Not divided by a Python number: a GPU would multiply by the reciprocal, and be off by a bit.
-        half_width = torch.full((), level // 2, device=indices.device)
-        channels.append((rest % level - level // 2) / half_width)
-        rest = rest // level
-    return torch.stack(channels, dim=-1)

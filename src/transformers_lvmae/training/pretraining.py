@@ -9,8 +9,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import default_data_collator
 
+from ..models.fsq import indices_to_codes
 from ..models.masking import adaptive_decoder_mask, topk_mask, uniform_decoder_mask
-from ..targets.pixels import PixelScale, compact_scores, indices_to_codes, tokenizer_view
+from ..targets.pixels import PixelScale, compact_scores, tokenizer_view
 from ..targets.scores import FlowEstimator, everest, flow_estimator, frame_difference, optical_flow
 from .arguments import LVMAEPreTrainingArguments
 from .base import VideoTrainer

@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import EvalPrediction, logging
 
+from ..models.fsq import level_histograms, level_statistics
 from ..models.masking import first_slot_and_topk_mask
 from .arguments import FSQMagViTTrainingArguments
 from .averaging import AveragingTrainer
@@ -218,28 +219,8 @@ class FSQMagViTTrainer(AveragingTrainer):
         levels = self.accelerator.unwrap_model(self.model).config.levels
         return {
             **{name: float(np.mean(values)) for name, values in zip(self._metric_names, metrics)},
-            **level_statistics(histograms.sum(axis=0), levels),
+            **level_statistics(torch.from_numpy(histograms.sum(axis=0)), levels),
         }
-
-
-def level_histograms(code_indices: torch.Tensor, levels: list[int] | tuple[int, ...]) -> torch.Tensor:
-    """How often each FSQ channel takes each of its levels: int64 (B, N) -> int64 (B, len(levels), max(levels))."""
-    histograms = []
-    for level in levels:
-        digits = code_indices % level
-        histograms.append(torch.stack([(digits == digit).sum(dim=1) for digit in range(max(levels))], dim=1))
-        code_indices = code_indices // level
-    return torch.stack(histograms, dim=1)
-
-
-def level_statistics(histogram: np.ndarray, levels: list[int] | tuple[int, ...]) -> dict[str, float]:
-    """Share of the levels that occur, and their entropy in bits, for each channel of a histogram (channels, levels)."""
-    statistics = {}
-    for channel, (counts, level) in enumerate(zip(histogram, levels)):
-        shares = counts[counts > 0] / counts.sum()
-        statistics[f"level_usage_{channel}"] = len(shares) / level
-        statistics[f"level_entropy_{channel}"] = float(-(shares * np.log2(shares)).sum())
-    return statistics
 
 
 __all__ = ["FSQMagViTTrainer"]
