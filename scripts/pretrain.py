@@ -41,7 +41,7 @@ class PreTrainingModelArguments(ModelArguments):
             "help": "Folder of scripts/cache_targets.py; a tokenizer given besides is only compared with the cache's."
         },
     )
-    encoder_mask: str | None = field(default=None, metadata={"help": "tube, random or running_cell."})
+    encoder_mask: str | None = field(default=None, metadata={"help": "tube or random."})
     decoder_mask: str | None = field(
         default=None,
         metadata={"help": "none, random, uniform, motion, flow, everest, adaptive or adaptive_random."},
