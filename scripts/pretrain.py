@@ -48,7 +48,7 @@ class PreTrainingModelArguments(ModelArguments):
             "help": "Folder of scripts/cache_targets.py; a tokenizer given besides is only compared with the cache's."
         },
     )
-    encoder_mask: str | None = field(default=None, metadata={"help": "tube, random or running_cell."})
+    encoder_mask: str | None = field(default=None, metadata={"help": "tube or random."})
     decoder_mask: str | None = field(
         default=None,
         metadata={"help": f"What chooses the tokens that are decoded: {', '.join(DECODER_MASKS)}."},

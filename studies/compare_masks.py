@@ -189,7 +189,7 @@ def refusals(rows: Dataset, folder: str) -> dict[str, Callable[[], Any]]:
         "RAFT's weights, another mask than flow": lambda: first_step(
             {"decoder_mask": "everest"}, arguments={"raft_weights": "raft.pth"}
         ),
-        "a running cell of another name": lambda: LVMAEConfig(encoder_mask="running_cells"),  # type: ignore[arg-type]
+        "an encoder mask of another name": lambda: LVMAEConfig(encoder_mask="tubes"),  # type: ignore[arg-type]
     }
 
 

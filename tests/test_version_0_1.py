@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import FIXTURES, SCRIPTS
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
 
 import transformers_lvmae  # noqa: F401  registers the Auto classes
 from transformers_lvmae.models.fsq import indices_to_codes
+from transformers_lvmae.targets.cache import TargetCache
 
 
 WRITTEN = FIXTURES / "version_0_1"
@@ -86,6 +88,25 @@ def test_the_classifier_and_the_adapter_give_the_same_logits(outputs):
     torch.testing.assert_close(adapted(clip).logits, outputs["adapter_logits"], rtol=1e-4, atol=1e-5)
 
 
+def test_the_tokenizer_s_fingerprint_is_the_one_in_its_cache_after_saving_it_again_too(tmp_path):
+    tokenizer = AutoModel.from_pretrained(WRITTEN / "tokenizer/checkpoint-2")
+    cache = TargetCache(WRITTEN / "targets" / "train")
+    cache.check_tokenizer(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    cache.check_tokenizer(AutoModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("topk_kind", "sparse"), ("first_slot_score", "copy_next"), ("topk_straight_through", False)]
+)
+def test_a_tokenizer_that_needs_what_was_deleted_is_refused(field, value, tmp_path):
+    fields = json.loads((WRITTEN / "tokenizer/checkpoint-2/config.json").read_text())
+    assert {"topk_kind", "first_slot_score", "topk_straight_through", "topk_regularization"} <= set(fields)
+    (tmp_path / "config.json").write_text(json.dumps({**fields, field: value}))
+    with pytest.raises(StrictDataclassClassValidationError, match=f"Got {field}={value!r}, expected .*: train a new"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
 def resume(stage: str, script: str, folder: Path, *options: str) -> list[float]:
     """Go on from the checkpoint of step 2 to step 4; returns the losses of all steps."""
     shutil.copytree(WRITTEN / stage, folder / stage)
@@ -111,7 +132,7 @@ def test_a_tokenizer_s_run_goes_on_with_its_discriminator_and_averages(tmp_path)
     options = ["--perceptual_weight", "0", "--config_overrides", json.dumps(TOKENIZER), "--ema_decay", "0.9"]
     options += ["--adversarial_weight", "0.1", "--discriminator_channels", "2", "--discriminator_multipliers", "2", "4"]
     losses = resume("tokenizer", "train_tokenizer.py", tmp_path, *options)
-    # Version 0.1 trained its discriminator with LeCAM besides, which moves the fourth loss.
+    # Version 0.1 trained its discriminator with LeCAM too, whose two averages its file holds and whose term moves the fourth loss.
     expected = json.loads((WRITTEN / "losses.json").read_text())["tokenizer"]
     assert losses[:3] == pytest.approx(expected[:3], rel=1e-5)
     assert losses[3] == pytest.approx(expected[3], rel=1e-2)

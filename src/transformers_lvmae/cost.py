@@ -357,7 +357,7 @@ def tokenizer_cost(config: FSQMagViTConfig, batch_size: int = 1, training: bool 
         flops = 3 * sum(conv.flops for conv in blocks + scorer) - encoder[0].flops - scorer[0].flops
         pixels = frames * config.num_channels * prod(config.frame_size)
         saved = 4 * (sum(conv.kept for conv in blocks + scorer) + 2 * pixels)
-        saved += 5 * config.topk_num_samples * encoder[-1].voxels if config.topk_kind == "perturbed" else 0
+        saved += 5 * config.topk_num_samples * encoder[-1].voxels
         working, clip_frames = 4 * 4 * largest, frames
     else:
         windows = -(-config.num_frames // frames)

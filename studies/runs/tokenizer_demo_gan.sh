@@ -20,4 +20,4 @@ train() {  # name, options of the adversarial term
 }
 train plain
 train adversarial --adversarial_weight 0.02 --adversarial_start_step 800 --discriminator_channels 8 \
-    --discriminator_multipliers 2 4 4 --discriminator_learning_rate 3e-4 --lecam_weight 0.001
+    --discriminator_multipliers 2 4 4 --discriminator_learning_rate 3e-4

@@ -235,7 +235,7 @@ def test_scores_alone_leave_the_clips_whole_and_choose_as_on_the_fly(kind, rows,
     ("fields", "keys"),
     [
         ({"target_type": "levels"}, {"visible_tubelets", "target_codes"}),
-        ({"target_type": "levels", "encoder_mask": "running_cell"}, {"visible_tubelets", "target_codes"}),
+        ({"target_type": "levels", "encoder_mask": "random"}, {"visible_tubelets", "target_codes"}),
         ({"decoder_mask": "uniform"}, {"visible_tubelets", "target_codes"}),
         ({"decoder_mask": "random"}, {"visible_tubelets", "target_codes"}),
         ({"target_type": "pixels"}, {"pixel_values_videos"}),
@@ -338,7 +338,7 @@ def test_other_sizes_frames_videos_models_and_tokenizers_are_refused(rows, cache
     torch.manual_seed(1)
     with pytest.raises(ValueError, match=r"with the tokenizer's weights: .*, expected .*: run"):
         cache.check_tokenizer(FSQMagViTModel(TOKENIZER))
-    changed = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "first_slot_score": "copy_next"}))
+    changed = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "keep_ratio": 0.5}))
     with pytest.raises(ValueError, match=r"with the tokenizer's config: .*, expected"):
         cache.check_tokenizer(changed)
     with pytest.raises(ValueError, match=r"with levels: \[8, 8, 8, 8, 8, 8\], expected \[8, 5\]"):

@@ -15,7 +15,7 @@ from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import (
     adaptive_decoder_mask,
-    running_cell_mask,
+    random_token_mask,
     split_tubelets,
     topk_mask,
 )
@@ -185,7 +185,7 @@ def test_raft_weights_reach_the_estimator(splits, tmp_path):
 
 def test_the_encoder_s_mask_is_the_config_s(splits):
     processor = processor_for(MODEL)
-    for kind in ("tube", "random", "running_cell"):
+    for kind in ("tube", "random"):
         clips = MaskedVideoClips(
             splits["train"], processor, 8, grid_size=MODEL.grid_size, mask_ratio=0.75, encoder_mask=kind
         )
@@ -207,14 +207,14 @@ def compare_masks():
     return load_script("compare_masks")
 
 
-SUBSET = ["--decoder_mask", "adaptive_random", "uniform", "--encoder_mask", "running_cell", "--steps", "1"]
+SUBSET = ["--decoder_mask", "adaptive_random", "uniform", "--encoder_mask", "random", "--steps", "1"]
 SUBSET += ["--target_type", "latents", "levels", "pixels"]
 
 
 def test_combinations_pass_their_checks_and_senseless_ones_are_refused(compare_masks, tmp_path, capsys):
     compare_masks.main([str(CLIPS), "--output", str(tmp_path / "masks.md"), *SUBSET])
     text = (tmp_path / "masks.md").read_text()
-    assert "| adaptive_random | running_cell | 16 | 18 |" in text
+    assert "| adaptive_random | random | 16 | 18 |" in text
     assert text.count("expected") == 7
     assert "6 combinations, 0 faults" in capsys.readouterr().out
 
@@ -285,15 +285,15 @@ def test_the_script_hands_the_options_to_model_clips_and_trainer(tmp_path, monke
     options = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--tokenizer", str(tmp_path / "tokenizer")]
     options += ["--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none", "--model_size", "small"]
     options += ["--config_overrides", json.dumps({**overrides, "num_attention_heads": 4, "num_hidden_layers": 1})]
-    options += ["--encoder_mask", "running_cell", "--decoder_mask", "everest", "--target_type", "latents"]
+    options += ["--encoder_mask", "random", "--decoder_mask", "everest", "--target_type", "latents"]
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *options])
     script, made = load_script("pretrain"), []
     monkeypatch.setattr(script, "train_and_save", lambda trainer, **facts: made.append(trainer))
     script.main()
     (trainer,) = made
     config = trainer.model.config
-    assert (config.encoder_mask, config.decoder_mask, config.target_type) == ("running_cell", "everest", "latents")
+    assert (config.encoder_mask, config.decoder_mask, config.target_type) == ("random", "everest", "latents")
     assert tuple(config.levels) == tuple(TOKENIZER.levels)
     for clips in (trainer.train_dataset, trainer.eval_dataset):
-        assert clips.draw_mask is running_cell_mask
+        assert clips.draw_mask is random_token_mask
     assert any(isinstance(callback, PredictionPictures) for callback in trainer.callback_handler.callbacks)

@@ -15,7 +15,6 @@ from transformers_lvmae.training.tokenizer_losses import (
     discriminator_loss,
     generator_loss,
     halve,
-    lecam_penalty,
     r1_penalty,
 )
 
@@ -118,35 +117,13 @@ def test_r1_and_its_gradient_are_finite_differences():
         assert weight.grad[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-9)
 
 
-def test_lecam_is_the_written_out_formula():
-    real, fake = torch.tensor([1.0, -2.0, 0.3]), torch.tensor([0.5, -1.0, 2.0])
-    average_real, average_fake = torch.tensor(0.4), torch.tensor(-0.2)
-    first = sum(max(value - -0.2, 0) ** 2 for value in real.tolist()) / 3
-    second = sum(max(0.4 - value, 0) ** 2 for value in fake.tolist()) / 3
-    assert lecam_penalty(real, fake, average_real, average_fake).item() == pytest.approx(first + second)
-
-
-def test_lecam_s_averages_follow_the_logits():
-    losses = AdversarialLoss(tiny_discriminator(), lecam_weight=1.0, lecam_decay=0.9)
-    expected = 0.0
-    for value in (1.0, 3.0, -2.0):
-        losses.update_averages(torch.tensor(value), torch.tensor(-value))
-        expected = 0.9 * expected + 0.1 * value
-    assert losses.average_real.item() == pytest.approx(expected)
-    assert losses.average_fake.item() == pytest.approx(-expected)
-    assert {"average_real", "average_fake"} <= set(losses.state_dict())
-
-
 def test_the_discriminator_s_loss_is_the_sum_of_its_weighted_parts():
-    losses = AdversarialLoss(tiny_discriminator(), r1_weight=10.0, lecam_weight=0.5)
-    losses.update_averages(torch.tensor(500.0), torch.tensor(-900.0))
+    losses = AdversarialLoss(tiny_discriminator(), r1_weight=10.0)
     real, fake = torch.rand(2, 4, 3, 8, 8), torch.rand(2, 4, 3, 8, 8, requires_grad=True)
     parts = losses(real, fake)
     real_logits, fake_logits = losses.discriminator(real), losses.discriminator(fake)
-    averages = losses.average_real, losses.average_fake
     torch.testing.assert_close(parts["discriminator_loss"], discriminator_loss(real_logits, fake_logits).detach())
-    torch.testing.assert_close(parts["lecam_penalty"], lecam_penalty(real_logits, fake_logits, *averages).detach())
-    expected = parts["discriminator_loss"] + 10 * parts["r1_penalty"] + 0.5 * parts["lecam_penalty"]
+    expected = parts["discriminator_loss"] + 10 * parts["r1_penalty"]
     torch.testing.assert_close(parts["loss"].detach(), expected)
     torch.testing.assert_close(parts["real_logits"], real_logits.mean().detach())
     parts["loss"].backward()
@@ -155,7 +132,7 @@ def test_the_discriminator_s_loss_is_the_sum_of_its_weighted_parts():
     assert all(parameter.grad is not None for parameter in losses.parameters())
     plain = AdversarialLoss(losses.discriminator, r1_weight=0.0)(real, fake)
     torch.testing.assert_close(plain["loss"], discriminator_loss(real_logits, fake_logits))
-    assert not {"r1_penalty", "lecam_penalty"} & set(plain)
+    assert "r1_penalty" not in plain
 
 
 def test_the_generator_s_loss_has_the_right_gradient_and_leaves_the_discriminator_alone():

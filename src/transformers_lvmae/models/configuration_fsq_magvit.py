@@ -35,20 +35,14 @@ class FSQMagViTConfig(PreTrainedConfig):
             before the first convolution (space to depth), and unfolded after the last. (1, 1, 1), nothing folded, is MAGVIT's.
         levels (`tuple[int]`, defaults to six times 8): FSQ levels; 8 ** 6 = 2 ** 18 codes, the size the paper found best.
         scorer_hidden_size (`int`, defaults to 64): channels of the token scorer's features.
-        first_slot_score (`"previous_window"` or `"copy_next"`, defaults to `"previous_window"`): what a window's first slot
-            is compared with in `encode`: the last slot of the window before, or nothing, so that it takes the score of the
-            slot after it (EVEREST's rule). A clip's very first slot always takes the score of the second.
         keep_ratio (`float`, defaults to 0.375): share of a window's tokens that the top-k keeps (the paper's 768 of what
             were most likely 2,048); in training the first slot is kept besides.
         min_keep_ratio (`float`, *optional*): in training, each window's share is drawn evenly from here up to `keep_ratio`,
             so that one tokenizer serves a range of budgets; without it, it is always `keep_ratio`.
         unmasked_clip_ratio (`float`, defaults to 0): share of the training windows whose mask is lifted. The MAE is trained
             on codes of unmasked clips, which a tokenizer that never saw one codes less well.
-        topk_kind (`"perturbed"` or `"sparse"`, defaults to `"perturbed"`): the differentiable top-k.
-        topk_straight_through (`bool`, defaults to `True`): hard mask forward, soft gradient; otherwise soft both ways.
-        topk_sigma (`float`, defaults to 0.05): noise of the perturbed kind, on scores scaled to [0, 1].
-        topk_num_samples (`int`, defaults to 64): samples of the perturbed kind.
-        topk_regularization (`float`, defaults to 0.1): smoothness of the sparse kind.
+        topk_sigma (`float`, defaults to 0.05): noise of the perturbed top-k, on scores scaled to [0, 1].
+        topk_num_samples (`int`, defaults to 64): samples of the perturbed top-k.
     """
 
     model_type = "fsq_magvit"
@@ -67,15 +61,11 @@ class FSQMagViTConfig(PreTrainedConfig):
     stem_patch_size: list[int] | tuple[int, int, int] = (2, 4, 4)
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
     scorer_hidden_size: int = 64
-    first_slot_score: Literal["previous_window", "copy_next"] = "previous_window"
     keep_ratio: float | int = 0.375
     min_keep_ratio: float | int | None = None
     unmasked_clip_ratio: float | int = 0.0
-    topk_kind: Literal["perturbed", "sparse"] = "perturbed"
-    topk_straight_through: bool = True
     topk_sigma: float | int = 0.05
     topk_num_samples: int = 64
-    topk_regularization: float | int = 0.1
 
     @classmethod
     def from_size(
@@ -176,13 +166,26 @@ class FSQMagViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got pixel_std={self.pixel_std}, expected a positive number: give that of pixels in [0, 1]."
             )
-        if self.topk_num_samples < 2 or self.topk_sigma <= 0 or self.topk_regularization <= 0:
+        if self.topk_num_samples < 2 or self.topk_sigma <= 0:
             raise ValueError(
-                f"Got topk_num_samples={self.topk_num_samples}, topk_sigma={self.topk_sigma} and topk_regularization="
-                f"{self.topk_regularization}, expected at least 2 samples and positive numbers: raise them."
+                f"Got topk_num_samples={self.topk_num_samples} and topk_sigma={self.topk_sigma}, expected at least 2 samples "
+                "and a positive sigma: raise them."
             )
+        for name, expected in DELETED_FIELDS.items():
+            if getattr(self, name, expected) != expected:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)!r}, expected {expected!r}, the only choice that is left: train a new "
+                    "tokenizer, or use this one with version 0.1."
+                )
 
 
+# Fields of version 0.1 and the one value of each that is still supported. A config that is read from a file of version 0.1 keeps
+# them as attributes, so that the tokenizer's fingerprint in a target cache stays the same.
+DELETED_FIELDS: dict[str, Any] = {
+    "first_slot_score": "previous_window",
+    "topk_kind": "perturbed",
+    "topk_straight_through": True,
+}
 MAGVIT_LAYOUT: dict[str, Any] = {
     "channel_multipliers": (1, 2, 2, 4),
     "temporal_downsample": (True, False, False),

@@ -65,8 +65,7 @@ class LVMAEConfig(PreTrainedConfig):
         encoder_mask (`str`, defaults to `"tube"`): what hides them; every kind hides the same number.
 
             - `"tube"`: the same random cells in every time slot (VideoMAE, the paper);
-            - `"random"`: random tokens of the whole clip;
-            - `"running_cell"`: VideoMAE V2's running cells.
+            - `"random"`: random tokens of the whole clip.
         decoder_mask (`str`, defaults to `"adaptive_random"`): what chooses the tokens that [`LVMAEPreTrainer`] has decoded, over
             the whole clip. All but `"none"` decode `token_budget` tokens, (1 - `decoder_mask_ratio`) + `decoder_random_ratio` of
             them.
@@ -127,7 +126,7 @@ class LVMAEConfig(PreTrainedConfig):
     decoder_num_attention_heads: int = 6
     decoder_intermediate_size: int = 1536
     mask_ratio: float | int = 0.9
-    encoder_mask: Literal["tube", "random", "running_cell"] = "tube"
+    encoder_mask: Literal["tube", "random"] = "tube"
     decoder_mask: str = "adaptive_random"
     decoder_mask_ratio: float | int = 0.9
     decoder_random_ratio: float | int = 0.05

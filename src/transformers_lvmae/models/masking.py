@@ -42,34 +42,6 @@ def random_token_mask(
     return topk_mask(noise, tokens - tube_visible_count(grid_size, mask_ratio))
 
 
-def running_cell_mask(
-    batch_size: int,
-    grid_size: tuple[int, int, int],
-    mask_ratio: float,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Hide all but a run of places in every cell of the grid; the run moves on by one place each slot (VideoMAE V2).
-
-    VideoMAE V2's cells are 2 x 2 tokens, which can show a quarter or a half of them. Here cells are the smallest ones that divide
-    the grid and show exactly what [`random_tube_mask`] shows of a slot: 2 x 2, and V2's masks, where those can (14 x 14 tokens at
-    0.5 or 0.75), 7 x 7 with 5 visible at 0.9. Clips differ in where the run starts. Arguments and result are
-    [`random_tube_mask`]'s.
-    """
-    slots, height, width = grid_size
-    visible = tube_visible_count((1, height, width), mask_ratio)
-    sides = range(min(height, width), 0, -1)
-    # Into how many cells each side is divided: 1, the whole picture as one cell, always fits.
-    whole = (n for n in sides if height % n == 0 and width % n == 0 and visible % n**2 == 0)
-    parts = next(n for n in whole if n**2 < height * width or n == 1)
-    cell = (height // parts, width // parts)
-    size = cell[0] * cell[1]
-    start = torch.randint(size, (batch_size, 1, 1), generator=generator, device=device)
-    place = torch.arange(size, device=device) + torch.arange(1, slots + 1, device=device).unsqueeze(1)
-    hidden = (place + start) % size < size - visible // parts**2
-    return hidden.unflatten(2, cell).repeat(1, 1, parts, parts).flatten(1)
-
-
 def tube_visible_count(grid_size: tuple[int, int, int], mask_ratio: float) -> int:
     """How many tokens of a clip [`random_tube_mask`], and every other encoder mask, leaves visible."""
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
@@ -77,7 +49,7 @@ def tube_visible_count(grid_size: tuple[int, int, int], mask_ratio: float) -> in
 
 
 # What hides tokens from the encoder, by `LVMAEConfig.encoder_mask`.
-ENCODER_MASKS = {"tube": random_tube_mask, "random": random_token_mask, "running_cell": running_cell_mask}
+ENCODER_MASKS = {"tube": random_tube_mask, "random": random_token_mask}
 
 
 def adaptive_decoder_mask(
@@ -236,37 +208,6 @@ def perturbed_topk_mask(
         scores.shape[0], num_samples, scores.shape[1], generator=generator, device=scores.device, dtype=scores.dtype
     )
     return _PerturbedTopK.apply(scores, k, noise, sigma)
-
-
-def sparse_topk_mask(scores: torch.Tensor, k: int | torch.Tensor, regularization: float) -> torch.Tensor:
-    """Differentiable sparse top-k (Sander et al. 2023, p = 4/3): deterministic, most entries exactly 0 or 1.
-
-    The regularised problem max <s, m> - l |m|_p^p / p over 0 <= m <= 1, sum m = k has the solution
-    m_i = clip((s_i - tau) / l, 0, 1) ** 3. Its one unknown, tau, is found by bisection, and differentiated implicitly by
-    one Newton step that is exact in value and in gradient.
-
-    Args:
-        scores: (B, N), in [0, 1] for `regularization` (l) to have its usual meaning.
-        k: tokens kept, or int64 (B, 1), a budget for each row.
-
-    Returns:
-        (B, N) in [0, 1], each row sums to k.
-    """
-
-    def mask_at(tau: torch.Tensor) -> torch.Tensor:
-        return ((scores - tau) / regularization).clamp(0, 1) ** 3
-
-    with torch.no_grad():
-        low = scores.amin(dim=-1, keepdim=True) - regularization
-        high = scores.amax(dim=-1, keepdim=True)
-        for _ in range(50):
-            tau = (low + high) / 2
-            too_many = mask_at(tau).sum(dim=-1, keepdim=True) > k
-            low, high = torch.where(too_many, tau, low), torch.where(too_many, high, tau)
-        inside = ((scores - tau) / regularization).clamp(0, 1)
-        slope = (3 * inside**2 / regularization * (inside < 1)).sum(dim=-1, keepdim=True)
-    tau = tau + (mask_at(tau).sum(dim=-1, keepdim=True) - k) / slope.clamp(min=1e-12)
-    return mask_at(tau)
 
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_fsq_magvit import FSQMagViTConfig
 from .fsq import FiniteScalarQuantizer, codes_to_indices
-from .masking import perturbed_topk_mask, sparse_topk_mask, straight_through, topk_mask
+from .masking import perturbed_topk_mask, straight_through, topk_mask
 
 
 @dataclass
@@ -312,8 +312,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             latents.append(self.encoder(window))
             features = self.scorer(window)
             scores.append(self.scorer.distances(features, previous))
-            if self.config.first_slot_score == "previous_window":
-                previous = features[:, :, -1:]
+            previous = features[:, :, -1:]
         all_latents = torch.cat(latents, dim=2)[:, :, :slots].movedim(1, -1)
         codes = self.quantizer(all_latents).flatten(1, 3)
         return FSQMagViTEncoderOutput(
@@ -449,12 +448,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         sigma = self.config.topk_sigma if sigma is None else sigma
         low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
         scores = (scores - low) / (high - low + 1e-6)
-        if self.config.topk_kind == "perturbed":
-            soft = perturbed_topk_mask(scores, k, sigma, self.config.topk_num_samples)
-        else:
-            soft = sparse_topk_mask(scores, k, self.config.topk_regularization)
-        if not self.config.topk_straight_through:
-            return soft
+        soft = perturbed_topk_mask(scores, k, sigma, self.config.topk_num_samples)
         return straight_through(topk_mask(scores, k).to(soft.dtype), soft)
 
     def _windows(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:

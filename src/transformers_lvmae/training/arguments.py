@@ -69,7 +69,6 @@ class FSQMagViTTrainingArguments(TrainingArguments):
         default=10.0,
         metadata={"help": "Weight of the mean squared gradient on real clips (twice it is StyleGAN's gamma)."},
     )
-    lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCAM regulariser (MAGVIT-v2: 0.001)."})
     perceptual_model: str | None = field(
         default=None,
         metadata={
@@ -98,7 +97,7 @@ class FSQMagViTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("adversarial_weight", "r1_weight", "lecam_weight", "perceptual_weight", "adversarial_start_step"):
+        for name in ("adversarial_weight", "r1_weight", "perceptual_weight", "adversarial_start_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
         if not 0 <= self.ema_decay < 1:

@@ -85,7 +85,7 @@ class FSQMagViTTrainer(AveragingTrainer):
             args.discriminator_channels,
             tuple(args.discriminator_multipliers),
         )
-        losses = AdversarialLoss(discriminator, args.r1_weight, args.lecam_weight)
+        losses = AdversarialLoss(discriminator, args.r1_weight)
         return Adversary(losses, args, self.accelerator)
 
     def _make_perceptual_loss(self) -> PerceptualLoss | None:

@@ -26,7 +26,6 @@ class Adversary:
         self.wrapped: Any = self.losses
         self.args = args
         self.accelerator = accelerator
-        self.logits: list[torch.Tensor] = []
 
     def prepare(self, num_training_steps: int) -> None:
         """Devices and processes are accelerate's; called at the start of each training."""
@@ -52,7 +51,6 @@ class Adversary:
         with nullcontext() if synchronized else self.accelerator.no_sync(self.wrapped):
             parts = self.wrapped(real, fake)
             self.accelerator.backward(parts.pop("loss") / accumulation_steps)
-        self.logits.append(torch.stack([parts["real_logits"], parts["fake_logits"]]))
         return parts
 
     def step(self) -> dict[str, torch.Tensor]:
@@ -61,9 +59,6 @@ class Adversary:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        if self.losses.lecam_weight > 0:
-            self.losses.update_averages(*self.accelerator.reduce(torch.stack(self.logits).mean(dim=0), "mean"))
-        self.logits = []
         return {"discriminator_grad_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +66,9 @@ class Adversary:
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses.load_state_dict(state["losses"])
+        # Version 0.1 kept two running averages besides the discriminator.
+        averages = {"average_real", "average_fake"}
+        self.losses.load_state_dict({name: value for name, value in state["losses"].items() if name not in averages})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

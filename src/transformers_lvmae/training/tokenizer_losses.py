@@ -109,41 +109,18 @@ def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return gradient.square().flatten(1).sum(dim=1).mean()
 
 
-def lecam_penalty(
-    real_logits: torch.Tensor, fake_logits: torch.Tensor, average_real: torch.Tensor, average_fake: torch.Tensor
-) -> torch.Tensor:
-    """LeCAM (Tseng et al. 2021): logits (B,) are drawn to the running average of the other kind, where they are beyond it.
-
-    The mean over clips of the squares, as in its paper; MAGVIT squares the mean over a device's clips, which would make the
-    loss depend on how a batch is split.
-    """
-    real_part = nn.functional.relu(real_logits - average_fake).square().mean()
-    return real_part + nn.functional.relu(average_real - fake_logits).square().mean()
-
-
 class AdversarialLoss(nn.Module):
     """A discriminator with the losses of both sides. Its forward is the whole of the discriminator's loss, one call for DDP.
 
     Args:
         discriminator: clips (B, T, C, H, W) to logits (B,), without norms that mix clips.
         r1_weight: of [`r1_penalty`], which is computed in every step, as MAGVIT does.
-        lecam_weight: of [`lecam_penalty`]; 0 computes none.
-        lecam_decay: of the running averages of the logits (MAGVIT: that of the averaged weights).
     """
 
-    average_real: torch.Tensor
-    average_fake: torch.Tensor
-
-    def __init__(
-        self, discriminator: nn.Module, r1_weight: float = 10.0, lecam_weight: float = 0.0, lecam_decay: float = 0.999
-    ):
+    def __init__(self, discriminator: nn.Module, r1_weight: float = 10.0):
         super().__init__()
         self.discriminator = discriminator
         self.r1_weight = r1_weight
-        self.lecam_weight = lecam_weight
-        self.lecam_decay = lecam_decay
-        self.register_buffer("average_real", torch.zeros(()))
-        self.register_buffer("average_fake", torch.zeros(()))
 
     @torch.compiler.disable  # compiled graphs cannot be differentiated twice, as R1 needs
     def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -155,10 +132,6 @@ class AdversarialLoss(nn.Module):
         if self.r1_weight > 0:
             parts["r1_penalty"] = r1_penalty(real_logits, real)
             loss = loss + self.r1_weight * parts["r1_penalty"]
-        if self.lecam_weight > 0:
-            averages = self.average_real.clone(), self.average_fake.clone()
-            parts["lecam_penalty"] = lecam_penalty(real_logits, fake_logits, *averages)
-            loss = loss + self.lecam_weight * parts["lecam_penalty"]
         logits = {"real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, **logits}
 
@@ -167,12 +140,6 @@ class AdversarialLoss(nn.Module):
         """What clips (B, T, C, H, W) cost the generator; the discriminator's own weights get no gradient from it."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return generator_loss(functional_call(self.discriminator, frozen, (fake,)).float())
-
-    @torch.no_grad()
-    def update_averages(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
-        """Move LeCAM's running averages towards the mean logits (scalars) of a step."""
-        self.average_real.lerp_(real_logits, 1 - self.lecam_decay)
-        self.average_fake.lerp_(fake_logits, 1 - self.lecam_decay)
 
 
 class PerceptualLoss(nn.Module):
