@@ -1,15 +1,14 @@
-"""Targets made once: what the tokenizer says of a data set's clips, written by `scripts/cache_targets.py` and read in pre-training.
+"""Read a target cache: the tokenizer's codes and scores of a data set, computed once by `scripts/cache_targets.py`.
 
-A cache has a folder for each split: `manifest.json`, which says what made it, and Arrow files of a fixed number of rows for each
-epoch of draws. A file gets its name when it is complete; whoever was killed while writing one finds the others done.
+A cache has a folder for each split. Its `manifest.json` says from what it was made. Its Arrow files hold a fixed number of rows each, for
+each epoch of random draws. A file gets its final name when it is complete. After a kill, the complete files are kept.
 
-Which clips a cache holds: frames, crop and flip come from (seed, epoch, row) alone, so the very clips that training will draw can
-be tokenized before. Where nothing is drawn (no random start, crop or flip), one epoch serves all. Otherwise the first E epochs
-are cached, E being the user's choice; longer training sees their clips again, in turn, under new masks. Nothing is resampled:
-a CNN's codes of a flipped or cropped clip are not its codes of the clip, flipped or cropped. Other draws than the cache's are
-refused; they need the tokenizer on the fly.
+Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized before. If nothing is
+drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer training sees their
+clips again, in turn, under new masks. Clips are never transformed after caching, because the codes of a flipped clip are not the flipped codes
+of the clip. Training with other draws than the cache's is refused.
 
-A video that cannot be read is treated as in training: it ends the run, or another one takes its place, the same one in both.
+A video that cannot be read is treated as in training: it ends the run, or another video takes its place, the same one in both.
 """
 
 import hashlib
@@ -33,8 +32,6 @@ from .scores import SCORES
 MANIFEST_NAME = "manifest.json"
 PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
 PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
-
-
 Targets = dict[str, torch.Tensor]
 
 
@@ -56,7 +53,7 @@ def describe_clips(clips: VideoClips) -> dict[str, Any]:
 
 
 def fingerprint(tokenizer: Any) -> dict[str, str]:
-    """SHA-256 of a model's own config fields, and of its weights."""
+    """Return the SHA-256 of a model's own config fields, and of its weights."""
     common = PreTrainedConfig().to_dict()
     fields = {name: value for name, value in tokenizer.config.to_dict().items() if name not in common}
     weights = hashlib.sha256()
@@ -68,13 +65,13 @@ def fingerprint(tokenizer: Any) -> dict[str, str]:
 
 
 def video_key(path: str | None, start: float | None = None, end: float | None = None) -> str:
-    """What tells a data set's rows apart wherever it lies: the end of the path, and the segment's times in seconds."""
+    """Return a name for a row that does not depend on where the data set lies: the end of its path, and its times in seconds."""
     times = [f" {name} {time}" for name, time in (("start", start), ("end", end)) if time is not None and time == time]
     return "/".join(Path(path or "").parts[-2:]) + "".join(times)
 
 
 def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
-    """[`video_key`] of every row; the videos themselves are not touched."""
+    """Return the [`video_key`] of every row. No video is opened."""
     name = f"{video_column}.path"
     paths = rows.select_columns([video_column]).flatten().select_columns([name]).with_format("arrow")[:][name]
     times = [rows[name] if name in rows.column_names else [None] * len(rows) for name in ("start", "end")]
@@ -82,7 +79,7 @@ def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
 
 
 def shown_key(row: dict[str, Any], video_column: str) -> str:
-    """[`video_key`] of a row. Items carry it, because a row's clip may be of another row's video."""
+    """Return the [`video_key`] of a row. Items carry it, because the clip of a broken row is taken from another row's video."""
     return video_key(video_name(row[video_column]), row.get("start"), row.get("end"))
 
 
@@ -99,7 +96,7 @@ class Shard:
 
 
 def list_shards(manifest: dict[str, Any]) -> list[Shard]:
-    """All files of a complete cache, in order."""
+    """List all files of a complete cache, in order."""
     total, size = manifest["rows"], manifest["clips_per_shard"]
     starts = range(0, total, size)
     return [
@@ -110,13 +107,13 @@ def list_shards(manifest: dict[str, Any]) -> list[Shard]:
 
 
 class TargetCache:
-    """A complete cache of one split.
+    """The complete cache of one split.
 
     Args:
         folder: one split's folder, with its `manifest.json`.
 
     Raises:
-        ValueError: no cache, or one that is not finished.
+        ValueError: the folder holds no cache, or an unfinished one.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -132,7 +129,7 @@ class TargetCache:
         if missing:
             raise ValueError(
                 f"Got {len(shards) - missing} files in the target cache {self.folder}, expected {len(shards)}: run "
-                "scripts/cache_targets.py again with the same options, it goes on where it was."
+                "scripts/cache_targets.py again with the same options, and it goes on."
             )
         files: list[list[datasets.Dataset]] = [[] for _ in range(self.num_epochs)]
         for shard in shards:
@@ -141,16 +138,16 @@ class TargetCache:
 
     @property
     def num_epochs(self) -> int:
-        """How many epochs of draws it holds; 1 where nothing is drawn."""
+        """Number of cached epochs of draws; 1 if nothing is drawn."""
         return self.manifest["num_epochs"]
 
     @property
     def levels(self) -> tuple[int, ...] | None:
-        """FSQ levels of the tokenizer whose codes it holds, or None where it holds scores alone."""
+        """FSQ levels of the cached codes, or None if the cache holds scores alone."""
         return None if self.manifest["levels"] is None else tuple(self.manifest["levels"])
 
     def targets(self, epoch: int, row: int, video: str) -> Targets:
-        """`importance_scores` (N,), float16, and, of a tokenizer's cache, `code_indices` (N,), int32.
+        """Return `importance_scores` (N,), float16, and `code_indices` (N,), int32, if codes are cached.
 
         Raises ValueError unless they are the targets of `video`, a [`video_key`].
         """
@@ -168,7 +165,7 @@ class TargetCache:
         }
 
     def check_clips(self, clips: MaskedVideoClips) -> None:
-        """Raise ValueError unless it holds the targets of just these clips: frames, size, crops, draws, tokens, videos."""
+        """Raise ValueError unless the cache was made from these clips: same frames, size, crops, draws, tokens and videos."""
         described = {**describe_clips(clips), "grid_size": list(clips.grid_size)}
         for name, got in {**self.manifest["clips"], "grid_size": self.manifest["grid_size"]}.items():
             self._check(name, got, described.get(name))
@@ -178,16 +175,16 @@ class TargetCache:
             self._check(f"video {number}", got, expected)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raise ValueError unless this tokenizer made it."""
+        """Raise ValueError unless this tokenizer made the cache."""
         for name, expected in fingerprint(tokenizer).items():
             self._check(f"the tokenizer's {name}", (self.manifest["tokenizer"] or {}).get(name), expected)
 
     def check_model(self, config: Any) -> None:
-        """Raise ValueError unless a model's targets are among those that it holds."""
+        """Raise ValueError unless the cache holds the targets and scores of a model's config."""
         if config.target_type == "latents":
             raise ValueError(
-                f"Got target_type='latents' and the target cache {self.folder}, expected 'codes': a cache holds codes, which are "
-                "rounded; leave it out to make latents on the fly."
+                f"Got target_type='latents' and the target cache {self.folder}, expected 'codes', because a cache holds rounded "
+                "codes: leave it out to make latents on the fly."
             )
         if config.target_type != "pixels" and self.levels is not None:
             self._check("levels", list(self.levels), list(config.levels))
@@ -204,20 +201,20 @@ class TargetCache:
 
 
 class CachedVideoClips(MaskedVideoClips):
-    """Clips for pre-training with their targets from a cache, and no more of their pixels than the encoder sees.
+    """Clips for pre-training with targets from a cache, and only those pixels that the encoder sees.
 
     An item has `visible_tubelets` (V, tubelet_size, C, patch_size, patch_size), uint8, in place of the clip; `code_indices` and
-    `importance_scores` (N,); masks as [`MaskedVideoClips`]. In every epoch that the cache holds, and in all where nothing is drawn,
-    clips and masks are those that [`MaskedVideoClips`] draws; afterwards, the cache's clips in turn under new masks.
+    `importance_scores` (N,); and the masks of [`MaskedVideoClips`]. In the epochs that the cache holds, clips and masks are those that
+    [`MaskedVideoClips`] draws. Later epochs show the cached clips again, in turn, under new masks.
 
     Args:
-        cache: of these rows.
-        whole_clips: send `pixel_values_videos`, uint8, instead: for pixel targets, and for caches without codes.
-        kwargs: as [`MaskedVideoClips`], the same as the cache was made with.
+        cache: made from these rows.
+        whole_clips: send `pixel_values_videos`, uint8, instead of tubelets: for pixel targets, and for caches without codes.
+        kwargs: arguments of [`MaskedVideoClips`], the same as the cache was made with.
 
     Raises:
-        ValueError: the cache is another data set's or was made from other clips; or (on access) a video cannot be read that
-            could when the cache was made, or the other way round, so that the cache has another one in its place.
+        ValueError: the cache was made from another data set or other clips; or (on access) a video that could be read when the cache was
+            made cannot be read now, or the other way round, so that the cache has the targets of another video.
     """
 
     def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):
@@ -228,7 +225,7 @@ class CachedVideoClips(MaskedVideoClips):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose clips are served; masks are those of the epoch that [`set_epoch`] was told."""
+        """The epoch whose clips are shown. The masks are those of the epoch given to [`set_epoch`]."""
         return super().epoch % self.cache.num_epochs
 
     def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
@@ -249,7 +246,7 @@ class CachedVideoClips(MaskedVideoClips):
         return {**item, **targets}
 
     def visible_tubelets(self, clip: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
-        """A clip (T, C, H, W) and its mask (N,) -> (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
+        """Cut the visible tubelets out of a clip (T, C, H, W): (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
         slots, rows, _ = self.grid_size
         tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
         visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
@@ -264,12 +261,12 @@ def clips_to_train_on(
     whole_clips: bool = False,
     **kwargs: Any,
 ) -> MaskedVideoClips:
-    """Clips for a model to be pre-trained on; with a cache, with the targets in it.
+    """Return the clips for pre-training a model, with the targets of a cache if there is one.
 
     Args:
-        config: `LVMAEConfig`.
-        whole_clips: send whole clips even where the model needs the visible tubelets alone.
-        kwargs: as [`VideoClips`].
+        config: the model's `LVMAEConfig`.
+        whole_clips: send whole clips even if the model needs only the visible tubelets.
+        kwargs: arguments of [`VideoClips`].
 
     Raises:
         ValueError: the cache does not fit the clips or the model.
@@ -277,7 +274,7 @@ def clips_to_train_on(
     kwargs |= {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio, "encoder_mask": config.encoder_mask}
     if cache is not None and not isinstance(rows, datasets.Dataset):
         raise ValueError(
-            f"Got a {type(rows).__name__} with the target cache {cache.folder}, expected a dataset whose rows have numbers: leave out "
+            f"Got a {type(rows).__name__} with the target cache {cache.folder}, expected a dataset with random access: leave out "
             "--streaming, or the cache."
         )
     if cache is None:

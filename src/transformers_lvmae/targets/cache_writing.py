@@ -1,4 +1,4 @@
-"""Making a target cache: `scripts/cache_targets.py`."""
+"""Write a target cache, for `scripts/cache_targets.py`. `cache.py` says what a cache is."""
 
 import hashlib
 import json
@@ -22,15 +22,15 @@ from .scores import SCORES, compact_scores
 def make_manifest(
     clips: VideoClips, maker: "TargetMaker", num_epochs: int = 1, clips_per_shard: int = 256, **made_by: Any
 ) -> dict[str, Any]:
-    """What a cache's folder says of it, as JSON.
+    """Describe what a cache is made from, as JSON.
 
     Args:
-        num_epochs: how many epochs of draws it holds.
-        clips_per_shard: rows of a file: what is lost at most, for each process, to a kill.
-        made_by: what else is worth knowing (names, versions); compared when a cache is gone on with, not when it is read.
+        num_epochs: epochs of random draws to cache.
+        clips_per_shard: rows of a file. A kill loses at most this many clips of each process.
+        made_by: other facts (names, versions). They are compared when writing a cache continues, not when it is read.
 
     Raises:
-        ValueError: several epochs of clips that are the same in each, or several clips of each video.
+        ValueError: several epochs of clips that are the same in every epoch, or several clips of each video.
     """
     if num_epochs > 1 and not clips.draws_clips:
         raise ValueError(
@@ -111,7 +111,7 @@ class TargetMaker:
 
 
 def begin_cache(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, or check that what lies there was begun with the same one; raises ValueError otherwise."""
+    """Write the manifest. If the folder has one already, raise ValueError unless it is the same."""
     path = folder / MANIFEST_NAME
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +123,8 @@ def begin_cache(folder: Path, manifest: dict[str, Any]) -> None:
     if differing:
         name = differing[0]
         raise ValueError(
-            f"Got a cache in {folder} begun with {name}={begun.get(name)}, expected {manifest[name]}: go on with the options that "
-            "began it, or write to another folder."
+            f"Got a cache in {folder} begun with {name}={begun.get(name)}, expected {manifest[name]}: use the options that began it, "
+            "or write to another folder."
         )
 
 
@@ -138,9 +138,9 @@ def write_targets(
     batch_size: int = 1,
     num_workers: int = 0,
 ) -> int:
-    """Write this process's share of the files that are not there yet; returns how many clips it read.
+    """Write this process's share of the missing files. Return the number of clips that were read.
 
-    Every file's clips go through the tokenizer in the same batches, whichever process writes it.
+    The clips of a file go through the tokenizer in the same batches whichever process writes it.
     """
     todo = [
         shard for shard in list_shards(manifest)[process_index::num_processes] if not (folder / shard.name).exists()
