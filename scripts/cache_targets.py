@@ -22,13 +22,7 @@ import transformers
 from accelerate import Accelerator
 
 from transformers_lvmae import FSQMagViTModel, LVMAEConfig
-from transformers_lvmae.data import (
-    VideoDataArguments,
-    VideoReading,
-    load_video_dataset,
-    processor_for,
-    select_split,
-)
+from transformers_lvmae.data import VideoDataArguments, VideoReading, load_video_dataset, processor_for, select_split
 from transformers_lvmae.targets.cache import TargetCache
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
 from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
