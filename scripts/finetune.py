@@ -159,11 +159,7 @@ def main() -> None:
     trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
     size = report_size(trained_model)
 
-    common = {
-        "sampling": data_args.sampling(),
-        "label_column": data_args.label_columns,
-        "seed": training_args.seed,
-    }
+    common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
     evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
     train_clips = VideoClips(
         train_rows,

@@ -23,13 +23,7 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import (
-    VideoDataArguments,
-    VideoReading,
-    load_video_dataset,
-    processor_for,
-    select_split,
-)
+from transformers_lvmae.data import VideoDataArguments, VideoReading, load_video_dataset, processor_for, select_split
 from transformers_lvmae.data.streams import trainer_dataset
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 from transformers_lvmae.targets.cache import TargetCache, clips_to_train_on

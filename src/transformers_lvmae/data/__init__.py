@@ -1,6 +1,6 @@
-"""From rows of videos to batches: where rows come from, which frames and crops a clip has, what happens to broken videos.
+"""From files of videos to clips: rows, frames, crops, augmentation, broken videos, and the annotations of benchmarks.
 
-Nothing here knows of targets, losses or trainers. Decoding itself lives in `models/video_io.py`, because processors need it.
+Nothing here knows targets, losses or trainers. Decoding lives in `models/video_io.py`, because processors need it too.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from .transforms import ClipAugmentation
 
 
 def __getattr__(name: str) -> Any:
-    """Version 0.1 had `SelectionCollator` here; it scores tokens and lives with the scores."""
+    """Import `SelectionCollator` from `targets.scores`, where it lives. It is a public name of this folder."""
     if name != "SelectionCollator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

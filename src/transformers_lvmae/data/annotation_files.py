@@ -64,7 +64,7 @@ def split_files(files: Files) -> dict[str, Path]:
     present = {split: the_file(files, split) for split in SPLIT_NAMES.values() if files.get(split)}
     if not present:
         expected = [purpose for purpose in files if purpose in SPLIT_NAMES.values()]
-        raise AnnotationError(f"Got no annotations of a split, expected one of {expected}: name the files.")
+        raise AnnotationError(f"Got no annotations of a split, expected one of {expected}: give the annotation files.")
     return present
 
 

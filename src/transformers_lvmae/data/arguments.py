@@ -1,4 +1,4 @@
-"""Command-line arguments of the data: which videos, and how clips are taken from them."""
+"""Command-line arguments of the data."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from .transforms import ClipAugmentation
 
 @dataclass
 class VideoDataArguments:
-    """Which videos, and how clips are taken from them."""
+    """Which videos to read, and how to take clips from them."""
 
     dataset_name: str = field(
         metadata={
@@ -22,7 +22,7 @@ class VideoDataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Train on a stream of the dataset, shuffled in a buffer; needs --max_steps."}
     )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Rows that a stream's shuffling draws from."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Number of rows in a stream's shuffle buffer."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
@@ -42,7 +42,9 @@ class VideoDataArguments:
     )
     short_videos: str = field(
         default="stretch",
-        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+        metadata={
+            "help": "What to do with a video that has too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
+        },
     )
     min_crop_scale: float = field(
         default=1.0,
@@ -55,23 +57,28 @@ class VideoDataArguments:
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
     num_clips: int = field(
         default=1,
-        metadata={"help": "In training, clips from one decoding of a video; a batch has this many times more clips."},
+        metadata={
+            "help": "In training, number of clips of each video, from one decoding; a batch has as many times more clips."
+        },
     )
     on_error: str = field(
         default="skip",
         metadata={
-            "help": "In training, a video that cannot be read: skip (take another, name it at the end) or raise."
+            "help": "In training, what to do with a video that cannot be read: skip (take another video, and name this one at "
+            "the end) or raise."
         },
     )
     max_broken_share: float = field(
-        default=0.1, metadata={"help": "End the run when more than this share of the videos tried cannot be read."}
+        default=0.1, metadata={"help": "End the run when more than this share of the videos cannot be read."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many videos."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many videos, the first ones."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many videos, the first ones."}
+    )
 
     @property
     def label_columns(self) -> str | list[str]:
-        """`label_column`, or the list of its parts where it names several."""
+        """`label_column`, or a list if it names several columns."""
         return self.label_column.split(",") if "," in self.label_column else self.label_column
 
     def sampling(self) -> FrameSampling:
@@ -83,6 +90,6 @@ class VideoDataArguments:
         return ClipAugmentation(self.min_crop_scale, self.crop_scales, self.horizontal_flip)
 
     def reading(self, output_dir: str | None) -> VideoReading:
-        """How training videos are read. Broken ones are written down in `broken_videos` in the output folder."""
+        """How training videos are read. Each process records broken videos in the folder `broken_videos` of `output_dir`."""
         folder = os.path.join(output_dir or ".", "broken_videos")
         return VideoReading(self.num_clips, self.on_error, self.max_broken_share, folder, self.video_column)

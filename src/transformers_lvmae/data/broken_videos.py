@@ -1,7 +1,7 @@
-"""An account of the videos that could not be read, over all processes of a run.
+"""A record of the videos that could not be read, by all processes of a run.
 
-Each process, data loader workers included, appends to a file of its own: one JSON line a video, with its fault. Nothing is shared but the
-folder, so that it holds on clusters and after a crash.
+Each process and each data loader worker appends to its own file: one JSON line for each video, with its fault. They share nothing but
+the folder, so the record also works on clusters and survives a crash.
 """
 
 import json
@@ -17,20 +17,20 @@ from transformers import logging
 
 logger = logging.get_logger(__name__)
 
-FEWEST_TRIED = 100
+FEWEST_TRIED = 100  # count at least this many videos as tried, so that a few early failures do not stop a run
 
 
 class TooManyBrokenVideos(RuntimeError):
-    """More videos than allowed cannot be read."""
+    """Too large a share of the videos cannot be read."""
 
 
 class BrokenVideos:
-    """What one process tried to read, and what it could not.
+    """Count the videos that one process tried to read, and record those that it could not read.
 
     Args:
-        folder: where the process writes its file; None keeps no account, only the share.
-        max_share: of the videos tried, the share that may be broken; counted as if at least 100 had been tried, so that one
-            broken video among the first does not stop a run.
+        folder: the process writes its file here. With None, faults are only logged.
+        max_share: the largest share of the tried videos that may be broken. At least 100 videos are assumed tried, so with a
+            share of 0.1 the first ten failures never stop a run.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None, max_share: float = 0.1):
@@ -41,7 +41,7 @@ class BrokenVideos:
         self._named: set[str] = set()
 
     def add(self, video: str, fault: Exception) -> None:
-        """Count a video that could not be read; raises TooManyBrokenVideos past the share."""
+        """Count a video that could not be read; raises TooManyBrokenVideos if `max_share` is exceeded."""
         self.failed += 1
         if video not in self._named:
             self._named.add(video)
@@ -55,7 +55,7 @@ class BrokenVideos:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """At the end of a run, whole or not, the first process reports what all of them could not read."""
+        """Report the broken videos of all processes when the block ends, also after an error; the main process does it."""
         try:
             yield
         finally:
@@ -72,14 +72,14 @@ class BrokenVideos:
 
 
 def read_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
-    """Video -> fault, of all processes that wrote to `folder`, in alphabetical order."""
+    """Read the files of all processes in `folder`: video -> fault, in alphabetical order."""
     lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line) for line in lines]
     return dict(sorted((row["video"], row["fault"]) for row in rows))
 
 
 def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
-    """Log every video that a run could not read, with its fault, and write them to a file, `folder` with the ending .json."""
+    """Log every video that a run could not read, with its fault, and write them to `<folder>.json`."""
     broken = read_broken_videos(folder)
     if broken:
         path = Path(folder).with_suffix(".json")

@@ -1,7 +1,7 @@
-"""Videos of a `datasets` dataset to the models' inputs.
+"""Data sets of clips: a row of a `datasets` dataset becomes the input of a model.
 
-Every draw (where a clip starts, its crop, its masks) comes from a seed of its own made of (seed, epoch, row). A row's clip is the
-same whatever the number of workers and processes, and a resumed run sees what the interrupted one would have seen.
+All random draws of a row (start of the clip, crop, masks) are seeded with (seed, epoch, row). So a row's clip does not depend on the
+number of workers and processes, and a resumed run sees the same clips as an uninterrupted one.
 """
 
 import os
@@ -27,15 +27,15 @@ from .frames import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
 
-MOST_REPLACEMENTS = 10
+MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """The processor whose clips fit a model: resize until `config.frame_size` is covered, then crop the centre.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the centre.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
-        kwargs: other settings of the processor; the tokenizer wants `do_normalize=False`, pixels in [0, 1].
+        kwargs: other settings of the processor. The tokenizer needs `do_normalize=False`: pixels in [0, 1].
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
@@ -44,7 +44,7 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """torch's CPU random numbers start from `numbers` inside, and go on outside as if nothing had been drawn."""
+    """Seed torch's CPU random numbers with `numbers` inside the block; afterwards, restore their state from before."""
     state = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(state % 2**63)
@@ -56,12 +56,12 @@ class VideoReading:
     """How videos are read, and what happens to those that cannot be read.
 
     Args:
-        num_clips: in training, clips of each video from one decoding (repeated augmentation). Each has its own frames, crop
-            and masks.
-        on_error: what a video that cannot be read does: "raise" ends the run with the video's name; "skip" counts it and takes
-            another row's video instead, drawn from (seed, epoch, row).
-        max_broken_share: with "skip", how many of the videos that a process tried may be broken, as a share.
-        broken_folder: with "skip", the folder where every process writes down the videos that it could not read
+        num_clips: in training, number of clips of each video, from one decoding (repeated augmentation). Each has its own
+            frames, crop and masks.
+        on_error: what to do with a video that cannot be read: "raise" an error that names it, or "skip" it, count it and
+            take another row's video instead, drawn from (seed, epoch, row). A video of one frame can be read: the frame repeats.
+        max_broken_share: with "skip", the largest share of the videos tried by a process that may be broken.
+        broken_folder: with "skip", the folder where every process records the videos that it could not read
             ([`report_broken_videos`]).
         video_column: column of videos.
 
@@ -96,8 +96,8 @@ class VideoClips(Dataset):
     An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels`: a class id, or a list of them
     for several columns. A row with `start` or `end`, in seconds, is a segment of its video.
 
-    Frames are brought to the model's size right after they are decoded: by the processor's resize and centre crop, or by a random
-    crop of the stored frames, the same for the whole clip. No more than 4 MiB of full-size frames, or one frame, is in memory at a time.
+    Frames get the model's size right after they are decoded: by the processor's resize and centre crop, or by a random crop of the
+    stored frames, the same for the whole clip. So memory holds at most 4 MiB of full-size frames at a time, or one frame.
 
     With `reading.num_clips`, a data loader's batch of B videos holds B x num_clips clips, and the clips of a video follow each
     other. The length stays the number of videos, and indexing returns a video's first clip.
@@ -121,7 +121,7 @@ class VideoClips(Dataset):
         ValueError: random erasing for uint8 clips.
     """
 
-    as_bytes: ClassVar[bool] = False  # items have uint8 pixels, as decoded
+    as_bytes: ClassVar[bool] = False  # whether items have uint8 pixels, neither rescaled nor normalised
 
     def __init__(
         self,
@@ -148,7 +148,8 @@ class VideoClips(Dataset):
         self.video_column = reading.video_column
         self.label_column = label_column
         self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        # In shared memory, so that persistent workers see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.crop = self.augmentation.crop((processor.crop_size["height"], processor.crop_size["width"]))
         self.recolor = self.augmentation.recolor(processor.image_mean)
         self.erase = self.augmentation.erase()
@@ -178,7 +179,7 @@ class VideoClips(Dataset):
         return self.items(index)[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The items of a batch; a data loader asks for them here."""
+        """The items of a batch, with all clips of each video. Data loaders call this."""
         return [item for index in indices for item in self.items(index)]
 
     def items(self, index: int) -> list[dict[str, Any]]:

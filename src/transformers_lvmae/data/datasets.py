@@ -1,6 +1,6 @@
-"""Where rows of videos come from: folders, lists, tables, datasets on disk and on the Hub, whole or as streams.
+"""Load rows of videos from folders, lists, tables, datasets on disk and datasets on the Hub, whole or as streams.
 
-A row has the video (a path or bytes; nothing is decoded here) and optionally `start` and `end` in seconds and a label.
+A row has a video (a path or bytes; nothing is decoded here) and optionally a label and `start` and `end` in seconds.
 """
 
 import math
@@ -17,14 +17,14 @@ from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 Splits: TypeAlias = Any  # datasets.DatasetDict or IterableDatasetDict
 
-# What FFmpeg reads and datasets' own videofolder passes over.
+# FFmpeg reads these files, but `videofolder` of the datasets library ignores them.
 MORE_EXTENSIONS = (".webm", ".m4v", ".mpg", ".ogv", ".flv", ".wmv", ".ts", ".m2ts", ".3gp", ".gif")
 TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
 STREAM_SHARDS = 64
 
 
 class AnyVideoFolder(VideoFolder):
-    """`videofolder` for more kinds of video files."""
+    """The loader `videofolder` of the datasets library, for more kinds of files."""
 
     EXTENSIONS = [*VideoFolder.EXTENSIONS, *MORE_EXTENSIONS]
 
@@ -36,26 +36,29 @@ def load_video_dataset(
     label_column: str | Sequence[str] | None = None,
     streaming: bool = False,
 ) -> Splits:
-    """Load rows of videos, by split, from what `name` is:
+    """Load the splits of a dataset of videos.
 
-    - a folder of videos: splits from sub-folders, labels from metadata.csv or from folder names, as `videofolder`, and more
-      kinds of files than it knows (webm, m4v, mpg, ...);
-    - a list, .txt with a path a line; or a table, .csv, .tsv, .parquet or .jsonl, with columns `video` and, where wanted,
+    `name` may be:
+
+    - a folder of videos. Splits come from sub-folders, and labels from metadata.csv or folder names, as with `videofolder`. More
+      kinds of files are read than `videofolder` knows (webm, m4v, mpg, ...);
+    - a list: a .txt file with one path a line; or a table: .csv, .tsv, .parquet or .jsonl, with a column `video` and optionally
       `start`, `end` and `label`. Its split is called train. Paths are relative to the file's folder;
-    - "train=a.csv,train=b.csv,validation=c.txt", or a mapping from splits to files: several of these;
+    - several lists and tables: "train=a.csv,train=b.csv,validation=c.txt", or a mapping from splits to files;
     - a folder that `DatasetDict.save_to_disk` wrote;
-    - an id on the Hub, with its `config_name`.
+    - the id of a dataset on the Hub, with its `config_name`.
 
-    Columns `start` and `end`, in seconds, cut segments out of longer videos ([`VideoClips`]); an empty cell is the video's own.
+    A row with `start` or `end`, in seconds, is a segment of a longer video ([`VideoClips`]). An empty cell is the video's own
+    start or end.
 
     Args:
-        label_column: made a `ClassLabel`, with one list of names for all splits; several columns for several label sets; None
-            leaves labels alone. In a stream without
-            `ClassLabel` the names are collected by reading that column once.
-        streaming: iterate without downloading (Hub) and without reading tables into memory: an `IterableDatasetDict`.
+        label_column: column of labels, or several columns for several label sets. Each becomes a `ClassLabel` with one list of
+            names for all splits; in a stream without `ClassLabel`, the column is read once to collect the names. None leaves
+            labels as they are.
+        streaming: return an `IterableDatasetDict`: nothing is downloaded before it is read, and tables stay on disk.
 
     Raises:
-        ValueError: a column is missing, or a file of an unknown kind.
+        ValueError: a column is missing, or a file has an unknown ending.
     """
     label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
     splits = _load_splits(AnyVideoFolder, name, config_name, [video_column, *label_columns], streaming)
@@ -68,7 +71,7 @@ def load_video_dataset(
 def load_image_dataset(
     name: str | os.PathLike, config_name: str | None = None, image_column: str = "image"
 ) -> datasets.DatasetDict:
-    """Load a folder of pictures (`imagefolder`) or a Hub id; raises ValueError where there is no such column."""
+    """Load a folder of pictures (`imagefolder`) or a dataset on the Hub; raises ValueError if the column is missing."""
     splits = _load_splits("imagefolder", name, config_name, [image_column])
     return splits.cast_column(image_column, datasets.Image())
 
@@ -99,7 +102,7 @@ def _load_splits(
 
 
 def _table_files(name: Any) -> dict[str, list[str]]:
-    """Split -> lists and tables, empty where `name` is something else."""
+    """Map each split to its lists and tables; empty if `name` is something else."""
     if isinstance(name, Mapping):
         return {
             split: [files] if isinstance(files, (str, os.PathLike)) else list(files)  # type: ignore[list-item]
@@ -135,7 +138,7 @@ def _load_table(path: Path, video_column: str) -> datasets.Dataset:
     if kind == "text":
         rows = rows.rename_column("text", video_column).filter(_is_not_blank, fn_kwargs={"column": video_column})
     if getattr(rows.features.get(video_column), "dtype", None) not in ("string", "large_string"):
-        return rows  # bytes need no folder; that the column is missing, the caller says
+        return rows  # bytes have no path; if the column is missing, the caller raises
     rows = rows.cast_column(video_column, datasets.Value("string"))
     return rows.map(_resolve, fn_kwargs={"column": video_column, "folder": str(path.parent.absolute())})
 
@@ -185,7 +188,7 @@ def _labels(rows: Rows, label_column: str) -> Sequence[Any] | set[Any]:
 
 
 def select_split(splits: Splits, split: str, max_samples: int | None = None) -> Any:
-    """One split, or its first `max_samples` rows; raises ValueError where there is no such split."""
+    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist."""
     if split not in splits:
         raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
     rows = splits[split]
@@ -197,7 +200,7 @@ def select_split(splits: Splits, split: str, max_samples: int | None = None) -> 
 
 
 def segment_of(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """`start` and `end` of a row in seconds. None, or an empty cell of a table (NaN), is the video's own start or end."""
+    """Return `start` and `end` of a row in seconds, None for the video's own. An empty cell of a table may be None or NaN."""
     return _seconds(row.get("start")), _seconds(row.get("end"))
 
 

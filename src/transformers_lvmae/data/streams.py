@@ -1,4 +1,4 @@
-"""Clips of a streamed dataset, for a Trainer."""
+"""Clips of a streamed dataset."""
 
 import copy
 import zlib
@@ -16,19 +16,19 @@ from .clips import VideoClips, seeded
 class VideoStream(datasets.IterableDataset):
     """Clips of an `IterableDataset`, one after the other: [`VideoClips`] without random access.
 
-    In training the stream has no end: epochs follow each other, each shuffled anew within a buffer, so that processes with
-    unequal shares stay in step; the Trainer needs `max_steps`. Otherwise it is one pass in the dataset's order.
+    In training, the stream has no end, so the Trainer needs `max_steps`. Epochs follow each other, and each is shuffled anew within
+    a buffer; processes with unequal shares of the rows stay in step. Otherwise the stream is one pass in the dataset's order.
 
-    A clip depends on (seed, epoch, the row's video and segment) alone, whichever process or worker makes it; the order of clips
-    depends on how many there are. Workers share the dataset's shards: those beyond their number have nothing to do. Processes do too,
-    where the Trainer's `accelerator_config` has `dispatch_batches=False` (otherwise the first process decodes for all). A video that
-    cannot be read is passed over with `on_error="skip"`, and with `num_clips` a video's clips follow each other, across
-    batches where need be. The Trainer resumes by reading again what a run had already seen; a dataloader with states
-    (accelerate's `use_stateful_dataloader`) by `state_dict`, which loses the shuffle buffer.
+    A clip depends only on (seed, epoch, the row's video and segment), not on the process or worker that makes it. The order of clips
+    depends on the number of processes and workers. Workers share the dataset's shards; if there are more workers than shards, some
+    have nothing to do. Processes share the shards too if the Trainer's `accelerator_config` has `dispatch_batches=False`; otherwise
+    the first process decodes for all. With `on_error="skip"`, a video that cannot be read is left out. With `num_clips`, the clips
+    of a video follow each other, even across batches. The Trainer resumes by reading everything again that the run had seen. A
+    dataloader with states (accelerate's `use_stateful_dataloader`) resumes by `state_dict`, which loses the shuffle buffer.
 
     Args:
-        clips: made of a split of `load_video_dataset(streaming=True)`; says how clips are made.
-        buffer_size: rows that shuffling draws from.
+        clips: makes the clips; its rows are a split of `load_video_dataset(streaming=True)`.
+        buffer_size: number of rows in the shuffle buffer.
     """
 
     def __init__(self, clips: VideoClips, buffer_size: int = 1000):
@@ -40,16 +40,17 @@ class VideoStream(datasets.IterableDataset):
 
     @property
     def num_shards(self) -> int:
-        """accelerate has a stream of at least as many shards as processes split itself, and cuts batches of others."""
+        """Number of shards that accelerate sees. It lets a stream with enough shards for all processes split itself, by `shard`; other
+        streams it reads on every process and cuts their batches."""
         return 2**31 if self.clips.training else 1
 
     @property
     def num_clips(self) -> int:
-        """Clips of each video, one after the other."""
+        """Number of clips of each video, one after the other."""
         return self.clips.num_clips
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> "VideoStream":
-        """The part of process `index` out of `num_shards`: shards of the dataset, or every n-th row where they do not divide."""
+        """The part of process `index` out of `num_shards`: whole shards of the dataset if their number divides, else every n-th row."""
         clips = copy.copy(self.clips)
         clips.rows = split_dataset_by_node(self.clips.rows, rank=index, world_size=num_shards)
         return VideoStream(clips, self.buffer_size)
@@ -67,7 +68,7 @@ class VideoStream(datasets.IterableDataset):
             for row in rows:
                 seen = True
                 yield from self._items(epoch, row)
-            if not seen and epoch > first:  # a worker without a shard
+            if not seen and epoch > first:  # this worker has no shard, and would loop forever
                 return
 
     def _items(self, epoch: int, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,17 +79,17 @@ class VideoStream(datasets.IterableDataset):
             return self.clips.try_row(row) or []
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, at the row it last read."""
+        """The stream's position: its epoch, and the row that was read last."""
         epoch, rows = self._current
         return {"epoch": epoch, "rows": None if rows is None else rows.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there at the next iteration."""
+        """Continue from this position at the next iteration."""
         self._resumed = state_dict if state_dict["rows"] is not None else None
 
 
 def trainer_dataset(clips: VideoClips, buffer_size: int = 1000) -> Any:
-    """What a Trainer takes: the clips themselves, or where their rows are a stream, a [`VideoStream`] of them."""
+    """Return the dataset for a Trainer: the clips themselves, or a [`VideoStream`] of them if their rows are a stream."""
     return VideoStream(clips, buffer_size) if isinstance(clips.rows, datasets.IterableDataset) else clips
 
 

@@ -1,6 +1,6 @@
-"""What a clip shows of its frames: crops, mirroring, RandAugment, random erasing. One draw serves all frames of a clip.
+"""Crops, mirroring, RandAugment and random erasing of clips. All frames of a clip share one draw.
 
-Random numbers are torch's own: the caller seeds them.
+Random numbers are torch's own; the caller seeds them.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from ..models.video_io import View
 
 
 class MultiScaleCrop(v2.Transform):
-    """VideoMAE's crop: sides out of a few shares of the shorter side, at one of 13 places, then resized.
+    """VideoMAE's random crop, GroupMultiScaleCrop (from TSN): crop with one of a few sizes at one of 13 places, then resize.
 
-    Height and width are drawn together, at most one step of `scales` apart. The places are the corners, the middles of the sides,
-    the centre, and halfway from it to each corner (VideoMAE's GroupMultiScaleCrop, from TSN).
+    The height and the width of the crop are shares of the frame's shorter side. They are drawn together, at most one step of `scales`
+    apart. The places are the four corners, the middles of the four sides, the centre, and the points halfway from the centre to each
+    corner.
 
     Args:
         size: (height, width) to resize to.
@@ -46,12 +47,12 @@ class MultiScaleCrop(v2.Transform):
 
 
 def draw_view(fit: View, crop: v2.Transform | None = None, flip: bool = False) -> View:
-    """What a clip shows of its frames (N, 3, H, W), drawn once for all of them.
+    """Draw the view of a clip: a function that crops and mirrors frames (N, 3, H, W), the same way at every call.
 
     Args:
-        fit: takes frames to the model's size where there is no `crop`.
-        crop: taken out of the frames as they are stored; its numbers are drawn at the first frame.
-        flip: mirror, with probability 1/2.
+        fit: resizes and crops frames to the model's size; used without `crop`.
+        crop: random crop of the stored frames. Its numbers are drawn at the first call, which knows the frames' size.
+        flip: mirror with probability 1/2.
     """
     mirrored = flip and bool(torch.rand(()) < 0.5)
     params: dict[str, Any] = {}
@@ -71,14 +72,14 @@ MAX_MAGNITUDE = 10
 
 
 def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Transform:
-    """RandAugment of uint8 clips (T, C, H, W), as the recipes of timm and VideoMAE write it ("rand-m7-n4").
+    """RandAugment of uint8 clips (T, C, H, W), as in the recipes of timm and VideoMAE ("rand-m7-n4").
 
-    `num_ops` times one of torchvision's 14 operations (identity, shear, translation, rotation, brightness, colour, contrast,
-    sharpness, posterize, solarize, auto-contrast, equalize) is drawn and, with probability 0.5 as in timm, applied.
+    One of torchvision's 14 operations (identity, shear, translation, rotation, brightness, colour, contrast, sharpness, posterize,
+    solarize, auto-contrast, equalize) is drawn `num_ops` times. Each draw is applied with probability 0.5, as in timm.
 
     Args:
-        magnitude: strength in [0, 10]; timm's ranges are torchvision's at 10.
-        fill: colour in [0, 255], one a channel, of the pixels that move in from outside.
+        magnitude: strength in [0, 10]. At 10, the ranges of torchvision and timm are the same.
+        fill: colour of the pixels that move in from outside, in [0, 255], one number for each channel.
     """
     bins = {"num_magnitude_bins": MAX_MAGNITUDE + 1, "interpolation": InterpolationMode.BILINEAR, "fill": list(fill)}
     operation = v2.RandAugment(num_ops=1, magnitude=magnitude, **bins)
@@ -86,14 +87,14 @@ def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Tran
 
 
 def random_erasing(probability: float) -> v2.Transform:
-    """Random erasing of normalised clips (T, C, H, W): with `probability`, one box of 2 to 33 % of the area holds the same normal
-    noise in all frames."""
+    """Random erasing of normalised clips (T, C, H, W): with `probability`, fill a box of 2 to 33 % of the area with normal noise, the
+    same in all frames."""
     return v2.RandomErasing(probability, value="random")
 
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """The random changes of a training clip. All are off by default.
+    """The random changes of a training clip. By default there are none.
 
     Args:
         min_crop_scale: in (0, 1]; crop down to this share of the area with torchvision's `RandomResizedCrop`; 1 = no crop.
@@ -140,7 +141,7 @@ class ClipAugmentation:
         return v2.RandomResizedCrop(size, scale=(self.min_crop_scale, 1.0), antialias=True)
 
     def recolor(self, image_mean: Sequence[float]) -> v2.Transform | None:
-        """RandAugment of uint8 frames, or None. Pixels that move in from outside get the mean color, in [0, 1]."""
+        """RandAugment of uint8 frames, or None. Pixels that move in from outside get the colour `image_mean`, in [0, 1]."""
         if self.rand_augment_num_ops <= 0:
             return None
         fill = [255 * mean for mean in image_mean]

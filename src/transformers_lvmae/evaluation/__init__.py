@@ -1,4 +1,4 @@
-"""What a trained model is worth: accuracy over several views of a video, tables and confusion matrices, frozen features and probes.
+"""Evaluation of trained models: predictions over several views of a video, accuracies, tables, frozen features and probes.
 
-Trainers use `accuracy.py` alone. Pictures of masks and predictions live in `visualization/`.
+Trainers use only `accuracy.py`. Pictures of masks and predictions live in `visualization/`.
 """

@@ -1,29 +1,34 @@
-"""Top-k accuracy of one label, or of several label sets and of all of them at once. `evaluate_metric.py` makes a metric of it."""
+"""Top-k accuracy of one label, or of several label sets and their combination. `evaluate_metric.py` wraps it for `evaluate`."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
-JOINT_NAME = "action"  # what EPIC-Kitchens calls a verb and a noun that are both right
+JOINT_NAME = "action"  # EPIC-Kitchens calls the pair of a verb and a noun an action
 
 
 def ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How many classes come before the right one, `classes` (B,), in a stable descending order of `scores` (B, C): (B,)."""
+    """Rank (B,) of the right class, 0 = first, when classes are sorted by `scores` (B, C), highest first.
+
+    Args:
+        classes: the right class of each row (B,). Of equal scores, the lower class comes first.
+    """
     right = np.take_along_axis(scores, classes[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < classes[:, None]
     return ((scores > right) | ((scores == right) & earlier)).sum(axis=1)
 
 
 def joint_ranks(parts: Sequence[np.ndarray], labels: np.ndarray, limit: int) -> np.ndarray:
-    """Rank of the right combination among all combinations of one class of each set, where it is below `limit`; else `limit`.
+    """Rank (B,) of the right combination of classes, 0 = first, among all combinations of one class of each set; at most `limit`.
 
-    A combination's probability is the product of its classes' probabilities, so that its score is the sum of their logits: no
-    set's normalisation changes the order. The first set's class is the slowest number of a combination. A class that is not
-    among its set's `limit` best is in none of the `limit` best combinations, so that no others are looked at.
+    The probability of a combination is the product of its classes' probabilities, so its score is the sum of their logits:
+    the softmax of a set changes all scores by the same number. Combinations are numbered with the first set's class as the slowest
+    digit. A class that is not among the `limit` best of its set cannot be part of the `limit` best combinations, so only the best
+    of each set are combined.
 
     Args:
-        parts: logits of each set, (B, C) with its own C.
+        parts: logits (B, C) of each set, with its own C.
         labels: (B, sets).
     """
     count = len(labels)
@@ -44,20 +49,20 @@ def topk_accuracies(
     label_sets: Mapping[str, Sequence[int]] | None = None,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Shares of clips whose class is among the k highest logits; of equal logits the lower class comes first.
+    """Share of clips whose class is among the k highest logits. Of equal logits, the lower class comes first.
 
     Args:
-        logits: (B, C); logits, logarithms of probabilities, or, without `label_sets`, probabilities.
-        labels: (B,), or (B, sets) with `label_sets`.
+        logits: (B, C) logits or logarithms of probabilities; without `label_sets`, also probabilities.
+        labels: class ids (B,), or (B, sets) with `label_sets`.
         label_sets: {name: [first, end)}, the columns of each set's classes, as `LVMAEConfig.label_sets`.
-        ks: numbers k.
+        ks: the values of k.
 
     Returns:
-        `accuracy`, `top5_accuracy`; with `label_sets` each of them for each set and for `action`, the combination of one class
-        of each: `verb_accuracy`, ..., `action_top5_accuracy`.
+        `accuracy` and `top5_accuracy`. With `label_sets`, both for each set and for `action`, the combination of one class of each
+        set: `verb_accuracy`, ..., `action_top5_accuracy`.
 
     Raises:
-        ValueError: no clips, or labels and logits that do not fit together.
+        ValueError: there are no clips, or the shapes of labels and logits do not fit.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     ranges = sorted(label_sets.items(), key=lambda item: list(item[1])) if label_sets else []

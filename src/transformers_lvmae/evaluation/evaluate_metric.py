@@ -4,7 +4,7 @@
     metric.compute(predictions=logits, references=labels)
     metric.compute(predictions=logits, references=labels, label_sets={"verb": [0, 97], "noun": [97, 397]})
 
-Loaded from its path (`evaluate_metric.__file__`), it needs no network. Nothing else in the package needs `evaluate`.
+Loading it from its path (`evaluate_metric.__file__`) needs no network. Nothing else in the package needs `evaluate`.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from .accuracy import topk_accuracies
 
 
 class TopKAccuracy(evaluate.Metric):
-    """Collects batches, on one process or several: `add_batch`, then `compute(label_sets=..., ks=...)`, as `topk_accuracies`."""
+    """Collect batches with `add_batch`, on one process or several; `compute(label_sets=..., ks=...)` calls `topk_accuracies`."""
 
     def _info(self) -> Any:
         logits = datasets.Sequence(datasets.Value("float32"))
         label = datasets.Value("int64")
         return evaluate.MetricInfo(
-            description="Top-k accuracy of one label, or of several label sets and of all of them at once.",
+            description="Top-k accuracy of one label, or of several label sets and their combination.",
             citation="",
             inputs_description=topk_accuracies.__doc__ or "",
             features=[

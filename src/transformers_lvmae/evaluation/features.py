@@ -1,7 +1,7 @@
-"""Frozen features on disk: one vector a clip in Parquet, or all tokens of a clip in safetensors.
+"""Frozen features on disk: one vector for each clip in Parquet, or all its tokens in safetensors.
 
-A split is cut into shards of consecutive rows. A shard is written aside and renamed when it is whole, its Parquet file last, so that
-the shards that exist are the work that is done, whoever did it and however it ended.
+A split is cut into shards of consecutive rows. A shard is written under another name and renamed when it is complete, its Parquet
+file last. So every shard that exists is complete, even after a crash, and several processes can share the work.
 """
 
 import json
@@ -27,12 +27,12 @@ from ..models.video_io import decode_video, video_name
 
 
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
-    """Clips of `clip_seconds` that begin every `stride_seconds` from `start` on, and one that ends at `end` where those leave a rest.
+    """Cut a segment into clips of `clip_seconds` that begin every `stride_seconds`: (start, end) of each clip, in seconds.
 
-    A segment shorter than a clip is one clip. Times in seconds.
+    If they do not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip.
 
     Raises:
-        ValueError: a length or stride that is not positive.
+        ValueError: a length or stride is not positive.
     """
     if clip_seconds <= 0 or stride_seconds <= 0:
         raise ValueError(
@@ -50,9 +50,12 @@ def sliding_segments(start: float, end: float, clip_seconds: float, stride_secon
 def sliding_rows(
     rows: Iterable[dict[str, Any]], clip_seconds: float, stride_seconds: float, video_column: str = "video"
 ) -> list[dict[str, Any]]:
-    """Each row once for each of its clips, with the clip's `start` and `end`; see [`sliding_segments`].
+    """Repeat each row for each of its clips, with the clip's `start` and `end`; see [`sliding_segments`].
 
-    How long a video is, is read from the file.
+    The length of a video is read from its file.
+
+    Raises:
+        ValueError: a length or stride is not positive, or the frame rate of a video is unknown.
     """
     clips = []
     for row in rows:
@@ -61,7 +64,7 @@ def sliding_rows(
         metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
         if metadata.duration is None:
             raise ValueError(
-                f"Got {video_name(row[video_column])} of unknown frame rate, expected one that tells its length: re-encode it."
+                f"Got {video_name(row[video_column])} of unknown frame rate, expected a known one, which gives the length: re-encode it."
             )
         end = min(start + metadata.duration, end or np.inf)
         clips += [{**row, "start": a, "end": b} for a, b in sliding_segments(start, end, clip_seconds, stride_seconds)]
@@ -73,10 +76,10 @@ class ShardedSplit:
     """The files of one split: `train-00003-of-00012.parquet`, and `.safetensors` beside it for tokens.
 
     Args:
-        folder: where they are.
+        folder: folder of the files.
         split: name of the split.
-        num_rows: rows of the dataset, not clips.
-        shard_size: rows of a shard.
+        num_rows: number of rows of the dataset; a row may have several clips.
+        shard_size: number of rows of a shard.
     """
 
     folder: Path
@@ -99,7 +102,7 @@ class ShardedSplit:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def check_settings(self, settings: dict[str, Any], write: bool) -> None:
-        """Compare with the settings of the shards that are there; raises ValueError where they differ."""
+        """Raise ValueError if existing shards were made with other settings. With `write`, save the settings if none are saved."""
         path = self.folder / f"{self.split}.json"
         settings = {**settings, "num_rows": self.num_rows, "shard_size": self.shard_size}
         if path.exists():
@@ -117,7 +120,7 @@ class ShardedSplit:
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a name beside `path`, then rename: `path` is whole or not there."""
+    """Call `write` with another name in the same folder, then rename the file to `path`: `path` is complete or does not exist."""
     part = path.with_name(f".{path.name}.part")
     write(part)
     os.replace(part, path)
@@ -132,15 +135,15 @@ def encode_clips(
     num_workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[torch.Tensor]:
-    """Features of each batch of clips, on the CPU, in their order.
+    """Compute the features of each batch of clips, in the order of the clips. They are after the final norm and on the CPU.
 
     Args:
         model: [`LVMAEModel`], on its device.
-        pool: the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D). Both after the final norm.
+        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D).
         autocast: makes the context of the forward pass: `accelerator.autocast`.
 
     Raises:
-        ValueError: tokens that float16 cannot hold.
+        ValueError: a feature is not finite; tokens may be too large for float16.
     """
     model.eval()
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
@@ -163,11 +166,11 @@ def save_shard(
     schema: datasets.Features,
     video_column: str = "video",
 ) -> None:
-    """Write clips and their features, (n, D) into the Parquet file or (n, N, D) beside it.
+    """Write clips and their features: clip features (n, D) to the Parquet file, tokens (n, N, D) to a safetensors file beside it.
 
     Args:
         rows: a dict for each clip, with its `row` number, `start` and `end`.
-        schema: features of the dataset; its columns of numbers, text and classes are carried along.
+        schema: features of the dataset. Its columns of numbers, text and classes are written too.
     """
     table = {name: schema[name] for name in schema if _is_scalar(schema[name])}
     columns = {name: [row[name] for row in rows] for name in table}
@@ -190,7 +193,7 @@ def _is_scalar(feature: Any) -> bool:
 
 
 def split_settings(folder: str | os.PathLike, split: str) -> dict[str, Any]:
-    """How a split's features were made (`model`, `dataset_name`, ...); raises ValueError where there is no such split."""
+    """Read the settings of a split's features (`model`, `dataset_name`, ...); raises ValueError if the split does not exist."""
     path = Path(folder) / f"{split}.json"
     if not path.exists():
         known = sorted(item.stem for item in Path(folder).glob("*.json"))
@@ -199,7 +202,7 @@ def split_settings(folder: str | os.PathLike, split: str) -> dict[str, Any]:
 
 
 def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
-    """The files of a split that is complete; raises ValueError where shards are missing."""
+    """Open a complete split; raises ValueError if shards are missing."""
     settings = split_settings(folder, split)
     files = ShardedSplit(Path(folder), split, settings["num_rows"], settings["shard_size"])
     done = sum(files.is_done(shard) for shard in range(files.num_shards))
@@ -212,7 +215,7 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """The clips of a split with `row`, `start`, `end`, the dataset's own columns and, unless tokens were kept, `features`.
+    """Load the clips of a split with `row`, `start`, `end`, the dataset's own columns and, if clip features were kept, `features`.
 
     Raises:
         ValueError: shards are missing.
@@ -223,9 +226,14 @@ def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
 
 
 class TokenFeatures(Dataset):
-    """Tokens of a split's clips, read from disk one clip at a time.
+    """The tokens of a split's clips, read from disk one clip at a time.
 
-    An item is a dict with `tokens` (N, D), float32, and with `labels` (a class id for each clip) its own as `labels`.
+    An item is a dict with `tokens` (N, D), float32, and, if `labels` are given, the clip's class id as `labels`.
+
+    Args:
+        folder: folder of the features.
+        split: name of the split.
+        labels: a class id for each clip.
 
     Raises:
         ValueError: shards are missing, or the split has no tokens.
@@ -248,7 +256,7 @@ class TokenFeatures(Dataset):
     def _ends(self) -> np.ndarray:
         return np.cumsum([tokens.get_shape()[0] for tokens in self._tokens])
 
-    def __getstate__(self) -> dict[str, Any]:  # open files do not travel to workers
+    def __getstate__(self) -> dict[str, Any]:  # open files cannot be sent to workers
         return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
 
     def __len__(self) -> int:

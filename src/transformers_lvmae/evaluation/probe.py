@@ -1,10 +1,10 @@
-"""Probes: what a small classifier gets out of features that do not learn.
+"""Probes: small classifiers that are trained on frozen features.
 
 - linear: logistic regression on standardised clip features;
-- attentive: a learnt query that attends to all tokens, and a linear layer (V-JEPA's protocol, Bardes et al. 2024).
+- attentive: a learned query that attends to all tokens, and a linear layer (V-JEPA's protocol, Bardes et al. 2024).
 
-Both choose their settings on validation videos and look at the test videos once, with the settings chosen. A video of several clips
-is classified by the mean of its clips' probabilities.
+Both choose their settings on validation videos, and use the test videos once, with the chosen settings. A video of several clips is
+classified by the mean of its clips' probabilities.
 """
 
 import tempfile
@@ -25,16 +25,16 @@ from ..models.modeling_lvmae import LVMAEClassAttention, LVMAEPreTrainedModel
 
 
 REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# V-JEPA 2's sweep.
+# The sweep of V-JEPA 2.
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
 WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
 
 
 class AttentiveProbe(LVMAEPreTrainedModel):
-    """The head of [`LVMAEForVideoClassification`] with `pooling="class_attention"`, alone: its weights fit there.
+    """The head of [`LVMAEForVideoClassification`] with `pooling="class_attention"`, without the encoder. Its weights fit there.
 
     Args:
-        config: the encoder's, with `num_labels`.
+        config: config of the encoder, with `num_labels`.
     """
 
     _no_split_modules: list[str] = []
@@ -47,34 +47,39 @@ class AttentiveProbe(LVMAEPreTrainedModel):
         self.post_init()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> logits (B, classes)."""
+        """Classify tokens (B, N, D): logits (B, classes)."""
         return self.classifier(self.fc_norm(self.pooler(tokens)))
 
 
 class ProbeSweep(nn.Module):
-    """Probes with other settings that learn from the same batches, so that the tokens are read once for all of them."""
+    """Several probes that learn from the same batches, so that tokens are read once for all settings."""
 
     def __init__(self, config: LVMAEConfig, number: int):
         super().__init__()
         self.probes = nn.ModuleList(AttentiveProbe(config) for _ in range(number))
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Tokens (B, N, D) and class ids (B,) -> the sum of the probes' losses, logits (B, probes, classes)."""
+        """Return the sum of the probes' losses, and logits (B, probes, classes).
+
+        Args:
+            tokens: (B, N, D).
+            labels: class ids (B,).
+        """
         logits = torch.stack([probe(tokens) for probe in self.probes], dim=1)
         targets = labels.unsqueeze(1).expand(-1, logits.shape[1])
-        # A sum over the probes: each has the gradient that it would have alone.
+        # With a sum over the probes, each has the gradient that it would have alone.
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets) * logits.shape[1]
         return {"loss": loss, "logits": logits}
 
 
 @dataclass
 class ProbeData:
-    """Clips of a split.
+    """Features, labels and videos of a split's n clips.
 
     Args:
         features: (n, D) for a linear probe; a dataset of `tokens` and `labels` for an attentive one.
         labels: class ids (n,).
-        videos: which video a clip is of (n,).
+        videos: number of each clip's video (n,).
     """
 
     features: Any
@@ -82,13 +87,14 @@ class ProbeData:
     videos: np.ndarray
 
     def subset(self, numbers: np.ndarray) -> "ProbeData":
+        """The clips with these numbers."""
         taken = (
             Subset(self.features, numbers.tolist()) if isinstance(self.features, Dataset) else self.features[numbers]
         )
         return ProbeData(taken, self.labels[numbers], self.videos[numbers])
 
     def accuracy(self, scores: np.ndarray, k: int = 1) -> float:
-        """Share of videos whose class is among the k highest, of the clips' scores (n, classes) averaged by video."""
+        """Share of videos whose class is among the k highest scores. Clips' scores (n, classes) are averaged for each video."""
         _, first, video = np.unique(self.videos, return_index=True, return_inverse=True)
         means = np.zeros((len(first), scores.shape[1]))
         np.add.at(means, video, scores / np.bincount(video)[video, None])
@@ -97,10 +103,10 @@ class ProbeData:
 
 
 def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Class ids of each split's clips, and the classes' names: a ClassLabel's own, or the values sorted.
+    """Class ids of each split's clips, and the names of the classes: those of the ClassLabel, or else the sorted values.
 
     Raises:
-        ValueError: a split without that column, or with a label that is missing.
+        ValueError: a split does not have the column, or a label is missing.
     """
     for split, clips in splits.items():
         if label_column not in clips.column_names or None in clips[label_column][:]:
@@ -118,7 +124,7 @@ def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[d
 
 
 def split_by_video(data: ProbeData, share: float, seed: int) -> tuple[ProbeData, ProbeData]:
-    """A training and a validation part; `share` of the videos, drawn by `seed`, with all of their clips, validate."""
+    """Split clips into a training and a validation part. Validation gets `share` of the videos, drawn by `seed`, with all clips."""
     from sklearn.model_selection import GroupShuffleSplit
 
     draw = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
@@ -132,10 +138,10 @@ Scores = Callable[[ProbeData], np.ndarray]
 def linear_probe(
     train: ProbeData, validation: ProbeData, num_labels: int, regularisations: Sequence[float] = REGULARISATIONS
 ) -> tuple[dict[str, float], Scores]:
-    """Logistic regression on standardised features (n, D), with the inverse regularisation that validates best.
+    """Train logistic regressions on standardised features (n, D), and choose the inverse regularisation that validates best.
 
     Returns:
-        The settings with their `validation_accuracy`, and what gives the probabilities (n, num_labels) of other clips.
+        The chosen settings with their `validation_accuracy`, and a function from clips to probabilities (n, num_labels).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -154,7 +160,7 @@ def linear_probe(
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=2000))
         scores = scores_of(classifier.fit(train.features, train.labels))
         accuracy = validation.accuracy(scores(validation))
-        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equals, the simplest
+        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equally good ones, the most regularised
             best = {"C": value, "validation_accuracy": accuracy}, scores
     assert best is not None
     return best
@@ -171,16 +177,16 @@ def attentive_probe(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     **arguments: Any,
 ) -> tuple[dict[str, float], Scores, AttentiveProbe]:
-    """AdamW with a cosine to 0 for each pair of learning rate and weight decay, all at once; the pair that validates best.
+    """Train an attentive probe for each pair of learning rate and weight decay, all at once, and choose the pair that validates best.
 
-    V-JEPA augments clips anew in each epoch; features on disk are those of one view.
+    The optimizer is AdamW with a cosine to 0. V-JEPA augments clips anew in each epoch; features on disk are of one view.
 
     Args:
-        config: the encoder's, with `num_labels`.
-        arguments: more of `TrainingArguments`: `bf16`, `dataloader_num_workers`, ...
+        config: config of the encoder, with `num_labels`.
+        arguments: other `TrainingArguments`: `bf16`, `dataloader_num_workers`, ...
 
     Returns:
-        As [`linear_probe`], and the probe.
+        The same as [`linear_probe`], and the chosen probe.
     """
     set_seed(seed)
     settings = list(product(learning_rates, weight_decays))
@@ -192,7 +198,7 @@ def attentive_probe(
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
             lr_scheduler_type="cosine",
-            max_grad_norm=0,  # a common norm would tie the probes to one another
+            max_grad_norm=0,  # a common norm would make the probes depend on each other
             remove_unused_columns=False,
             label_names=["labels"],
             save_strategy="no",
@@ -219,7 +225,7 @@ def attentive_probe(
 
 
 def _parameter_groups(sweep: ProbeSweep, settings: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Each probe's learning rate, and its weight decay for matrices."""
+    """Parameter groups with the learning rate of each probe. Only matrices have its weight decay."""
     groups = []
     for probe, (lr, weight_decay) in zip(sweep.probes, settings):
         for matrices in (True, False):

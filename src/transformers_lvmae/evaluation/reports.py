@@ -1,4 +1,4 @@
-"""What predictions amount to: accuracies, tables by class and by length, confusion matrices, files of results."""
+"""Reports of predictions: accuracies, tables by class and by length, confusion matrices, files of results."""
 
 import csv
 import json
@@ -16,13 +16,13 @@ from .accuracy import topk_accuracies
 from .views import Predictions
 
 
-LENGTH_BINS = (4, 8, 16, 32)  # seconds: the paper's, where it compares with Avion
-TICK_LIMIT = 60  # classes that still have room for their names beside a confusion matrix
-CELL_LIMIT = 12  # classes that leave room for numbers in its cells
+LENGTH_BINS = (4, 8, 16, 32)  # seconds, as in the paper's comparison with Avion
+TICK_LIMIT = 60  # a confusion matrix of more classes has no room for their names
+CELL_LIMIT = 12  # with more classes, its cells have no room for numbers
 
 
 def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
-    """{name of the label set, "label" if there is one label: (probabilities (rows, C), labels (rows,), class names)}."""
+    """Split predictions by label set: {name: (probabilities (rows, C), labels (rows,), class names)}. A single label is "label"."""
     id2label: Any = config.id2label
     names = [id2label[number] for number in range(predictions.probabilities.shape[1])]
     if not config.label_slices:
@@ -38,9 +38,9 @@ def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tup
 
 
 def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float]:
-    """Top-1 and top-5 accuracy (`topk_accuracies`) and, of each label set, `mean_class_accuracy` over the classes that occur.
+    """Top-1 and top-5 accuracy (`topk_accuracies`), and `mean_class_accuracy` of each label set over the classes that occur.
 
-    A combination of classes has the product of their probabilities, each averaged over views first.
+    The probability of a combination of classes is the product of their probabilities after averaging over views.
     """
     logarithms = np.log(np.maximum(predictions.probabilities, np.finfo(np.float64).tiny))
     metrics = topk_accuracies(logarithms, predictions.labels, config.label_sets)
@@ -57,7 +57,7 @@ def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float
 def accuracies_by_length(
     predictions: Predictions, config: LVMAEConfig, bins: Sequence[float] = LENGTH_BINS
 ) -> list[dict[str, Any]]:
-    """`accuracies` of the clips in each bin of seconds, [low, high), with `seconds` and `clips`; empty bins have nothing else."""
+    """`accuracies` of the clips in each bin of seconds [low, high), with `seconds` and `clips`; an empty bin has only these two."""
     edges = [0, *bins]
     names = [f"{low}-{high}" for low, high in zip(edges, bins)] + [f">{bins[-1]}"]
     inside = np.digitize(predictions.durations, bins)
@@ -74,16 +74,21 @@ def accuracies_by_length(
 
 
 def confusion_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How often class i was taken for class j: probabilities (rows, C), labels (rows,) -> int64 (C, C), rows the true classes."""
+    """Confusion matrix, int64 (C, C): how often class i (row, true) was predicted as class j (column).
+
+    Args:
+        probabilities: (rows, C).
+        labels: (rows,).
+    """
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts
 
 
 def class_table(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each class of a confusion matrix (C, C): its clips, accuracy, precision, and the class it is most often taken for.
+    """List the clips, accuracy and precision of each class of a confusion matrix (C, C), and the class it is most often taken for.
 
-    Accuracy is None for a class without clips, precision for one that is never predicted.
+    Accuracy is None for a class without clips, and precision for a class that is never predicted.
     """
     table = []
     for number, name in enumerate(names):
@@ -104,7 +109,7 @@ def class_table(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]
 
 
 def draw_confusion_matrix(path: str | os.PathLike, counts: np.ndarray, names: Sequence[str], title: str = "") -> None:
-    """Write a PNG of a confusion matrix (C, C): a row for each true class, as shares of its clips."""
+    """Draw a confusion matrix (C, C) as a PNG. Each row is a true class; its cells are shares of the class's clips."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(names)
     side = 2.5 + (0.22 * size if size <= TICK_LIMIT else 7.0)
@@ -128,7 +133,7 @@ def draw_confusion_matrix(path: str | os.PathLike, counts: np.ndarray, names: Se
 def eval_results(
     metrics: Mapping[str, float], dataset_name: str, split: str, config_name: str | None = None
 ) -> list[EvalResult]:
-    """Metrics as a model card states them."""
+    """Convert metrics to entries of a model card."""
     name = Path(dataset_name).name
     return [
         EvalResult(
@@ -148,14 +153,14 @@ def eval_results(
 def write_evaluation(
     folder: str | os.PathLike, predictions: Predictions, config: LVMAEConfig, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write all that is known of `predictions` to `folder`, and return what is in results.json.
+    """Write an evaluation to `folder`, and return the content of results.json.
 
     - results.json: `about`, `clips`, `metrics`, `by_length`;
-    - model_card.yaml: the metrics as a model card's metadata (`model-index`);
-    - classes.csv and confusion_matrix.png; of a model with label sets, one of each for each set: classes_verb.csv.
+    - model_card.yaml: the metrics as metadata of a model card (`model-index`);
+    - classes.csv and confusion_matrix.png; with label sets, both for each set: classes_verb.csv.
 
     Args:
-        about: of the run, for results.json; `model`, `dataset` and `split` are needed.
+        about: facts about the run for results.json; `model`, `dataset` and `split` are required.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Predictions over several views of each video, every video once, whatever the number of processes."""
+"""Predictions over several views of each video, on any number of processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,8 +122,13 @@ class VideoViews(Dataset):
 
 @dataclass
 class Predictions:
-    """Of each row of a dataset: probabilities (rows, classes), the mean over views; classes (rows,) or (rows, label sets); seconds
-    (rows,), NaN where unknown."""
+    """Predictions for the rows of a dataset.
+
+    Args:
+        probabilities: (rows, classes), the mean over views.
+        labels: right classes (rows,), or (rows, label sets).
+        durations: seconds (rows,), NaN if unknown.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -131,7 +136,7 @@ class Predictions:
 
 
 def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Sequence[str]) -> None:
-    """Raise ValueError unless the model's classes are the dataset's, by name and number."""
+    """Raise ValueError unless model and dataset have the same class names in the same order."""
     fields = LVMAEConfig.label_fields({column: rows.features[column].names for column in label_columns})
     names: dict[int, str] = fields["id2label"]
     known: Any = config.id2label
@@ -144,7 +149,7 @@ def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Se
 
 
 def split_probabilities(logits: torch.Tensor, slices: Mapping[str, slice]) -> torch.Tensor:
-    """Softmax of logits (B, C) in float64: over all classes, or within each label set."""
+    """Softmax of logits (B, C) in float64, over all classes or, with `slices`, within each label set."""
     parts = [logits[:, part] for part in slices.values()] or [logits]
     return torch.cat([part.double().softmax(dim=-1) for part in parts], dim=-1)
 
@@ -153,15 +158,15 @@ def split_probabilities(logits: torch.Tensor, slices: Mapping[str, slice]) -> to
 def predict(
     model: Any, views: VideoViews, accelerator: Accelerator, batch_size: int = 8, num_workers: int = 0
 ) -> Predictions:
-    """Probabilities of every row of `views`, averaged over its views, the same on every process.
+    """Predict every row of `views`, and average its probabilities over its views. Every process returns all rows.
 
-    Each process takes every n-th row with all its views; nothing is padded, no row counts twice.
+    Each process takes every n-th row with all its views. Nothing is padded, so no row counts twice.
 
     Args:
-        model: [`LVMAEForVideoClassification`]; moved to the accelerator's device and set to evaluation.
-        views: with `label_column` set; of a `datasets.Dataset`, not of a stream.
+        model: [`LVMAEForVideoClassification`]; it is moved to the accelerator's device and set to evaluation.
+        views: must have a `label_column`.
         batch_size: clips at a time on each process.
-        num_workers: processes that decode for each process.
+        num_workers: number of decoding workers of each process.
     """
     model = model.to(accelerator.device).eval()
     own = range(accelerator.process_index, len(views.rows), accelerator.num_processes)
