@@ -962,7 +962,7 @@ def test_visible_tubelets_are_all_that_the_encoder_reads():
         ),
         (
             {"visible_tubelets": torch.zeros(2, 32, 2, 3, 8, 8).byte()},
-            r"Got visible_tubelets of torch.uint8, expected floating point .*: normalise them",
+            r"Got pixels of torch.uint8, expected floating point .*: normalise them",
         ),
         ({"visible_tubelets": torch.zeros(2, 32, 3, 2, 8, 8)}, r"of shape \(2, 32, 3, 2, 8, 8\), expected .* 2 frames"),
         (

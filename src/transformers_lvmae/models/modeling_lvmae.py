@@ -94,7 +94,6 @@ class LVMAEPatchEmbeddings(nn.Module):
                 f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): add or "
                 "remove an axis."
             )
-        check_floating_point("pixels", pixel_values_videos)
         _, frames, channels, height, width = shape
         if channels != self.num_channels:
             raise ValueError(
@@ -121,7 +120,6 @@ class LVMAEPatchEmbeddings(nn.Module):
                 f"Got visible_tubelets of shape {tuple(visible_tubelets.shape)}, expected (batch, visible tokens, {shape[0]} "
                 f"frames, {shape[1]} channels, {shape[2]}, {shape[3]}): cut clips with split_tubelets and gather_tubelets."
             )
-        check_floating_point("visible_tubelets", visible_tubelets)
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Embed tubelets.
@@ -133,6 +131,11 @@ class LVMAEPatchEmbeddings(nn.Module):
         Returns:
             (B, K, hidden_size).
         """
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"Got pixels of {pixels.dtype}, expected floating point as LVMAEVideoProcessor returns it: normalise them with "
+                "the processor (LVMAEPreTrainer does it for bytes)."
+            )
         if pixels.ndim == 5:
             pixels = gather_tubelets(split_tubelets(pixels, self.tubelet_size, self.patch_size), positions)
         return self.projection(pixels.transpose(2, 3).flatten(2).to(self.projection.weight.dtype))
@@ -151,15 +154,6 @@ class LVMAEEmbeddings(nn.Module):
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
-
-
-def check_floating_point(name: str, pixels: torch.Tensor) -> None:
-    """Raise ValueError on integer pixels, which were not normalised."""
-    if not pixels.is_floating_point():
-        raise ValueError(
-            f"Got {name} of {pixels.dtype}, expected floating point as LVMAEVideoProcessor returns it: normalise them with the "
-            "processor (LVMAEPreTrainer does it for bytes)."
-        )
 
 
 def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
@@ -487,7 +481,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
-                [`LVMAEVideoProcessor`] returns them, standardized by ImageNet's mean and deviation.
+                [`LVMAEVideoProcessor`] returns them, standardised by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
                 number in every row. Without it the encoder sees every token.
             num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this number, no
@@ -495,7 +489,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 `config.mask_ratio`.
             visible_tubelets (`torch.Tensor` of shape `(batch_size, visible tokens, tubelet_size, num_channels, patch_size, patch_size)`, *optional*):
                 only those tubelets of the clips that `bool_masked_pos` leaves visible, in ascending order of position
-                (`masking.gather_tubelets`), normalized in the same way. They take the place of `pixel_values_videos`.
+                (`masking.gather_tubelets`), normalised in the same way. They take the place of `pixel_values_videos`.
             visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): what `index_visible`
                 returned for the other arguments, which are then not checked again.
 
@@ -545,7 +539,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
-        Clips and masks are [`LVMAEModel`]'s; errors are too.
+        Arguments that are not listed, and errors, are those of [`LVMAEModel`].
 
         Args:
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden from the
@@ -554,20 +548,15 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
                 number in every row. By default every hidden token is decoded.
             target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the tokenizer's
                 codes in [-1, 1]; with `target_type="latents"` its `FiniteScalarQuantizer.bounded_latents`. Without them there is
-                no loss, unless the targets are pixels.
+                no loss, unless the targets are pixels, which `visible_tubelets` do not have.
             num_decoded (`int`, *optional*): how many tokens of a row are decoded; as `num_visible`.
-            visible_tubelets (*optional*): enough for every target but pixels.
         """
         if bool_masked_pos is None:
-            clips = clips_without_mask(pixel_values_videos, visible_tubelets)
-            bool_masked_pos, num_visible = self.draw_mask(clips)
+            bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
         visible = self.lvmae.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         bool_decoded_pos = bool_masked_pos if bool_decoded_pos is None else bool_decoded_pos
-        if bool_decoded_pos is bool_masked_pos:
-            num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
-        decoded = self.index_decoded(bool_decoded_pos, tuple(bool_masked_pos.shape), num_decoded)
+        decoded = self.index_decoded(bool_masked_pos, bool_decoded_pos, visible, num_decoded)
         self._check_targets(target_codes, bool_decoded_pos)
-
         encoded = self.forward_encoder(pixel_values_videos, visible_tubelets, visible, **kwargs)
         logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
@@ -589,12 +578,19 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return mask, tube_visible_count(grid_size, ratio)
 
     def index_decoded(
-        self, bool_decoded_pos: torch.Tensor, shape: tuple[int, ...], num_decoded: int | None
+        self,
+        bool_masked_pos: torch.Tensor,
+        bool_decoded_pos: torch.Tensor,
+        visible: torch.Tensor,
+        num_decoded: int | None,
     ) -> torch.Tensor:
-        """Check a mask of this shape (B, N); return the positions that it decodes, ascending: int64 (B, K)."""
-        check_mask(bool_decoded_pos, "bool_decoded_pos", shape)
-        if num_decoded is None and torch.compiler.is_compiling():
-            num_decoded = sum(self.config.decoder_token_counts(shape[1]))
+        """Check the decoder's mask; return the positions that it decodes, ascending: int64 (B, K)."""
+        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
+        tokens = bool_masked_pos.shape[1]
+        if bool_decoded_pos is bool_masked_pos:
+            num_decoded = tokens - visible.shape[1]
+        elif num_decoded is None and torch.compiler.is_compiling():
+            num_decoded = sum(self.config.decoder_token_counts(tokens))
         return mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
 
     def forward_encoder(
