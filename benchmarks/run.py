@@ -37,7 +37,7 @@ import torch
 GROUPS = ("step", "budget", "finetune", "memory", "tokenizer", "tokenizers", "input", "path", "cache")
 VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE": {},
-    "LVMAE, nothing rebuilt": {"rebuild_activations": False},
+    "LVMAE, nothing rebuilt": {"recompute_activations": False},
     "LVMAE, MLP checkpointed": {"checkpointing": {"mlp_only": True}},
     "LVMAE, layers checkpointed": {"checkpointing": {}},
 }
@@ -63,7 +63,10 @@ def lvmae_step(case: Case) -> tuple[Any, Work]:
     from transformers_lvmae.models.masking import random_tube_mask, topk_mask
 
     budget = case.get("budget", 0.15)
-    fields = {"rebuild_activations": case.get("rebuild_activations", True), "attn_implementation": case["attention"]}
+    fields = {
+        "recompute_activations": case.get("recompute_activations", True),
+        "attn_implementation": case["attention"],
+    }
     config = LVMAEConfig.from_size(case["size"], num_frames=case["frames"], **fields)
     model = LVMAEForPreTraining(config).train()
     if case.get("checkpointing") is not None:
@@ -124,7 +127,7 @@ def lvmae_classifier(case: Case) -> tuple[Any, Work]:
         num_frames=case["frames"],
         num_hidden_layers=case["layers"],
         num_labels=48,
-        rebuild_activations=case.get("rebuild_activations", True),
+        recompute_activations=case.get("recompute_activations", True),
     )
     model = LVMAEForVideoClassification(config).train(case["training"])
     if case.get("checkpointing") is not None:
@@ -456,8 +459,8 @@ def lvmae_step_case(**fields: Any) -> Case:
     from transformers_lvmae import LVMAEConfig
     from transformers_lvmae.cost import pretraining_cost, visible_tokens
 
-    rebuild = fields.get("rebuild_activations", True)
-    config = LVMAEConfig.from_size(fields["size"], num_frames=fields["frames"], rebuild_activations=rebuild)
+    rebuild = fields.get("recompute_activations", True)
+    config = LVMAEConfig.from_size(fields["size"], num_frames=fields["frames"], recompute_activations=rebuild)
     hidden = config.seq_length - visible_tokens(config, config.mask_ratio)
     budget = fields.get("budget", 0.15)
     checkpoint_kwargs = fields.get("checkpointing")
@@ -475,7 +478,7 @@ def videomae_closed_form(attention: str) -> dict[str, int]:
     from transformers_lvmae import LVMAEConfig
     from transformers_lvmae.cost import TransformerLayers, pretraining_cost, visible_tokens
 
-    config = LVMAEConfig(target_type="pixels", rebuild_activations=False)
+    config = LVMAEConfig(target_type="pixels", recompute_activations=False)
     tokens, visible = config.seq_length, visible_tokens(config, config.mask_ratio)
     hidden = tokens - visible
     cost = pretraining_cost(config, attention=attention, decoded_tokens=hidden)  # type: ignore[arg-type]

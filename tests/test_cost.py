@@ -92,7 +92,7 @@ def pretraining_inputs(config: LVMAEConfig, batch_size: int = 2) -> dict[str, to
 @pytest.mark.parametrize("size", SIZES)
 def test_pretraining_step(size, rebuild, case):
     case = CASES[case]
-    config = tiny_config(**SIZES[size], rebuild_activations=rebuild)
+    config = tiny_config(**SIZES[size], recompute_activations=rebuild)
     model = LVMAEForPreTraining(config).train()
     model.set_attn_implementation(case.get("attention", "sdpa"))
     checkpoint_as(case, model)

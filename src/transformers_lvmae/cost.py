@@ -191,10 +191,10 @@ def pretraining_cost(
     flops += 2 * 2 * visible * _tubelet(config) * width  # pixels need no gradient
     flops += 3 * 2 * (visible * width * narrow + decoded * narrow * outputs)
 
-    keeps = (itemsize, attention, checkpointing, config.rebuild_activations)
+    keeps = (itemsize, attention, checkpointing, config.recompute_activations)
     saved = sum(layers.saved_bytes(*keeps) for layers in stacks)
     saved += itemsize * (visible * (_tubelet(config) + width) + decoded * narrow)
-    saved += 0 if config.rebuild_activations else itemsize * (visible * width + decoded * narrow)
+    saved += 0 if config.recompute_activations else itemsize * (visible * width + decoded * narrow)
     saved += 4 * decoded * outputs  # differences, in float32
     rounded = sum(layers.rounded_bytes(checkpointing) for layers in stacks)
     rounded += 2 * (width * narrow + narrow * outputs)
@@ -250,7 +250,7 @@ def classification_cost(
             )  # nor does the first key, which sdpa gives one
         else:
             flops += 2 * embedding
-        saved = encoder.saved_bytes(itemsize, attention, checkpointing, config.rebuild_activations, bool(lora_rank))
+        saved = encoder.saved_bytes(itemsize, attention, checkpointing, config.recompute_activations, bool(lora_rank))
         saved += itemsize * tokens * (width + (0 if lora_rank else _tubelet(config)))
         saved += itemsize * tokens * 2 * depth * lora_rank if checkpointing != "layer" else 0
     rounded = encoder.rounded_bytes(checkpointing) + 2 * width * labels if training else 0

@@ -29,6 +29,7 @@ from transformers_lvmae.models.masking import (
     topk_mask,
 )
 from transformers_lvmae.models.modeling_lvmae import sinusoidal_positions
+from transformers_lvmae.training.arguments import ModelArguments
 
 
 MODELS = {
@@ -209,7 +210,8 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
     with torch.no_grad():
         outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
         encoder = getattr(model, "lvmae", model)
-        states = encoder.embeddings(inputs["pixel_values_videos"], inputs.get("bool_masked_pos"))
+        clips, masked = inputs["pixel_values_videos"], inputs.get("bool_masked_pos")
+        states = encoder.embeddings(clips, None if masked is None else encoder.index_visible(clips, masked))
         expected = [states]
         for layer in encoder.encoder.layers:
             states = layer(states)
@@ -250,6 +252,22 @@ def test_other_clips_need_no_surgery(kind, frames, size, channels):
 
 
 # Geometry and positions
+
+
+def test_a_config_s_field_is_read_by_its_former_name_too(tmp_path):
+    """`rebuild_activations` of version 0.1: as a keyword, in a file, and among the scripts' overrides."""
+    assert LVMAEConfig().recompute_activations is True
+    former = LVMAEConfig(rebuild_activations=False)
+    assert former.recompute_activations is former.rebuild_activations is False
+    (tmp_path / "config.json").write_text('{"model_type": "lvmae", "rebuild_activations": false}')
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.recompute_activations is False
+    assert AutoConfig.from_pretrained(tmp_path, rebuild_activations=True).recompute_activations is True
+    loaded.save_pretrained(tmp_path)
+    assert "rebuild_activations" not in (tmp_path / "config.json").read_text()
+    assert AutoConfig.from_pretrained(tmp_path).recompute_activations is False
+    overrides = ModelArguments(config_overrides='{"rebuild_activations": false}').overrides(LVMAEConfig)
+    assert LVMAEConfig(**overrides).recompute_activations is False
 
 
 def test_default_config_is_the_papers_base_model():
@@ -343,6 +361,15 @@ def test_positions_are_exact_at_the_end_of_a_long_clip():
         angle = 12_543 / 10_000 ** (2 * (channel // 2) / 768)
         exact = math.cos(angle) if channel % 2 else math.sin(angle)
         assert abs(row[channel].item() - exact) < 1e-7
+
+
+def test_tubelets_are_a_view_that_can_be_written_through():
+    clip = torch.zeros(2, 4, 3, 16, 24)
+    tubelets = split_tubelets(clip, 2, 8)
+    assert tubelets.untyped_storage().data_ptr() == clip.untyped_storage().data_ptr()
+    tubelets[1, 1, 0, 2] = 1
+    assert clip[1, 2:, :, :8, 16:].all()
+    assert clip.sum() == 2 * 3 * 8 * 8
 
 
 def test_tubelets_are_cut_and_gathered_by_position():
@@ -828,10 +855,10 @@ def uneven(counts: tuple[int, int]) -> torch.Tensor:
     [
         (
             torch.zeros(2, 63, dtype=torch.bool),
-            r"of shape \(2, 63\) and torch.bool, expected \(2, 64\) .* 4 x 4 x 4 tokens: draw",
+            r"of shape \(2, 63\) and torch.bool, expected \(2, 64\) .* and torch.bool: draw",
         ),
         (torch.zeros(1, 64, dtype=torch.bool), r"of shape \(1, 64\) and torch.bool, expected \(2, 64\) .*: draw"),
-        (torch.zeros(2, 64), r"of shape \(2, 64\) and torch.float32, expected \(2, 64\) and torch.bool .*: draw"),
+        (torch.zeros(2, 64), r"of shape \(2, 64\) and torch.float32, expected \(2, 64\) .* and torch.bool: draw"),
     ],
     ids=["tokens", "rows", "dtype"],
 )
@@ -887,12 +914,19 @@ def test_codes_of_another_shape_are_refused(shape):
         model(**{**inputs_for(model), "target_codes": torch.zeros(shape)})
 
 
-def test_codes_for_a_model_of_pixels_are_refused():
-    model = build("pixels")
-    with pytest.raises(
-        ValueError, match=r"Got target_codes and config.target_type='pixels', expected .*: leave them out"
-    ):
-        model(**inputs_for(model), target_codes=torch.zeros(2, 64, 3))
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("pixels", "target_codes", "the clip itself"),
+        ("codes", "target_latents", "target_codes"),
+        ("latents", "target_codes", "target_latents"),
+    ],
+)
+def test_targets_of_another_kind_are_refused(kind, given, expected):
+    model = build(kind)
+    message = rf"Got {given} and config.target_type='{kind}', expected {expected} as target: leave {given} out"
+    with pytest.raises(ValueError, match=message):
+        model(**inputs_for(model), **{given: torch.zeros(2, 64, 3)})
 
 
 def tubelets_for(model, inputs=None, **overrides):
@@ -931,11 +965,11 @@ def test_visible_tubelets_are_all_that_the_encoder_reads():
         ({"visible_tubelets": None}, r"Got neither of pixel_values_videos and visible_tubelets, expected one of them"),
         (
             {"bool_masked_pos": None},
-            r"Got visible_tubelets of torch.float32 and no bool_masked_pos, expected .*the mask",
+            r"Got visible_tubelets and no bool_masked_pos, expected .*the mask",
         ),
         (
             {"visible_tubelets": torch.zeros(2, 32, 2, 3, 8, 8).byte()},
-            r"Got visible_tubelets of torch.uint8 and a mask",
+            r"Got pixels of torch.uint8, expected floating point .*: normalise them",
         ),
         ({"visible_tubelets": torch.zeros(2, 32, 3, 2, 8, 8)}, r"of shape \(2, 32, 3, 2, 8, 8\), expected .* 2 frames"),
         (

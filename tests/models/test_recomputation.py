@@ -1,4 +1,4 @@
-"""Outputs that backward makes again: the same gradients bit for bit, less kept, whatever is around them."""
+"""Outputs that backward recomputes: the same gradients bit for bit and less kept, under checkpointing, autocast, LoRA and hooks."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from transformers.activations import GELUActivation
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.measure import count_saved_bytes
 from transformers_lvmae.models.masking import topk_mask
-from transformers_lvmae.models.recomputation import project, rebuilt
+from transformers_lvmae.models.recomputation import apply_linears, recompute_in_backward
 
 
 CHECKPOINTING = {
@@ -43,15 +43,15 @@ def step(checkpointing=None, autocast=False, **fields) -> tuple[dict[str, torch.
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_gradients_are_bit_equal_to_the_plain_step(checkpointing, autocast, attention):
-    plain, _ = step(autocast=autocast, rebuild_activations=False, attn_implementation=attention)
-    rebuilt_gradients, _ = step(CHECKPOINTING[checkpointing], autocast, attn_implementation=attention)
+    plain, _ = step(autocast=autocast, recompute_activations=False, attn_implementation=attention)
+    recomputed, _ = step(CHECKPOINTING[checkpointing], autocast, attn_implementation=attention)
     for name, gradient in plain.items():
-        assert torch.equal(gradient, rebuilt_gradients[name]), name
+        assert torch.equal(gradient, recomputed[name]), name
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_each_lever_keeps_less_than_the_one_before(autocast):
-    kept = [step(autocast=autocast, rebuild_activations=False)[1]]
+    kept = [step(autocast=autocast, recompute_activations=False)[1]]
     kept += [step(CHECKPOINTING[name], autocast)[1] for name in ("none", "mlp", "layer")]
     assert kept == sorted(kept, reverse=True)
     # With MLPs of 2 x hidden_size; 4 x, as in every real size, gains more (test_cost.py counts to the byte).
@@ -61,13 +61,13 @@ def test_each_lever_keeps_less_than_the_one_before(autocast):
 
 
 @pytest.mark.parametrize("checkpointing", [name for name in CHECKPOINTING if "reentrant" not in name])
-@pytest.mark.parametrize("rebuild", [True, False])
-def test_activations_are_computed_twice_at_most(checkpointing, rebuild, monkeypatch):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_activations_are_computed_twice_at_most(checkpointing, recompute, monkeypatch):
     calls = []
     monkeypatch.setattr(GELUActivation, "forward", lambda self, x: calls.append(x) or nn.functional.gelu(x))
-    step(CHECKPOINTING[checkpointing], rebuild_activations=rebuild)
+    step(CHECKPOINTING[checkpointing], recompute_activations=recompute)
     layers = tiny_config().num_hidden_layers + tiny_config().decoder_num_hidden_layers
-    assert len(calls) == layers * (2 if rebuild or checkpointing != "none" else 1)
+    assert len(calls) == layers * (2 if recompute or checkpointing != "none" else 1)
 
 
 def test_only_what_the_function_reads_is_kept():
@@ -75,14 +75,14 @@ def test_only_what_the_function_reads_is_kept():
     tensor = torch.randn(4, 5, 16, requires_grad=True)
     modules = nn.ModuleList([norm, *linears])
     _, plain = count_saved_bytes(modules, lambda: [linear(norm(tensor)) for linear in linears])
-    _, kept = count_saved_bytes(modules, lambda: project(rebuilt(norm, tensor), *linears))
+    _, kept = count_saved_bytes(modules, lambda: apply_linears(recompute_in_backward(norm, tensor), *linears))
     assert kept == tensor.numel() * 4 < plain
 
 
-def test_a_second_backward_makes_it_again():
+def test_a_second_backward_recomputes_it_too():
     norm, linear = nn.LayerNorm(16), nn.Linear(16, 8)
     tensor = torch.randn(4, 16, requires_grad=True)
-    (output,) = project(rebuilt(norm, tensor), linear)
+    (output,) = apply_linears(recompute_in_backward(norm, tensor), linear)
     first = torch.autograd.grad(output.square().sum(), [tensor, norm.weight, linear.weight], retain_graph=True)
     second = torch.autograd.grad(output.square().sum(), [tensor, norm.weight, linear.weight])
     assert all(torch.equal(*pair) for pair in zip(first, second))
@@ -95,7 +95,7 @@ def test_first_and_second_derivatives_match_finite_differences(function):
     weights = (*function.parameters(), *linear.parameters())
 
     def forward(tensor, *_):
-        return project(rebuilt(function, tensor), linear)[0]
+        return apply_linears(recompute_in_backward(function, tensor), linear)[0]
 
     assert gradcheck(forward, (tensor, *weights))
     assert gradgradcheck(forward, (tensor, *weights))
@@ -103,15 +103,15 @@ def test_first_and_second_derivatives_match_finite_differences(function):
 
 def test_under_no_grad_nothing_is_kept():
     with torch.no_grad():
-        assert rebuilt(nn.LayerNorm(16), torch.randn(4, 16)).grad_fn is None
+        assert recompute_in_backward(nn.LayerNorm(16), torch.randn(4, 16)).grad_fn is None
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["fc1", "fc2"], "all-linear"])
 def test_lora_layers_are_called_and_get_the_same_gradients(targets):
     gradients = []
-    for rebuild in (False, True):
+    for recompute in (False, True):
         torch.manual_seed(0)
-        model = LVMAEForVideoClassification(tiny_config(tube_drop_ratio=0, rebuild_activations=rebuild))
+        model = LVMAEForVideoClassification(tiny_config(tube_drop_ratio=0, recompute_activations=recompute))
         lora = LoraConfig(r=2, lora_dropout=0.5, init_lora_weights=False, target_modules=targets)
         model = get_peft_model(model, lora).train()
         torch.manual_seed(1)
@@ -127,10 +127,10 @@ def test_hooks_around_see_all_else_that_is_kept():
     norm, linear = nn.LayerNorm(16), nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 8))
     tensor, seen = torch.randn(4, 16, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: seen.append(kept) or kept, lambda kept: kept):
-        project(norm(tensor), linear)
+        apply_linears(norm(tensor), linear)
         plain_count = len(seen)
-        (output,) = project(rebuilt(norm, tensor), linear)
-    # The norm keeps 5 tensors and its rebuilt twin 1; dropout's mask and the Linear's input and weight are in both.
+        (output,) = apply_linears(recompute_in_backward(norm, tensor), linear)
+    # The norm keeps 5 tensors and its recomputed twin 1; dropout's mask and the Linear's input and weight are in both.
     assert [kept.shape for kept in seen[plain_count + 1 :]] == [kept.shape for kept in seen[5:plain_count]]
     assert plain_count == 8
     output.sum().backward()
@@ -156,6 +156,6 @@ def test_a_function_with_hooks_is_called_plainly():
     """FSDP2 gathers a unit's parameters in a hook before its call: those at hand outside of it are shards."""
     norm = nn.LayerNorm(4)
     tensor = torch.randn(2, 4, requires_grad=True)
-    assert type(rebuilt(norm, tensor).grad_fn).__name__ == "_RebuiltBackward"
+    assert type(recompute_in_backward(norm, tensor).grad_fn).__name__ == "_RecomputedBackward"
     norm.register_forward_pre_hook(lambda module, args: None)
-    assert type(rebuilt(norm, tensor).grad_fn).__name__ == "NativeLayerNormBackward0"
+    assert type(recompute_in_backward(norm, tensor).grad_fn).__name__ == "NativeLayerNormBackward0"

@@ -30,6 +30,7 @@ from transformers_lvmae.data import (
     load_video_dataset,
     processor_for,
 )
+from transformers_lvmae.models.masking import mask_to_indices
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on
@@ -96,8 +97,9 @@ def assert_served_alike(served, made):
     for name in ("target_codes", "bool_masked_pos", "bool_decoded_pos"):
         assert torch.equal(served[name], made[name]), name
     embed = LVMAEForPreTraining(MODEL).lvmae.embeddings
-    whole = embed(made["pixel_values_videos"], made["bool_masked_pos"])
-    assert torch.equal(embed(None, made["bool_masked_pos"], visible_tubelets=served["visible_tubelets"]), whole)
+    positions = mask_to_indices(~made["bool_masked_pos"], "visible positions")
+    whole = embed(made["pixel_values_videos"], positions)
+    assert torch.equal(embed(served["visible_tubelets"], positions), whole)
     assert set(served) == {*made, "visible_tubelets"} - {"pixel_values_videos"}
 
 
@@ -368,7 +370,7 @@ def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
 
 def test_a_cache_is_gone_on_with_only_as_it_was_begun(rows, tokenizer, tmp_path):
     write_cache(tmp_path, rows, tokenizer)
-    with pytest.raises(ValueError, match=r"begun with clips_per_shard=2, expected 3: go on with the options"):
+    with pytest.raises(ValueError, match=r"begun with clips_per_shard=2, expected 3: use the options that began it"):
         write_cache(tmp_path, rows, tokenizer, clips_per_shard=3)
     next(iter(tmp_path.glob("*.arrow"))).unlink()
     with pytest.raises(

@@ -220,10 +220,10 @@ def test_combinations_pass_their_checks_and_senseless_ones_are_refused(compare_m
 
 
 def test_a_loss_at_visible_tokens_fails_the_checks(compare_masks, monkeypatch, capsys):
-    honest = LVMAEForPreTraining.forward_losses
+    honest = LVMAEForPreTraining.forward_loss
     monkeypatch.setattr(
         LVMAEForPreTraining,
-        "forward_losses",
+        "forward_loss",
         lambda self, logits, targets, masked: honest(self, logits, targets, torch.ones_like(masked)),
     )
     with pytest.raises(SystemExit):

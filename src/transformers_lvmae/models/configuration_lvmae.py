@@ -97,12 +97,14 @@ class LVMAEConfig(PreTrainedConfig):
         label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels at once, such as EPIC-Kitchens' verb
             and noun: each set's name and its classes' numbers [first, end) among the `num_labels` outputs. Together they
             cover all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
-        rebuild_activations (`bool`, defaults to `True`): make the outputs of norms and activations again in backward rather
-            than keep them: a third less memory, bit-equal gradients, 3 % more CPU time (benchmarks/run.py --cases step).
-            Switch it off for `torch.func`.
+        recompute_activations (`bool`, defaults to `True`): recompute the outputs of norms and activations in backward, rather
+            than keep them: a third less memory, bit-equal gradients, 0.5 % more CPU time
+            (`python benchmarks/run.py --cases step`, medians of six runs). Switch it off for `torch.func`. Version 0.1 called
+            it `rebuild_activations`, which still works.
     """
 
     model_type = "lvmae"
+    attribute_map = {"rebuild_activations": "recompute_activations"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
@@ -136,7 +138,7 @@ class LVMAEConfig(PreTrainedConfig):
     pooling: Literal["mean", "class_attention"] = "mean"
     tube_drop_ratio: float | int = 0.2
     label_sets: dict[str, list[int]] | None = None
-    rebuild_activations: bool = True
+    recompute_activations: bool = True
 
     @classmethod
     def from_size(cls, size: Literal["small", "base", "large", "huge"], **overrides) -> "LVMAEConfig":

@@ -1,4 +1,4 @@
-"""Finite scalar quantization (FSQ, Mentzer et al. 2024): the quantizer, and pure functions of codes, levels and indices.
+"""Finite scalar quantisation (FSQ, Mentzer et al. 2024): the quantizer, and pure functions of codes, levels and indices.
 
 One token is described in three ways. Each has one entry per channel, except the index:
 - code: float32 in [-1, 1], what the networks read;

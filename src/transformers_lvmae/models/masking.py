@@ -5,6 +5,7 @@ the decoder gets a mask token there, a kept token is True in a top-k mask. B cli
 """
 
 import torch
+from einops import rearrange
 from torch.autograd.function import FunctionCtx
 
 
@@ -116,10 +117,17 @@ def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def split_tubelets(pixel_values_videos: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
-    """A view of a clip by tubelets: (B, T, C, H, W) -> (B, t, h, w, tubelet_size, C, patch_size, patch_size)."""
-    tubelets = pixel_values_videos.unflatten(1, (-1, tubelet_size))
-    tubelets = tubelets.unflatten(-2, (-1, patch_size)).unflatten(-1, (-1, patch_size))
-    return tubelets.permute(0, 1, 4, 6, 2, 3, 5, 7)
+    """Return a view of clips by tubelets: (B, T, C, H, W) -> (B, t, h, w, tubelet_size, C, patch_size, patch_size).
+
+    Writing to the view writes to the clips.
+    """
+    return rearrange(
+        pixel_values_videos,
+        "b (t frames) c (h rows) (w columns) -> b t h w frames c rows columns",
+        frames=tubelet_size,
+        rows=patch_size,
+        columns=patch_size,
+    )
 
 
 def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:

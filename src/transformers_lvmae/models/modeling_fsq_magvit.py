@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -160,15 +161,21 @@ class FSQMagViTDecoder(nn.Module):
 
 def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """(B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
-    for axis, size in enumerate(patch):
-        pixel_values = pixel_values.unflatten(2 + 2 * axis, (-1, size))
-    return pixel_values.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+    return rearrange(
+        pixel_values, "b c (t frames) (h rows) (w columns) -> b (c frames rows columns) t h w", **patch_sizes(patch)
+    )
 
 
 def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """The inverse of `space_to_depth`."""
-    features = features.unflatten(1, (-1, *patch)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return features.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return rearrange(
+        features, "b (c frames rows columns) t h w -> b c (t frames) (h rows) (w columns)", **patch_sizes(patch)
+    )
+
+
+def patch_sizes(patch: tuple[int, ...]) -> dict[str, int]:
+    """Return the sizes of a patch (frames, rows, columns) by name, as `rearrange` takes them."""
+    return dict(zip(("frames", "rows", "columns"), patch))
 
 
 class FSQMagViTTokenScorer(nn.Module):

@@ -4,7 +4,7 @@
 - tubelets are gathered first and projected after, so hidden ones cost nothing; the projection is a Linear; where the targets are
   cached, the visible tubelets are all that a model needs of a clip;
 - positions are sines and cosines computed for the tokens at hand, never stored: any clip length and picture size works;
-- outputs of norms and activations are made again in backward (recompute.py): a third less memory, the same gradients;
+- outputs of norms and activations are recomputed in backward (recomputation.py): a third less memory, the same gradients;
 - the model takes plain tensors (masks, target codes) and never holds the tokenizer that makes them.
 """
 
@@ -38,7 +38,7 @@ from .masking import (
     split_tubelets,
     tube_visible_count,
 )
-from .recomputation import project, rebuilt
+from .recomputation import apply_linears, recompute_in_backward
 
 
 @dataclass
@@ -87,17 +87,12 @@ class LVMAEPatchEmbeddings(nn.Module):
         )
 
     def grid_size(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
-        """Tokens (t, h, w) of a clip; raises ValueError on clips that the model cannot take."""
+        """Return the tokens (t, h, w) of a clip; raise ValueError on clips that do not fit the model."""
         shape = tuple(pixel_values_videos.shape)
         if len(shape) != 5:
             raise ValueError(
                 f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): add or "
                 "remove an axis."
-            )
-        if not pixel_values_videos.is_floating_point():
-            raise ValueError(
-                f"Got pixels of {pixel_values_videos.dtype}, expected floating point as LVMAEVideoProcessor gives it: normalise "
-                "them (transformers_lvmae.targets.pixels.PixelScale; LVMAEPreTrainer does)."
             )
         _, frames, channels, height, width = shape
         if channels != self.num_channels:
@@ -117,95 +112,67 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def tubelet_grid(
-        self, visible_tubelets: torch.Tensor, bool_masked_pos: torch.Tensor | None
-    ) -> tuple[int, int, int]:
-        """Tokens (N, 1, 1) of a clip of which only visible tubelets came, by its mask; raises ValueError where they do not fit."""
+    def check_tubelets(self, visible_tubelets: torch.Tensor) -> None:
+        """Raise ValueError unless tubelets (B, V, tubelet_size, C, patch_size, patch_size) fit the model."""
         shape = (self.tubelet_size, self.num_channels, self.patch_size, self.patch_size)
         if visible_tubelets.ndim != 6 or tuple(visible_tubelets.shape[2:]) != shape:
             raise ValueError(
                 f"Got visible_tubelets of shape {tuple(visible_tubelets.shape)}, expected (batch, visible tokens, {shape[0]} "
                 f"frames, {shape[1]} channels, {shape[2]}, {shape[3]}): cut clips with split_tubelets and gather_tubelets."
             )
-        if not visible_tubelets.is_floating_point() or bool_masked_pos is None:
-            mask = "no bool_masked_pos" if bool_masked_pos is None else "a mask"
-            raise ValueError(
-                f"Got visible_tubelets of {visible_tubelets.dtype} and {mask}, expected floating point as LVMAEVideoProcessor "
-                "gives it and the mask that says where they lie: normalise them (tokens.PixelScale) and pass the mask."
-            )
-        return bool_masked_pos.shape[-1], 1, 1
 
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor | None,
-        indices: torch.Tensor | None = None,
-        visible_tubelets: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Tubelets (B, K, ...), or a clip (B, T, C, H, W) and positions (B, K) -> (B, K, hidden_size); every tubelet of a clip
-        without positions."""
-        if visible_tubelets is None:
-            assert pixel_values_videos is not None
-            tubelets = split_tubelets(pixel_values_videos, self.tubelet_size, self.patch_size)
-            visible_tubelets = gather_tubelets(tubelets, indices)
-        tubelets = visible_tubelets.transpose(2, 3).flatten(2)
-        return self.projection(tubelets.to(self.projection.weight.dtype))
+    def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed tubelets.
+
+        Args:
+            pixels: clips (B, T, C, H, W), or tubelets (B, K, tubelet_size, C, patch_size, patch_size).
+            positions: int64 (B, K), the tubelets of clips to embed; all of them by default.
+
+        Returns:
+            (B, K, hidden_size).
+        """
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"Got pixels of {pixels.dtype}, expected floating point as LVMAEVideoProcessor returns it: normalise them with "
+                "the processor (LVMAEPreTrainer does it for bytes)."
+            )
+        if pixels.ndim == 5:
+            pixels = gather_tubelets(split_tubelets(pixels, self.tubelet_size, self.patch_size), positions)
+        return self.projection(pixels.transpose(2, 3).flatten(2).to(self.projection.weight.dtype))
 
 
 class LVMAEEmbeddings(nn.Module):
-    """Visible tubelets, projected, plus their positions."""
+    """Tubelets, projected, plus their positions."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
-    def pixels_and_grid(
-        self,
-        pixel_values_videos: torch.Tensor | None,
-        bool_masked_pos: torch.Tensor | None,
-        visible_tubelets: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """The one of both that is given, and the tokens (t, h, w) of a clip: (N, 1, 1) where only visible tubelets came."""
-        if pixel_values_videos is not None and visible_tubelets is None:
-            return pixel_values_videos, self.patch_embeddings.grid_size(pixel_values_videos)
-        if pixel_values_videos is None and visible_tubelets is not None:
-            return visible_tubelets, self.patch_embeddings.tubelet_grid(visible_tubelets, bool_masked_pos)
-        both = "neither of" if visible_tubelets is None else "both"
-        raise ValueError(
-            f"Got {both} pixel_values_videos and visible_tubelets, expected one of them: pass whole clips, or the tubelets "
-            "that bool_masked_pos leaves visible."
-        )
-
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor | None,
-        bool_masked_pos: torch.Tensor | None = None,
-        num_visible: int | None = None,
-        visible_tubelets: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        pixels, grid_size = self.pixels_and_grid(pixel_values_videos, bool_masked_pos, visible_tubelets)
-        indices = None
-        positions = torch.arange(math.prod(grid_size), device=pixels.device)
-        if bool_masked_pos is not None:
-            check_mask(bool_masked_pos, "bool_masked_pos", pixels.shape[0], grid_size)
-            num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
-            indices = positions = visible_positions(bool_masked_pos, num_visible)
-        embeddings = self.patch_embeddings(pixel_values_videos, indices, visible_tubelets)
+    def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """As [`LVMAEPatchEmbeddings.forward`]; tubelets need their positions."""
+        embeddings = self.patch_embeddings(pixels, positions)
+        if positions is None:
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
 
 
-def visible_positions(bool_masked_pos: torch.Tensor, num_visible: int | None) -> torch.Tensor:
-    """Positions that the encoder sees, ascending: bool (B, N) -> int64 (B, V)."""
-    return mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)", num_visible)
-
-
-def check_mask(mask: torch.Tensor, name: str, batch_size: int, grid_size: tuple[int, int, int]) -> None:
-    """Raise ValueError unless `mask` is bool (B, N) for this grid."""
-    expected = (batch_size, math.prod(grid_size))
-    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `mask` is bool and has this shape (B, N)."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise ValueError(
-            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {expected} and torch.bool for a clip of "
-            f"{' x '.join(map(str, grid_size))} tokens: draw the mask for the clip's own grid."
+            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {shape} (clips, tokens of a clip) and "
+            "torch.bool: draw the mask for the clip's own grid."
         )
+
+
+def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
+    """Return the clips of a batch without `bool_masked_pos`; raise ValueError unless it has clips and nothing else."""
+    if pixel_values_videos is None or visible_tubelets is not None:
+        raise ValueError(
+            f"Got {'no pixel_values_videos' if visible_tubelets is None else 'visible_tubelets'} and no bool_masked_pos, "
+            "expected whole clips, or tubelets and the mask that says where they lie: pass one of the two."
+        )
+    return pixel_values_videos
 
 
 def eager_attention_forward(
@@ -254,9 +221,9 @@ class LVMAEAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens (B, N, D), from `first_query` on, or `query_states` (B, M, D) attend to all tokens. Returns output and weights."""
         if query_states is None:
-            states = project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
-            states = self.q_proj(query_states), *project(hidden_states, self.k_proj, self.v_proj)
+            states = self.q_proj(query_states), *apply_linears(hidden_states, self.k_proj, self.v_proj)
         query, key, value = map(self._split_heads, states)
         query = query[:, :, first_query:]
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -283,10 +250,10 @@ class LVMAEMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, rebuild: bool = False) -> torch.Tensor:
-        (hidden_states,) = project(hidden_states, self.fc1)
-        hidden_states = rebuilt(self.activation, hidden_states, rebuild)
-        (hidden_states,) = project(hidden_states, self.fc2)
+    def forward(self, hidden_states: torch.Tensor, recompute: bool = False) -> torch.Tensor:
+        (hidden_states,) = apply_linears(hidden_states, self.fc1)
+        hidden_states = recompute_in_backward(self.activation, hidden_states, enabled=recompute)
+        (hidden_states,) = apply_linears(hidden_states, self.fc2)
         return hidden_states
 
 
@@ -325,31 +292,32 @@ class LVMAELayer(GradientCheckpointingLayer):
         self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LVMAEDropPath(drop_path_rate)
-        self.rebuild = config.rebuild_activations
+        self.recompute = config.recompute_activations
 
     def forward(
         self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """(B, N, D) -> the tokens from `first_query` on; those before are only attended to."""
-        # What is checkpointed is made again at once in backward; an output made again on its own as well would be computed three times.
-        rebuild = self.rebuild and not (self.gradient_checkpointing and self.training)
-        attended = self._attention_branch(hidden_states, first_query, rebuild, **kwargs)
+        """(B, N, D) -> the tokens from `first_query` on, which attend to all N tokens."""
+        # Checkpointing already recomputes this layer; do not recompute its outputs a second time.
+        recompute = self.recompute and not (self.gradient_checkpointing and self.training)
+        attended = self._attention_branch(hidden_states, first_query, recompute, **kwargs)
         hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attended))
-        del attended  # as large as the tokens: without gradients the MLP has its place
+        del attended  # it is as large as the tokens; without gradients, the MLP can use its memory
         if self.mlp_checkpointing and self.training:
             transformed = self._gradient_checkpointing_func(self._mlp_branch, hidden_states, False)
         else:
-            transformed = self._mlp_branch(hidden_states, rebuild)
+            transformed = self._mlp_branch(hidden_states, recompute)
         return hidden_states + self.drop_path(self.dropout(transformed))
 
     def _attention_branch(
-        self, hidden_states: torch.Tensor, first_query: int, rebuild: bool, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, first_query: int, recompute: bool, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        normed = rebuilt(self.layer_norm1, hidden_states, rebuild)
+        normed = recompute_in_backward(self.layer_norm1, hidden_states, enabled=recompute)
         return self.attention(normed, first_query=first_query, **kwargs)[0]
 
-    def _mlp_branch(self, hidden_states: torch.Tensor, rebuild: bool) -> torch.Tensor:
-        return self.mlp(rebuilt(self.layer_norm2, hidden_states, rebuild), rebuild)
+    def _mlp_branch(self, hidden_states: torch.Tensor, recompute: bool) -> torch.Tensor:
+        normed = recompute_in_backward(self.layer_norm2, hidden_states, enabled=recompute)
+        return self.mlp(normed, recompute)
 
 
 class LVMAEEncoder(nn.Module):
@@ -388,22 +356,23 @@ class LVMAEDecoder(nn.Module):
         )
         self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
-        self.rebuild = config.rebuild_activations
+        self.recompute = config.recompute_activations
         self.gradient_checkpointing = False
 
     def forward(
         self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """Encoded tokens (B, V, D), their positions (B, V), the decoded positions (B, K) -> (B, K, target_size)."""
-        (hidden_states,) = project(encoded, self.embed)
+        (hidden_states,) = apply_linears(encoded, self.embed)
         positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
         hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        # Nothing is predicted at visible positions: after the last attention they have done their part.
+        # Nothing is predicted at visible positions, so the last layer only attends to them.
         hidden_states = self.layers[-1](hidden_states, first_query=visible.shape[1], **kwargs)
-        (logits,) = project(rebuilt(self.layernorm, hidden_states, self.rebuild), self.head)
+        normed = recompute_in_backward(self.layernorm, hidden_states, enabled=self.recompute)
+        (logits,) = apply_linears(normed, self.head)
         return logits
 
 
@@ -473,6 +442,31 @@ class LVMAEModel(LVMAEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
+    def index_visible(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor,
+        num_visible: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Check arguments as `forward` takes them; return the positions that the encoder sees, ascending: int64 (B, V)."""
+        patches = self.embeddings.patch_embeddings
+        if pixel_values_videos is not None and visible_tubelets is None:
+            grid_size = patches.grid_size(pixel_values_videos)
+            shape = pixel_values_videos.shape[0], math.prod(grid_size)
+            if num_visible is None and torch.compiler.is_compiling():
+                num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
+        elif pixel_values_videos is None and visible_tubelets is not None:
+            patches.check_tubelets(visible_tubelets)
+            shape, num_visible = (visible_tubelets.shape[0], bool_masked_pos.shape[-1]), visible_tubelets.shape[1]
+        else:
+            raise ValueError(
+                f"Got {'neither of' if visible_tubelets is None else 'both'} pixel_values_videos and visible_tubelets, expected "
+                "one of them: pass whole clips, or the tubelets that bool_masked_pos leaves visible."
+            )
+        check_mask(bool_masked_pos, "bool_masked_pos", shape)
+        return mask_to_indices(~bool_masked_pos, "visible positions (~bool_masked_pos)", num_visible)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -481,36 +475,43 @@ class LVMAEModel(LVMAEPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         num_visible: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
+        visible_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
-                [`LVMAEVideoProcessor`] gives them, standardised by ImageNet's mean and deviation.
+                [`LVMAEVideoProcessor`] returns them, standardised by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
-                number in every row. Without it every token is seen.
-            num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. Given, the mask is not
-                read, so that an accelerator never waits for it. torch.compile needs it: there it is `config.mask_ratio`'s by
-                default.
+                number in every row. Without it the encoder sees every token.
+            num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this number, no
+                accelerator has to wait until the mask is counted. torch.compile needs it: there the default follows from
+                `config.mask_ratio`.
             visible_tubelets (`torch.Tensor` of shape `(batch_size, visible tokens, tubelet_size, num_channels, patch_size, patch_size)`, *optional*):
-                in place of the clips, the tubelets that `bool_masked_pos` leaves visible, in ascending order of position
-                (`masking.gather_tubelets`), normalised alike: all that the encoder reads of a clip.
+                only those tubelets of the clips that `bool_masked_pos` leaves visible, in ascending order of position
+                (`masking.gather_tubelets`), normalised in the same way. They take the place of `pixel_values_videos`.
+            visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): what `index_visible`
+                returned for the other arguments, which are then not checked again.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position.
 
         Raises:
-            ValueError: a clip with another rank or channel count, a length or size that is no multiple of the tubelet, integer
-                pixels, a mask of another shape or with different counts per row, tubelets without a mask or of another number
-                than it leaves visible, or both clips and tubelets.
+            ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
+                pixels; a mask of another shape or with different counts per row; tubelets without a mask, or not as many as it
+                leaves visible; both clips and tubelets.
         """
-        if num_visible is None and visible_tubelets is None and torch.compiler.is_compiling():
-            _, grid_size = self.embeddings.pixels_and_grid(pixel_values_videos, bool_masked_pos, visible_tubelets)
-            num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
-        hidden_states = self.embeddings(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
-        hidden_states = self.encoder(hidden_states, **kwargs)
-        rebuild = self.config.rebuild_activations and self.config.final_layer_norm
-        return BaseModelOutput(last_hidden_state=rebuilt(self.layernorm, hidden_states, rebuild))
+        if bool_masked_pos is None and visible_positions is None:
+            clips = clips_without_mask(pixel_values_videos, visible_tubelets)
+            self.embeddings.patch_embeddings.grid_size(clips)
+        if bool_masked_pos is not None and visible_positions is None:
+            visible_positions = self.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
+        pixels = pixel_values_videos if visible_tubelets is None else visible_tubelets
+        hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
+        recompute = self.config.recompute_activations and self.config.final_layer_norm
+        return BaseModelOutput(
+            last_hidden_state=recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
+        )
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
@@ -539,77 +540,95 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
+        Arguments that are not listed, and errors, are those of [`LVMAEModel`].
+
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden from the
-                encoder, the same number in every row. Without it `config.encoder_mask` is drawn.
+                encoder. By default `config.encoder_mask` is drawn.
             bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = decoded, the same
-                number in every row. Without it every hidden token is decoded.
-            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the tokenizer's codes of
-                the clip, in [-1, 1], for `target_type="codes"` and `"levels"`. Without targets there is no loss. Pixel targets are in
-                the clip itself.
-            target_latents (`torch.Tensor` of the same shape, *optional*): the tokenizer's latents before rounding, bounded and on the
-                codes' scale (`FiniteScalarQuantizer.bounded_latents`), for `target_type="latents"`.
-            num_visible, num_decoded (`int`, *optional*): how many tokens of a row `bool_masked_pos` leaves visible and
-                `bool_decoded_pos` decodes. Given, the masks are not read, so that an accelerator never waits for them.
-                torch.compile needs them: there they are the config's shares by default.
-            visible_tubelets (*optional*): as [`LVMAEModel`], in place of the clips; `bool_masked_pos` must come with them. The
-                loss is the clips', without the pixels that nobody reads: targets must be codes.
-
-        Raises:
-            ValueError: as [`LVMAEModel`], and on masks or targets of another shape, codes given to a model of pixels, or
-                tubelets given to one, whose targets are the pixels that were left out.
+                number in every row. By default every hidden token is decoded.
+            target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the tokenizer's
+                codes in [-1, 1], for `target_type="codes"` and `"levels"`. Without targets there is no loss. Pixel targets are
+                taken from the clip, and `visible_tubelets` do not have them.
+            target_latents (`torch.Tensor` of the same shape, *optional*): the tokenizer's `FiniteScalarQuantizer.bounded_latents`,
+                for `target_type="latents"`.
+            num_decoded (`int`, *optional*): how many tokens of a row are decoded; as `num_visible`.
         """
-        pixels, grid_size = self.lvmae.embeddings.pixels_and_grid(
-            pixel_values_videos, bool_masked_pos, visible_tubelets
-        )
-        batch_size, device = pixels.shape[0], pixels.device
         if bool_masked_pos is None:
-            draw_mask = ENCODER_MASKS[self.config.encoder_mask]
-            bool_masked_pos = draw_mask(batch_size, grid_size, self.config.mask_ratio, device=device)
-            num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
-        if bool_decoded_pos is None:
-            bool_decoded_pos = bool_masked_pos
-        check_mask(bool_masked_pos, "bool_masked_pos", batch_size, grid_size)
-        check_mask(bool_decoded_pos, "bool_decoded_pos", batch_size, grid_size)
-        targets = self._targets(target_codes, target_latents, bool_decoded_pos)
-        num_visible = num_visible if visible_tubelets is None else visible_tubelets.shape[1]
-        if torch.compiler.is_compiling():
-            num_visible = num_visible or tube_visible_count(grid_size, self.config.mask_ratio)
-            num_decoded = num_decoded or sum(self.config.decoder_token_counts(bool_decoded_pos.shape[1]))
-
-        visible = visible_positions(bool_masked_pos, num_visible)
-        if bool_decoded_pos is bool_masked_pos:
-            num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
-        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
-        encoder_outputs = self.lvmae(pixel_values_videos, bool_masked_pos, visible.shape[1], visible_tubelets, **kwargs)
-        logits = self.decoder(encoder_outputs.last_hidden_state, visible, decoded, **kwargs)
+            bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
+        visible = self.lvmae.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
+        bool_decoded_pos = bool_masked_pos if bool_decoded_pos is None else bool_decoded_pos
+        decoded = self.index_decoded(bool_masked_pos, bool_decoded_pos, visible, num_decoded)
+        targets = self._wanted_targets(target_codes, target_latents, bool_decoded_pos)
+        encoded = self.forward_encoder(pixel_values_videos, visible_tubelets, visible, **kwargs)
+        logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, targets, decoded)
-        losses = None if targets is None else self.forward_losses(logits, targets, bool_masked_pos.gather(1, decoded))
+        losses = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
         return LVMAEForPreTrainingOutput(
             loss=None if losses is None else losses.mean(),
             logits=logits,
             channel_losses=None if losses is None else losses.detach(),
             bool_masked_pos=bool_masked_pos,
             bool_decoded_pos=bool_decoded_pos,
-            hidden_states=encoder_outputs.hidden_states,
-            attentions=encoder_outputs.attentions,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
-    def _targets(
+    def draw_mask(self, clips: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Draw `config.encoder_mask` for clips (B, T, C, H, W): bool (B, N), True = hidden, and how many it leaves visible."""
+        grid_size, ratio = self.lvmae.embeddings.patch_embeddings.grid_size(clips), self.config.mask_ratio
+        mask = ENCODER_MASKS[self.config.encoder_mask](clips.shape[0], grid_size, ratio, device=clips.device)
+        return mask, tube_visible_count(grid_size, ratio)
+
+    def index_decoded(
+        self,
+        bool_masked_pos: torch.Tensor,
+        bool_decoded_pos: torch.Tensor,
+        visible: torch.Tensor,
+        num_decoded: int | None,
+    ) -> torch.Tensor:
+        """Check the decoder's mask; return the positions that it decodes, ascending: int64 (B, K)."""
+        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
+        tokens = bool_masked_pos.shape[1]
+        if bool_decoded_pos is bool_masked_pos:
+            num_decoded = tokens - visible.shape[1]
+        elif num_decoded is None and torch.compiler.is_compiling():
+            num_decoded = sum(self.config.decoder_token_counts(tokens))
+        return mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
+
+    def forward_encoder(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        visible_tubelets: torch.Tensor | None,
+        visible: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode the tubelets at the visible positions (B, V): `last_hidden_state` (B, V, hidden_size)."""
+        return self.lvmae(pixel_values_videos, visible_tubelets=visible_tubelets, visible_positions=visible, **kwargs)
+
+    def forward_decoder(
+        self,
+        encoded: BaseModelOutput,
+        visible: torch.Tensor,
+        decoded: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Predict at the decoded positions (B, K), from the encoder's output: logits (B, K, target_size)."""
+        return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
+
+    def _wanted_targets(
         self, target_codes: torch.Tensor | None, target_latents: torch.Tensor | None, bool_decoded_pos: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return the targets that `config.target_type` asks for. Raises ValueError on others and on another shape."""
+        """Return the targets that `config.target_type` asks for. Raise ValueError on others, and on a wrong shape."""
+        kind = self.config.target_type
+        wanted = {"latents": "target_latents", "pixels": "the clip itself"}.get(kind, "target_codes")
         given = {"target_codes": target_codes, "target_latents": target_latents}
-        wanted = {"pixels": None, "latents": "target_latents"}.get(self.config.target_type, "target_codes")
-        for name, targets in given.items():
-            if targets is not None and name != wanted:
+        for name, values in given.items():
+            if values is not None and name != wanted:
                 raise ValueError(
-                    f"Got {name} and config.target_type={self.config.target_type!r}, expected {wanted or 'none, because the clip itself is the target'}"
-                    ": leave them out or change the config."
+                    f"Got {name} and config.target_type={kind!r}, expected {wanted} as target: leave {name} out or change the config."
                 )
-        targets = given.get(wanted)
-        expected = (*bool_decoded_pos.shape, len(self.config.levels))
+        targets, expected = given.get(wanted), (*bool_decoded_pos.shape, len(self.config.levels))
         if targets is not None and tuple(targets.shape) != expected:
             raise ValueError(
                 f"Got {wanted} of shape {tuple(targets.shape)}, expected {expected} (clips, tokens, FSQ channels): use a tokenizer "
@@ -620,8 +639,10 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def gather_targets(
         self, pixel_values_videos: torch.Tensor | None, targets: torch.Tensor | None, decoded: torch.Tensor
     ) -> torch.Tensor | None:
-        """What is to be predicted at the decoded positions (B, K): pixels (B, K, target_size), codes or latents
-        (B, K, len(levels)), or None without them."""
+        """Return the targets at the decoded positions (B, K), or None without targets.
+
+        Codes and latents are (B, K, len(levels)); pixels are (B, K, target_size).
+        """
         if self.config.target_type != "pixels":
             return None if targets is None else gather_tokens(targets, decoded)
         if pixel_values_videos is None:
@@ -630,19 +651,27 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
                 "pass pixel_values_videos or predict codes."
             )
         tubelets = split_tubelets(pixel_values_videos, self.config.tubelet_size, self.config.patch_size)
-        # (B, K, pixels, C): VideoMAE predicts a tubelet's pixels with the channel last.
+        # VideoMAE predicts a tubelet's pixels with the channel last: (B, K, pixels, C).
         pixels = gather_tubelets(tubelets, decoded).movedim(3, -1).flatten(2, 4).float()
         if self.config.norm_pix_loss:
             deviation = pixels.var(dim=2, keepdim=True).sqrt()
             pixels = (pixels - pixels.mean(dim=2, keepdim=True)) / (deviation + 1e-6)
         return pixels.flatten(2)
 
-    def forward_losses(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """Loss of each channel (channels,), whose mean is squared error (paper eq. 1 and 2) or cross-entropy: a mean over a clip's
-        decoded tokens that are `masked` (B, K), then over clips.
+    def forward_loss(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """Loss of each channel: squared error (paper eq. 1 and 2) or cross-entropy; their mean is the model's loss.
 
-        Every clip counts alike, however many of its decoded tokens are hidden: accumulated small batches and several processes
-        then give the gradient of one large batch.
+        It is a mean over those decoded tokens of a clip that are hidden from the encoder, then over clips. Every clip counts
+        alike, however many such tokens it has: accumulated small batches and several processes then give the gradient of one
+        large batch.
+
+        Args:
+            logits: (B, K, target_size).
+            targets: as `gather_targets` returns them.
+            masked: bool (B, K), True = hidden from the encoder.
+
+        Returns:
+            (channels,): FSQ channels, or colors for pixels.
         """
         if self.config.target_type == "levels":
             losses = level_losses(logits, targets, self.config.levels)
@@ -654,14 +683,14 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return (losses * shares.unsqueeze(-1)).sum(dim=1).mean(dim=0)
 
     def predicted_codes(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the tokenizer can decode, of logits (B, K, target_size): (B, K, len(config.levels)), about [-1, 1].
+        """Return logits (B, K, target_size) as codes that the tokenizer can decode: (B, K, len(config.levels)), about [-1, 1].
 
         Raises:
             ValueError: the model predicts pixels.
         """
         if self.config.target_type == "pixels":
             raise ValueError(
-                "Got config.target_type='pixels', expected a model that predicts codes: its logits are pixels already."
+                "Got config.target_type='pixels', expected a model that predicts codes: use its logits, which are pixels."
             )
         return likeliest_codes(logits, self.config.levels) if self.config.target_type == "levels" else logits.float()
 

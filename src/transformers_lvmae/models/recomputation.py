@@ -21,22 +21,22 @@ from torch.autograd.graph import get_gradient_edge
 _SAME_VALUES = ("ViewBackward0", "UnsafeViewBackward0", "ToCopyBackward0")
 
 
-class _Rebuilt(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """function(tensor), of which only `tensor` is kept. `parameters` are the function's own, passed for their gradients."""
 
     @staticmethod
     def forward(ctx: Any, function: nn.Module, tensor: torch.Tensor, *parameters: nn.Parameter) -> torch.Tensor:
         # The meta device, on which costs are counted, has no autocast.
         device_type = tensor.device.type if torch.amp.is_autocast_available(tensor.device.type) else "cpu"
-        ctx.function, ctx.rebuilt = function, None
+        ctx.function, ctx.recomputed = function, None
         ctx.autocast = device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
         ctx.save_for_backward(tensor)
         return function(tensor)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensor, output = _rebuild(ctx)
-        edge, ctx.rebuilt = get_gradient_edge(output), None
+        tensor, output = _recompute(ctx)
+        edge, ctx.recomputed = get_gradient_edge(output), None
         del output  # the Linears are done with it
         needed = ctx.needs_input_grad[1:]
         wanted = [item for item, need in zip([tensor, *ctx.function.parameters()], needed) if need]
@@ -45,19 +45,19 @@ class _Rebuilt(torch.autograd.Function):
         return None, *(next(gradients) if need else None for need in needed)
 
 
-def _rebuild(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output of a `_Rebuilt`, made once in a backward pass, at the first call, and dropped by its own backward."""
-    if node.rebuilt is None:
+def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output of a `_Recomputed`, made once in a backward pass, at the first call, and dropped by its own backward."""
+    if node.recomputed is None:
         (tensor,) = node.saved_tensors
         if not torch.is_grad_enabled():  # no second derivatives: cut off what made the tensor
             tensor = tensor.detach().requires_grad_()
         with torch.enable_grad(), torch.autocast(*node.autocast):
             tensor = tensor.view_as(tensor)  # no leaf: module hooks like FlopCounterMode's cannot follow one in here
-            node.rebuilt = tensor, node.function(tensor)
-    return node.rebuilt
+            node.recomputed = tensor, node.function(tensor)
+    return node.recomputed
 
 
-def rebuilt(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> torch.Tensor:
+def recompute_in_backward(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> torch.Tensor:
     """`function(tensor)`, for [`project`] to forget until backward; a plain call where `enabled` is False.
 
     A function that is called through hooks is called plainly too: a unit of FSDP2 has its real parameters only inside its call.
@@ -69,12 +69,12 @@ def rebuilt(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> 
     """
     if not enabled or torch.compiler.is_compiling() or function._forward_pre_hooks:
         return function(tensor)
-    return _Rebuilt.apply(function, tensor, *function.parameters())
+    return _Recomputed.apply(function, tensor, *function.parameters())
 
 
-def project(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ...]:
+def apply_linears(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ...]:
     """Each of `linears` applied to `tensor`; where [`rebuilt`] made it, they keep a recipe instead of it."""
-    if torch.compiler.is_compiling() or not isinstance(tensor.grad_fn, _Rebuilt._backward_cls):
+    if torch.compiler.is_compiling() or not isinstance(tensor.grad_fn, _Recomputed._backward_cls):
         return tuple(linear(tensor) for linear in linears)
     with _recipes(tensor):
         return tuple(linear(tensor) for linear in linears)
@@ -104,7 +104,7 @@ def _recipes(tensor: torch.Tensor) -> Iterator[None]:
 
     def unpack(kept: Any) -> torch.Tensor:
         if isinstance(kept, _Recipe):
-            return _rebuild(node)[1].detach().to(kept.dtype).view(kept.shape)
+            return _recompute(node)[1].detach().to(kept.dtype).view(kept.shape)
         return outer[1](kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

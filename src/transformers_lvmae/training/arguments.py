@@ -25,7 +25,8 @@ class ModelArguments:
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         """`config_overrides` as a dict; raises ValueError on fields that the config does not have."""
-        overrides = json.loads(self.config_overrides)
+        former = config_class.attribute_map
+        overrides = {former.get(name, name): value for name, value in json.loads(self.config_overrides).items()}
         known = {item.name for item in fields(config_class)}
         unknown = sorted(set(overrides) - known)
         if unknown:
