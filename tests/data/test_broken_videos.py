@@ -104,6 +104,18 @@ def test_a_replacement_is_drawn_from_seed_epoch_and_row(folder):
     assert first.broken.tried == 2
 
 
+@pytest.mark.parametrize("failures", [10, 11])
+def test_ten_replacements_are_tried(failures, folder, monkeypatch):
+    clips = clips_of(folder)
+    tries = iter([None] * failures + [["item"]])
+    monkeypatch.setattr(clips, "try_row", lambda row: next(tries))
+    if failures == 10:
+        assert clips[0] == "item"
+    else:
+        with pytest.raises(VideoReadError, match="Got 11 unreadable videos in a row, expected most of 120 to play"):
+            clips[0]
+
+
 def test_a_video_of_one_frame_is_that_frame_repeated(folder):
     clips = clips_of(folder)
     pixels = clips[row_of(clips, "one_frame.mp4")]["pixel_values_videos"]
