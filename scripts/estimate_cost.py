@@ -1,19 +1,23 @@
-"""What training costs on your hardware, before you rent it: memory and time from closed forms (transformers_lvmae.cost).
+"""Estimate the memory and time of training on your hardware before you rent it.
 
     python scripts/estimate_cost.py pretraining --size base --batch_size 8 --precision bfloat16 --memory 24 --peak 165
     python scripts/estimate_cost.py finetuning --batch_size 8 --precision bfloat16 --checkpointing mlp --mixing
     python scripts/estimate_cost.py finetuning --checkpointing mlp --lora_rank 8 --frames 64
     python scripts/estimate_cost.py tokenizer --training
-    python scripts/estimate_cost.py table                       # the table of model_cards/cost.md
+    python scripts/estimate_cost.py table                       # the table of model_cards/cost.md; a minute
 
-Nothing is run. FLOPs and kept activations agree with what is counted to 2 % (tests/test_cost.py); peak memory adds weights, gradients
-and AdamW's moments at once, and is an upper bound but for the framework's own half a gigabyte. Time is FLOPs / (peak x share): the
-share is yours to know. 0.35 is a fair guess for bfloat16 on a data-centre GPU; the loader must keep up, too.
+Nothing is computed: `transformers_lvmae.cost` counts the real step on tensors without values. The printed peak is an upper bound. It
+holds weights, gradients, AdamW's moments and activations at once, and half a GiB for the framework. Time is FLOPs / (0.35 x peak):
+35 % of the vendor's peak is a fair guess for bfloat16 on a data-center GPU. The data loader must keep up, too.
 """
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from transformers_lvmae import FSQMagViTConfig, LVMAEConfig
 from transformers_lvmae.cost import StepCost, classification_cost, pretraining_cost, tokenizer_cost
@@ -21,23 +25,23 @@ from transformers_lvmae.cost import StepCost, classification_cost, pretraining_c
 
 GIB = 2**30
 OVERHEAD = GIB // 2  # context, kernels, allocator
+SHARE = 0.35  # of a device's peak FLOP/s that training reaches
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices with `memory` GiB and `peak` TFLOP/s each, of which `share` is reached."""
+    """Devices with `memory` GiB and a peak of `peak` TFLOP/s each."""
 
     name: str
     devices: int
     memory: float
     peak: float
-    share: float = 0.35
 
     def seconds(self, cost: StepCost, slowdown: float = 1) -> float:
-        return slowdown * cost.flops / (self.peak * 1e12 * self.share)
+        return slowdown * cost.flops / (self.peak * 1e12 * SHARE)
 
 
-# Dense bfloat16 peaks from the vendor's data sheets: RTX 4090 165, A100 312 TFLOP/s. float32 with TF32 runs at half of it.
+# Dense bfloat16 peaks from the vendor's data sheets: RTX 4090 165, A100 312 TFLOP/s. float32 with TF32 runs at half of them.
 MACHINES = (
     Machine("1 x 24 GB (RTX 4090)", 1, 24, 165),
     Machine("1 x 80 GB (A100)", 1, 80, 312),
@@ -46,80 +50,88 @@ MACHINES = (
 )
 
 
-def step_cost(task: str, args: argparse.Namespace, batch_size: int) -> StepCost:
-    """The closed form that the command line asks for."""
-    if task == "tokenizer":
+def step_cost(args: argparse.Namespace, batch_size: int) -> StepCost:
+    """Count the step that the command line describes, each one once."""
+    return _step_cost(batch_size, **{name: value for name, value in vars(args).items() if name != "batch_size"})
+
+
+@cache
+def _step_cost(batch_size: int, **options: Any) -> StepCost:
+    args = argparse.Namespace(**options)
+    if args.task == "tokenizer":
         return tokenizer_cost(FSQMagViTConfig(num_frames=args.frames), batch_size, args.training)
-    config = LVMAEConfig.from_size(
-        args.size, num_frames=args.frames, image_size=args.image_size, num_labels=args.labels
-    )
-    options = {"precision": args.precision, "attention": args.attention, "checkpointing": args.checkpointing}
-    if task == "pretraining":
+    sizes = {"num_frames": args.frames, "image_size": args.image_size, "num_labels": args.labels}
+    config = LVMAEConfig.from_size(args.size, **sizes)
+    common = (config, batch_size, args.precision, args.attention, args.checkpointing)
+    if args.task == "pretraining":
         budget = None if args.budget is None else int(args.budget * config.seq_length)
-        return pretraining_cost(config, batch_size, **options, decoded_tokens=budget)
-    options |= {"training": task == "finetuning", "lora_rank": args.lora_rank, "mixing": args.mixing}
-    return classification_cost(config, batch_size, **options)
+        return pretraining_cost(*common, decoded_tokens=budget)
+
+    def add_lora(model: nn.Module) -> nn.Module:
+        layers: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        return get_peft_model(model, LoraConfig(r=args.lora_rank, **layers))
+
+    adapt = add_lora if args.lora_rank else None
+    return classification_cost(*common, training=args.task == "finetuning", mixing=args.mixing, adapt=adapt)
 
 
-def largest_batch(task: str, args: argparse.Namespace, memory: float, shards: int) -> int:
-    """Clips a device that fit into `memory` GiB; 0 if not even one does."""
-    one, two = (step_cost(task, args, size).peak_bytes(shards) for size in (1, 2))
-    return max(0, int((memory * GIB - OVERHEAD - (2 * one - two)) // (two - one)))
+def largest_batch(args: argparse.Namespace, memory: float) -> int:
+    """Clips per device that fit into `memory` GiB; 0 if not even one does."""
+    # Beyond two clips, activations take more memory than gradients, and the peak grows by the same bytes with every clip.
+    two, four = (step_cost(args, size).peak_bytes for size in (2, 4))
+    return max(0, int(2 + 2 * (memory * GIB - OVERHEAD - two) // (four - two)))
 
 
-def describe(task: str, args: argparse.Namespace, machine: Machine) -> str:
-    shards = machine.devices if args.sharded else 1
-    cost = step_cost(task, args, args.batch_size)
-    clips = args.batch_size * machine.devices
+def describe(args: argparse.Namespace) -> str:
+    machine = Machine("yours", 1, args.memory, args.peak)
+    cost = step_cost(args, args.batch_size)
     seconds = machine.seconds(cost)
     rows = [
         ("parameters (trainable)", f"{cost.parameters / 1e6:.1f} M ({cost.trainable_parameters / 1e6:.1f} M)"),
-        ("FLOPs a step and device", f"{cost.flops / 1e12:,.2f} T"),
-        ("weights, gradients, optimizer", f"{cost.state_bytes(shards) / GIB:.2f} GiB"),
+        ("FLOPs a step", f"{cost.flops / 1e12:,.2f} T"),
+        ("weights, gradients, optimizer", f"{cost.state_bytes / GIB:.2f} GiB"),
         ("activations kept", f"{cost.saved_bytes / GIB:.2f} GiB"),
         ("temporaries and batch", f"{(cost.working_bytes + cost.input_bytes) / GIB:.2f} GiB"),
-        ("peak", f"{(cost.peak_bytes(shards) + OVERHEAD) / GIB:.2f} of {machine.memory:g} GiB"),
-        ("largest batch a device", str(largest_batch(task, args, machine.memory, shards))),
-        (f"seconds a step at {machine.share:.0%} of {machine.peak:g} TFLOP/s", f"{seconds:.3g}"),
-        (f"clips a second on {machine.devices} device(s)", f"{clips / seconds:,.1f}"),
-        (f"hours for {args.clips:,} clips", f"{args.clips / clips * seconds / 3600:,.1f}"),
+        ("peak", f"{(cost.peak_bytes + OVERHEAD) / GIB:.2f} of {machine.memory:g} GiB"),
+        ("largest batch", str(largest_batch(args, machine.memory))),
+        (f"seconds a step at {SHARE:.0%} of {machine.peak:g} TFLOP/s", f"{seconds:.3g}"),
+        ("clips a second", f"{args.batch_size / seconds:,.1f}"),
+        (f"hours for {args.clips:,} clips", f"{args.clips / args.batch_size * seconds / 3600:,.1f}"),
     ]
     return "\n".join(f"{name:<40} {value}" for name, value in rows)
 
 
-TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (
-        "tokenizer, training on 16 frames of 112 pixels, TF32",
-        "tokenizer",
-        {"frames": 16, "training": True, "precision": "float32"},
-    ),
-    ("pre-training, ViT-B", "pretraining", {}),
-    ("pre-training, ViT-B, MLP checkpointed", "pretraining", {"checkpointing": "mlp"}),
-    ("pre-training, ViT-L", "pretraining", {"size": "large"}),
-    ("pre-training, ViT-H", "pretraining", {"size": "huge"}),
-    ("fine-tuning, ViT-B", "finetuning", {}),
-    ("fine-tuning, ViT-B, MLP checkpointed", "finetuning", {"checkpointing": "mlp"}),
-    ("fine-tuning, ViT-B, layers checkpointed", "finetuning", {"checkpointing": "layer"}),
-    ("LoRA of rank 8, ViT-B, MLP checkpointed", "finetuning", {"checkpointing": "mlp", "lora_rank": 8}),
-    ("fine-tuning, ViT-L, layers checkpointed", "finetuning", {"size": "large", "checkpointing": "layer"}),
-    ("classifying, ViT-B", "classifying", {}),
-)
+TABLE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("tokenizer, training on 16 frames of 112 pixels, TF32",
+     {"task": "tokenizer", "frames": 16, "training": True, "precision": "float32"}),
+    ("pre-training, ViT-B", {"task": "pretraining"}),
+    ("pre-training, ViT-B, MLP checkpointed", {"task": "pretraining", "checkpointing": "mlp"}),
+    ("pre-training, ViT-L", {"task": "pretraining", "size": "large"}),
+    ("pre-training, ViT-H", {"task": "pretraining", "size": "huge"}),
+    ("fine-tuning, ViT-B", {"task": "finetuning"}),
+    ("fine-tuning, ViT-B, MLP checkpointed", {"task": "finetuning", "checkpointing": "mlp"}),
+    ("fine-tuning, ViT-B, layers checkpointed", {"task": "finetuning", "checkpointing": "layer"}),
+    ("LoRA of rank 8, ViT-B, MLP checkpointed", {"task": "finetuning", "checkpointing": "mlp", "lora_rank": 8}),
+    ("fine-tuning, ViT-L, layers checkpointed", {"task": "finetuning", "size": "large", "checkpointing": "layer"}),
+    ("classifying, ViT-B", {"task": "classifying"}),
+)  # fmt: skip
 
 
 def machine_table(args: argparse.Namespace) -> str:
-    """What fits and how fast, in Markdown: largest batch a device, clips an hour on all devices at that batch."""
+    """What fits and how fast, in Markdown: the largest batch of a device, and clips an hour on all devices."""
     names = [machine.name for machine in MACHINES]
     lines = [
         f"| {' | '.join(['128 frames of 224 pixels', 'TFLOP a clip', *names])} |",
         f"|{' --- |' * (len(names) + 2)}",
     ]
-    for name, task, options in TABLE:
+    for name, options in TABLE:
         row = argparse.Namespace(**{**vars(args), "precision": "bfloat16", **options})
-        cells = [f"{step_cost(task, row, 1).flops / 1e12:.2f}"]
+        clip = step_cost(row, 1)
+        slowdown = 1 if row.precision == "bfloat16" else 2
+        cells = [f"{clip.flops / 1e12:.2f}"]
         for machine in MACHINES:
-            batch = largest_batch(task, row, machine.memory, shards=1)
-            slowdown = 1 if row.precision == "bfloat16" else 2
-            hourly = 3600 * machine.devices / machine.seconds(step_cost(task, row, 1), slowdown)
+            batch = largest_batch(row, machine.memory)
+            hourly = 3600 * machine.devices / machine.seconds(clip, slowdown)
             cells.append(f"{batch} clips, {hourly:,.0f} /h" if batch else "does not fit")
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
@@ -128,36 +140,45 @@ def machine_table(args: argparse.Namespace) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["tokenizer", "pretraining", "finetuning", "classifying", "table"])
-    parser.add_argument("--size", default="base", choices=["small", "base", "large", "huge"])
-    parser.add_argument("--frames", type=int, default=128)
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--labels", type=int, default=48, help="classes")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips a device and step")
     parser.add_argument(
-        "--budget", type=float, help="share of the tokens that the decoder reconstructs; default the config's"
+        "--size", default="base", choices=["small", "base", "large", "huge"], help="the ViT (default: base)"
     )
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="bfloat16 is autocast")
-    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
-    parser.add_argument("--checkpointing", default="none", choices=["none", "mlp", "layer"])
-    parser.add_argument("--lora_rank", type=int, default=0, help="0 = all weights are trained")
+    parser.add_argument("--frames", type=int, default=128, help="frames of a clip (default: 128)")
+    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels (default: 224)")
+    parser.add_argument("--labels", type=int, default=48, help="classes (default: 48)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips in a step (default: 1)")
+    parser.add_argument(
+        "--budget", type=float, help="share of all tokens that the decoder predicts, 0 to 1 (default: the config's)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="bfloat16 means autocast (default: float32)",
+    )
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"], help="implementation (default: sdpa)")
+    parser.add_argument(
+        "--checkpointing",
+        default="none",
+        choices=["none", "mlp", "layer"],
+        help="recompute nothing, the MLPs or whole layers in backward (default: none)",
+    )
+    parser.add_argument("--lora_rank", type=int, default=0, help="rank of LoRA; 0 trains all weights (default: 0)")
     parser.add_argument("--mixing", action="store_true", help="fine-tune with MixUp or CutMix")
     parser.add_argument("--training", action="store_true", help="train the tokenizer; without it, encode clips")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--sharded", action="store_true", help="FSDP or ZeRO-3: states are spread over the devices")
-    parser.add_argument("--memory", type=float, default=24, help="GiB a device")
-    parser.add_argument("--peak", type=float, default=165, help="TFLOP/s a device in this precision")
-    parser.add_argument("--share", type=float, default=0.35, help="share of the peak that is reached")
-    parser.add_argument("--clips", type=int, default=1_000_000, help="clips of the whole training, epochs x videos")
+    parser.add_argument("--memory", type=float, default=24, help="GiB of the device (default: 24)")
+    parser.add_argument(
+        "--peak", type=float, default=165, help="TFLOP/s of the device in this precision (default: 165)"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=1_000_000, help="clips of the whole training, epochs x videos (default: 1000000)"
+    )
     return parser
 
 
 def main() -> None:
     args = parser().parse_args()
-    if args.task == "table":
-        print(machine_table(args))
-        return
-    machine = Machine("yours", args.devices, args.memory, args.peak, args.share)
-    print(describe(args.task, args, machine))
+    print(machine_table(args) if args.task == "table" else describe(args))
 
 
 if __name__ == "__main__":

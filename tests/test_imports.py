@@ -17,7 +17,6 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "data": {"models"},
     "cost": {"models"},
-    "measure": set(),
     "sharing": {"models"},
     "targets": {"models", "data"},
     "evaluation": {"models", "data"},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from builders import ROOT
 
 
 pytestmark = pytest.mark.slow
@@ -14,7 +15,7 @@ MEASURED = """
 import json, os, time, torch
 from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.models.masking import adaptive_decoder_mask, random_tube_mask
-from transformers_lvmae.measure import measure
+from measuring import measure
 
 torch.manual_seed(0)
 started = time.process_time()
@@ -34,7 +35,12 @@ def run(build: str, work: str) -> dict[str, float]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
     program = MEASURED.format(build=build, work=work.replace("\n", "\n    "))
     output = subprocess.run(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=ROOT / "benchmarks",  # where measuring.py is
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     result = json.loads(output.stdout.splitlines()[-1])
     print(
@@ -102,7 +108,7 @@ def test_the_perturbed_topk_keeps_5_bytes_a_sample_and_token(samples, tokens):
     """Forward and backward of one row, the budget a tensor as in training; besides what is kept, sorting needs room for a while."""
     result = run(
         f"""from transformers_lvmae.models.masking import perturbed_topk_mask
-from transformers_lvmae.measure import count_saved_bytes
+from transformers_lvmae.cost import count_saved_bytes
 scores, weights = torch.rand(1, {tokens}, requires_grad=True), torch.randn(1, {tokens})
 def soft(sigma=0.05):
     return perturbed_topk_mask(scores, torch.tensor([[{tokens} // 4]]), sigma, {samples})

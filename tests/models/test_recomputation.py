@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from transformers.activations import GELUActivation
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
-from transformers_lvmae.measure import count_saved_bytes
+from transformers_lvmae.cost import count_saved_bytes
 from transformers_lvmae.models.masking import topk_mask
 from transformers_lvmae.models.recomputation import apply_linears, recompute_in_backward
 
