@@ -19,7 +19,15 @@ Splits: TypeAlias = Any  # datasets.DatasetDict or IterableDatasetDict
 
 # FFmpeg reads these files, but `videofolder` of the datasets library ignores them.
 MORE_EXTENSIONS = (".webm", ".m4v", ".mpg", ".ogv", ".flv", ".wmv", ".ts", ".m2ts", ".3gp", ".gif")
-TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
+# Endings of lists and tables: the builder of `datasets` that reads them, and its options.
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".txt": ("text", {}),
+}
 STREAM_SHARDS = 64
 
 
@@ -128,12 +136,12 @@ def _load_tables(files: dict[str, list[str]], video_column: str, streaming: bool
 
 
 def _load_table(path: Path, video_column: str) -> datasets.Dataset:
-    kind = TABLES.get(path.suffix.lower())
-    if kind is None or not path.is_file():
+    ending = path.suffix.lower()
+    if ending not in TABLES or not path.is_file():
         raise ValueError(
             f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one."
         )
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    kind, options = TABLES[ending]
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     if kind == "text":
         rows = rows.rename_column("text", video_column).filter(_is_not_blank, fn_kwargs={"column": video_column})
