@@ -26,6 +26,9 @@ from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
 
 
+NUM_PICTURES = 4
+
+
 def results_table(run: Path) -> str:
     """The run's figures as a Markdown table."""
     tokenizer = json.loads((run / "tokenizer" / "eval_results.json").read_text())
@@ -85,9 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder with tokenizer, pretrain and finetune")
     parser.add_argument("data", help="folder of videos with a test split")
-    parser.add_argument("--num_pictures", type=int, default=4)
     args = parser.parse_args()
-    folder = draw_pictures(args.run, args.data, args.num_pictures)
+    folder = draw_pictures(args.run, args.data, NUM_PICTURES)
     row = select_split(load_video_dataset(args.data), "test")[0]
     answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
     table = results_table(args.run)

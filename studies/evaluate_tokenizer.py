@@ -53,7 +53,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--selections", nargs="+", choices=SELECTIONS, default=SELECTIONS)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="windows a step (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="split to judge on (default: %(default)s)")
     parser.add_argument("--max_samples", type=int, default=None, help="judge on the first so many videos")
     parser.add_argument("--moving_in", help="the same clips without their nuisance: what moves in these is what moves")
     parser.add_argument(
@@ -144,7 +143,7 @@ def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, d
         processor = processor_for(model.config, do_normalize=False)
         clips, twins = (
             VideoClips(
-                select_split(load_video_dataset(name), args.split, args.max_samples),
+                select_split(load_video_dataset(name), "test", args.max_samples),
                 processor,
                 model.config.window_size,
                 frame_stride=1,
