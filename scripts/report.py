@@ -1,9 +1,9 @@
-"""Sum up a run of the three stages: a table of results, pictures of held-back clips, and the pipeline's answer to one of them.
+"""Summarize a run of the three stages: a table of results, pictures of test clips, and the pipeline's answer for one of them.
 
     python scripts/report.py RUN_DIR DATA_DIR
 
-RUN_DIR holds what train_tokenizer.py, pretrain.py and finetune.py wrote to `tokenizer`, `pretrain` and `finetune`; DATA_DIR is the
-folder of videos that they were trained on. Pictures go to RUN_DIR/pictures, the table to RUN_DIR/report.md.
+RUN_DIR holds the output folders `tokenizer`, `pretrain` and `finetune` of train_tokenizer.py, pretrain.py and finetune.py. DATA_DIR is
+the folder of videos that they were trained on. Pictures are written to RUN_DIR/pictures, the table to RUN_DIR/report.md.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NUM_PICTURES = 4
 
 
 def results_table(run: Path) -> str:
-    """The run's figures as a Markdown table."""
+    """Return the run's figures as a Markdown table."""
     tokenizer = json.loads((run / "tokenizer" / "eval_results.json").read_text())
     losses = [
         entry["loss"]
@@ -54,14 +54,14 @@ def results_table(run: Path) -> str:
 
 
 def draw_clip(trainer: LVMAEPreTrainer, item: dict[str, torch.Tensor], path: Path, title: str) -> None:
-    """One picture of a clip: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
+    """Draw one picture of a clip: frames, tokenizer, importance, both masks and the model's predictions."""
     panels = prediction_panels(trainer, item)
     last = len(panels["video"]) - 1
     save_rows(path, panels, [round(number * last / 9) for number in range(10)], title)
 
 
 def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
-    """Pictures of the first test clips."""
+    """Draw pictures of the first `num_clips` test clips; returns their folder."""
     tokenizer = FSQMagViTModel.from_pretrained(run / "tokenizer")
     model = LVMAEForPreTraining.from_pretrained(run / "pretrain").eval()
     processor = LVMAEVideoProcessor.from_pretrained(run / "pretrain")
