@@ -1,8 +1,8 @@
-"""Folders of drawn clips that `datasets.load_dataset("videofolder", data_dir=...)` reads.
+"""Writes folders of drawn clips that `datasets.load_dataset("videofolder", data_dir=...)` reads.
 
-A clip is a pure function of (split number, index), so the files do not depend on the number of workers, and an interrupted
-run continues where it stopped: a file gets its final name only when it is complete, `metadata.csv` comes last, and the
-arguments that made the set are kept beside it in `arguments.json`.
+A clip is a pure function of (split number, index), so the files do not depend on the number of workers. An interrupted run
+continues where it stopped: a file gets its final name only when it is complete, and `metadata.csv` is written last. The arguments
+that made the set are stored in `arguments.json`.
 """
 
 import csv
@@ -28,7 +28,7 @@ class Scene(Protocol):
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """The clip's row in `metadata.csv`: `label` and whatever else is true of it."""
+        """The clip's row in `metadata.csv`: `label` and the other columns."""
 
     def render(self) -> np.ndarray:
         """The clip as uint8 RGB frames (T, H, W, 3)."""
@@ -47,14 +47,14 @@ def write_videofolder(
     """Write `output_dir/{split}/clip_00000.mp4 ...` and a `metadata.csv` for each split that has clips.
 
     Args:
-        output_dir: an empty or missing folder, or one that an earlier run with the same `arguments` began.
+        output_dir: an empty or missing folder, or one that an earlier run with the same `arguments` has started.
         splits: number of clips for each of "train", "validation" and "test".
-        draw_scene: called with (split number, index); picklable and without state, so that any worker may draw any clip.
+        draw_scene: called with (split number, index); picklable and without state, because any worker may draw any clip.
         arguments: everything the clips depend on, as JSON values.
         workers: number of processes.
 
     Raises:
-        ValueError: `output_dir` holds something else.
+        ValueError: `output_dir` holds other files, or a set with other arguments.
     """
     output_dir = Path(output_dir)
     _claim_folder(output_dir, {"splits": dict(splits), **arguments})
@@ -68,12 +68,12 @@ def write_videofolder(
 
 
 def clip_generator(seed: int, split_number: int, index: int, stream: int = 0) -> np.random.Generator:
-    """The clip's own random numbers; `stream` tells apart several generators of one clip."""
+    """Return a generator of the clip's own random numbers; several of one clip have different `stream` numbers."""
     return np.random.default_rng([seed, split_number, index, stream])
 
 
 def _claim_folder(output_dir: Path, arguments: Mapping[str, Any]) -> None:
-    """Make `output_dir`, or check that it was begun with the same arguments."""
+    """Make `output_dir`, or check that it was started with the same arguments."""
     record = output_dir / "arguments.json"
     arguments = json.loads(json.dumps(arguments))
     if not record.is_file():
@@ -89,7 +89,7 @@ def _claim_folder(output_dir: Path, arguments: Mapping[str, Any]) -> None:
         keys = sorted(key for key in held.keys() | arguments.keys() if held.get(key) != arguments.get(key))
         got, made = ({key: source.get(key) for key in keys} for source in (arguments, held))
         raise ValueError(
-            f"Got {got} for {output_dir}, expected {made} as in the set it already holds: choose another folder or delete it."
+            f"Got {got} for {output_dir}, expected {made} as in the set that it already holds: choose another folder or delete it."
         )
 
 
@@ -107,9 +107,8 @@ def _write_clip(output_dir: Path, draw_scene: DrawScene, clip: tuple[str, int]) 
     path = output_dir / split / f"clip_{index:05d}.mp4"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_name(
-            f".{path.name}"
-        )  # hidden: load_dataset passes it over; .mp4: the container is chosen by it
+        # load_dataset skips hidden files; the ending .mp4 selects the container.
+        unfinished = path.with_name(f".{path.name}")
         write_video(unfinished, scene.render(), crf=22)
         unfinished.replace(path)
     return {"file_name": path.name, **scene.attributes}

@@ -1,26 +1,27 @@
-"""Draw the digits demo sets: a hand-written digit on a panning ground, as real H.264 files.
+"""Draw the digits demo sets: a hand-written digit on a moving background, as H.264 files.
 
     python examples/make_digits.py data/digits-motion --task motion
     python examples/make_digits.py data/digits-flash --task flash --train 1200 --test 360
     python examples/make_digits.py data/digits-grain --task motion --nuisance grain
     load_dataset("videofolder", data_dir="data/digits-motion")
 
-motion: how the digit moves (8 classes), plain in any few frames.
-flash:  how often it turns white for 2 frames, 0 to 5 times at random moments.
-hop:    how often it hops away for 2 frames and comes back.
+The class of a clip is
+motion: how the digit moves (8 classes); a few frames show it.
+flash:  how often the digit turns white for 2 frames, 0 to 5 times at random moments.
+hop:    how often the digit hops away for 2 frames and comes back, 0 to 5 times.
 
-A nuisance changes many pixels that tell nothing; all else is as in the set without it:
+A nuisance changes many pixels without information on the class. Everything else is as in the set without it:
 grain:   a quarter of the picture is noise, new in each frame, behind digit and distractors.
-flicker: all of the picture brightens and darkens from frame to frame.
-camera:  it trembles, and takes the whole picture along.
+flicker: the whole picture gets brighter and darker from frame to frame.
+camera:  the whole picture trembles.
 
 Notable choices:
-- Only the label's own cue tells the label. Digit, colour, place, size, ground and distractors are drawn alike for every class;
-  places wrap around the picture's edges, so that every place is equally likely at every frame, and every digit has a size
-  that a pulsing one could have.
-- An event is seen by half of the samplings with stride 4, so 32 frames of 128 cannot know the count. `observer_ceiling` works
-  out how often the best possible observer is right, and the script prints it.
-- The digits of the three splits are different images.
+- Nothing but the motion or the events depends on the class. Digit, colour, place, size, background and distractors have the same
+  distribution in every class. Places wrap around the picture's edges, so that every place is equally likely in every frame, and
+  every digit has a size that a pulsing one could have.
+- 32 of 128 frames show an event with probability 1/2, so they do not determine the count. `observer_ceiling` computes how often
+  the best possible observer is right, and the script prints it.
+- The three splits show different images of digits.
 """
 
 import argparse
@@ -44,18 +45,18 @@ CLASSES = {
     "hop": tuple(f"hops_{count}" for count in range(MAX_EVENTS + 1)),
 }
 EVENT_LENGTH = 2  # frames
-EVENT_SPACING = 6  # frames from one event's start to the next one's, at the least
+EVENT_SPACING = 6  # smallest number of frames from one event's start to the next one's
 EVENT_MARGIN = 4  # frames before the first and after the last event
 NUISANCES = ("grain", "flicker", "camera")
-GRAIN, FLICKER = 0.25, 0.12  # largest change of a pixel, of the range
-TREMBLE = 2  # pixels of 64, largest shift of the picture
-GLYPH_SCALE = 16  # glyph lookups per pixel of scikit-learn's 8 x 8 images
+GRAIN, FLICKER = 0.25, 0.12  # largest change of a pixel, as a share of its range
+TREMBLE = 2  # largest shift of a picture of 64 pixels, in pixels
+GLYPH_SCALE = 16  # samples per pixel of scikit-learn's 8 x 8 images
 VERSION = 2  # part of the set's arguments: raise it when the same arguments draw other pixels
 
 
 @dataclass(frozen=True)
 class Path:
-    """Where the digit is and how it looks at each of T frames."""
+    """The digit's place and look in each of T frames."""
 
     centre: np.ndarray  # (T, 2), x and y in pixels, unbounded: the picture wraps around
     size: np.ndarray  # (T,), height in pixels
@@ -86,7 +87,7 @@ class DigitScene:
 
     @functools.cached_property
     def ground_velocity(self) -> np.ndarray:
-        """x and y in pixels a frame; rounded because it is written into the metadata."""
+        """x and y in pixels per frame; rounded because the metadata holds it."""
         return np.round(velocity(self._generator(1), 0.004, 0.008) * self.image_size, 3)
 
     @functools.cached_property
@@ -139,24 +140,24 @@ class DigitScene:
 
 @functools.cache
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's hand-written digits: stroke weights in [0, 1] (1797, 8, 8) and the digits they show (1797,)."""
+    """Return scikit-learn's hand-written digits: stroke weights (1797, 8, 8) in [0, 1] and the digits that they show (1797,)."""
     images, digits = load_digits(return_X_y=True)
     return images.reshape(-1, 8, 8) / 16, digits
 
 
 def velocity(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
-    """A random direction with a speed in [low, high]: x and y."""
+    """Draw a direction and a speed in [low, high]; returns x and y (2,)."""
     angle = rng.uniform(0, 2 * np.pi)
     return rng.uniform(low, high) * np.array([np.cos(angle), np.sin(angle)])
 
 
 def bright_colour(rng: np.random.Generator, value: float) -> np.ndarray:
-    """RGB in [0, 1] of a random hue, saturated enough never to be taken for white."""
+    """Draw RGB (3,) in [0, 1] of a random hue, saturated enough to differ clearly from white."""
     return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.6, 0.85), value))
 
 
 def motion_path(motion: str, image_size: int, num_frames: int, rng: np.random.Generator) -> Path:
-    """The digit's path for one of MOTIONS; every number is drawn for every motion, used or not."""
+    """Return the digit's path for one of MOTIONS. All numbers are drawn for every motion, used or not."""
     time = np.arange(num_frames)
     start = rng.uniform(0, image_size, 2)
     speed = rng.uniform(0.012, 0.018) * image_size
@@ -179,7 +180,7 @@ def motion_path(motion: str, image_size: int, num_frames: int, rng: np.random.Ge
 
 
 def event_path(task: str, starts: list[int], image_size: int, num_frames: int, rng: np.random.Generator) -> Path:
-    """A steady drift, broken by a flash or a hop of EVENT_LENGTH frames at each of `starts`."""
+    """Return a steady drift with a flash or a hop of EVENT_LENGTH frames at each of `starts`."""
     centre = rng.uniform(0, image_size, 2) + np.arange(num_frames)[:, None] * velocity(rng, 0.002, 0.006) * image_size
     size = np.full(num_frames, image_size * rng.uniform(0.36, 0.52))
     white = np.zeros(num_frames, bool)
@@ -194,7 +195,7 @@ def event_path(task: str, starts: list[int], image_size: int, num_frames: int, r
 
 
 def draw_event_starts(count: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """First frames (count,) of the events, uniform over all ways to keep EVENT_SPACING and EVENT_MARGIN."""
+    """Draw the first frames (count,) of the events, uniformly from all that keep EVENT_SPACING and EVENT_MARGIN."""
     places = num_frames - 2 * EVENT_MARGIN - EVENT_LENGTH + 1 - (count - 1) * (EVENT_SPACING - 1)
     if places < count:
         raise ValueError(
@@ -205,8 +206,8 @@ def draw_event_starts(count: int, num_frames: int, rng: np.random.Generator) -> 
 
 
 def draw_ground(rng: np.random.Generator, image_size: int, num_frames: int, pan: np.ndarray) -> np.ndarray:
-    """Smooth two-coloured texture (T, H, W, 3) in [0, 1] that pans by `pan` (x, y) pixels a frame and wraps around."""
-    fine = 4  # texture lookups per pixel, so that slow pans do not jerk
+    """Draw a smooth texture (T, H, W, 3) in [0, 1] of two colours that moves by `pan` (x, y) pixels per frame and wraps around."""
+    fine = 4  # samples of the texture per pixel, so that slow motion is smooth
     side = image_size * fine
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) * fine  # cycles per pixel
     spectrum = np.fft.rfft2(rng.normal(size=(side, side))) * np.exp(-((frequency / 0.07) ** 2))
@@ -222,7 +223,7 @@ def draw_ground(rng: np.random.Generator, image_size: int, num_frames: int, pan:
 
 
 def add_grain(rng: np.random.Generator, frames: np.ndarray) -> None:
-    """Noise of each frame's own in a square of half the picture's side, at a random place; `frames` (T, H, W, 3) in place."""
+    """Add noise, new in each frame, in a square of half the picture's side at a random place; changes `frames` (T, H, W, 3) in place."""
     num_frames, image_size = frames.shape[:2]
     side = image_size // 2
     row, column = rng.integers(0, image_size - side + 1, 2)
@@ -232,14 +233,14 @@ def add_grain(rng: np.random.Generator, frames: np.ndarray) -> None:
 
 
 def tremble(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
-    """Each frame of (T, H, W, 3) shifted by whole pixels of its own, around the edges."""
+    """Shift each frame of (T, H, W, 3) by its own number of whole pixels, wrapping around the edges."""
     reach = TREMBLE * frames.shape[1] // 64
     shifts = rng.integers(-reach, reach + 1, (len(frames), 2))
     return np.stack([np.roll(frame, shift, axis=(0, 1)) for frame, shift in zip(frames, shifts)])
 
 
 def draw_distractor(rng: np.random.Generator, frames: np.ndarray) -> None:
-    """A small disc, ring or square that drifts across `frames` (T, H, W, 3), drawn in place."""
+    """Draw a small disc, ring or square that drifts across `frames` (T, H, W, 3), in place."""
     num_frames, image_size = frames.shape[:2]
     y, x = np.mgrid[-1:1:8j, -1:1:8j]
     radius = np.hypot(x, y)
@@ -272,7 +273,7 @@ def paste(
     reach = min(int(np.ceil(size.max() * 0.8)), image_size // 2)
     pixel = np.arange(-reach, reach)
     corner = np.floor(centre).astype(int)
-    # Pixel centres relative to the glyph's centre, in glyph heights: (T, 2 reach), then turned by the tilt.
+    # Pixel centres relative to the glyph's centre, in glyph heights: (T, 2 reach). Then they are turned by the tilt.
     x, y = ((pixel + 0.5 + corner[:, axis, None] - centre[:, axis, None]) / size[:, None] for axis in (0, 1))
     x, y = x[:, None, :], y[:, :, None]
     u, v = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
@@ -285,7 +286,7 @@ def paste(
 
 
 def enlarge(glyph: np.ndarray) -> np.ndarray:
-    """Smooth-edged opacity (160, 160) in [0, 1] of an (8, 8) glyph with a border of one empty pixel."""
+    """Return the smooth-edged opacity (160, 160) in [0, 1] of an (8, 8) glyph with a border of one empty pixel."""
     padded = np.pad(glyph, 1)
     place = (np.arange(len(padded) * GLYPH_SCALE) + 0.5) / GLYPH_SCALE - 0.5
     weights = np.maximum(0, 1 - abs(place[:, None] - np.arange(len(padded))))  # linear interpolation as a matrix
@@ -293,10 +294,10 @@ def enlarge(glyph: np.ndarray) -> np.ndarray:
 
 
 def observer_ceiling(num_seen: int, num_frames: int = 128, num_clips: int = 30000, seed: int = 0) -> float:
-    """How often an ideal observer names the count right from `num_seen` uniformly sampled frames.
+    """Estimate how often an ideal observer names the right count from `num_seen` evenly spaced frames.
 
-    The observer knows how the events are drawn and sees without error which of its frames belong to one. For each count it
-    counts the ways of placing the events that agree with what it saw; the ceiling is the mean probability of its best answer.
+    The observer knows how the events are drawn, and sees without error which of its frames show one. For each count it counts the
+    placements of the events that agree with its frames. The ceiling is the mean probability of its best answer.
     """
     rng = np.random.default_rng(seed)
     counts = np.arange(num_clips) % (MAX_EVENTS + 1)
@@ -310,7 +311,7 @@ def observer_ceiling(num_seen: int, num_frames: int = 128, num_clips: int = 3000
 
 
 def placements(lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Number of ways (B, counts) to place each count of events that agree with `lit` (B, T) at the `seen` (T,) frames."""
+    """Count the placements (B, counts) of each count of events that agree with `lit` (B, T) at the `seen` (T,) frames."""
     num_clips, num_frames = lit.shape
     may_be_lit, may_be_dark = lit | ~seen, ~lit | ~seen
     # The recursion runs backwards. ways[k]: for frames start + 1 + k and later, given that an event may start there.
@@ -329,15 +330,15 @@ def placements(lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir")
-    parser.add_argument("--task", choices=list(CLASSES), default="motion")
-    parser.add_argument("--nuisance", choices=NUISANCES, help="what else changes in the picture (default: nothing)")
+    parser.add_argument("output_dir", help="folder to write: new, empty, or of an interrupted run")
+    parser.add_argument("--task", choices=list(CLASSES), default="motion", help="the class (default: %(default)s)")
+    parser.add_argument("--nuisance", choices=NUISANCES, help="what changes besides (default: nothing)")
     parser.add_argument("--train", type=int, default=640, help="number of clips (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=80, help="number of clips (default: %(default)s)")
     parser.add_argument("--test", type=int, default=160, help="number of clips (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="height and width in pixels (default: %(default)s)")
-    parser.add_argument("--num_frames", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--num_frames", type=int, default=128, help="frames of a clip (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     return parser.parse_args(argv)
 

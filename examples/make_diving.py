@@ -1,4 +1,4 @@
-"""Draw the diving demo set: a figure that dives as Diving48 names dives, rendered with MuJoCo, as real H.264 files.
+"""Draw the diving demo set: a figure that makes Diving48's kinds of dives, rendered with MuJoCo, as H.264 files.
 
     python examples/make_diving.py data/diving
     load_dataset("videofolder", data_dir="data/diving")
@@ -7,10 +7,10 @@
 a GL back end that draws without a display (EGL or OSMesa).
 
 Notable choices:
-- The body's poses are given and its centre of mass flies a parabola. It somersaults at L / I(pose): the angular momentum is
-  constant, the moment of inertia comes from the pose at each frame, so it turns fast when tucked and slowly when stretched.
-- The camera follows the diver as on television: a large figure, at the price of a moving ground.
-- Length of flight, height of the platform, camera, side of view and colours are drawn alike for every class.
+- The body's poses are given, and its centre of mass flies a parabola. The angular momentum L is constant and the moment of inertia I
+  follows from the pose. The body turns at L / I: fast when tucked, slowly when stretched.
+- The camera follows the diver, as on television. The figure is large and the background moves.
+- Length of flight, height of the platform, camera, side of view and colours have the same distribution in every class.
 """
 
 import argparse
@@ -74,7 +74,7 @@ POSES = {
     "tuck": (55, 55, 0, 40, 130, 135, 50),
 }
 NUM_DROPS = 28
-ENTRY_HEIGHT = 1.15  # metres from the centre of mass to the fingertips: at this height the hands meet the water
+ENTRY_HEIGHT = 1.15  # metres from the fingertips to the centre of mass: its height when the hands touch the water
 VERSION = 1  # part of the set's arguments: raise it when the same arguments draw other pixels
 
 LIMBS = """
@@ -119,7 +119,7 @@ SCENE = f"""
 
 
 class Studio:
-    """MuJoCo's model of the pool, the diver and a renderer; one per process, drawing one clip after another."""
+    """MuJoCo's model of pool and diver, and a renderer. Each process has one and draws its clips with it."""
 
     def __init__(self, image_size: int) -> None:
         self.mujoco = mujoco = import_mujoco()
@@ -128,7 +128,7 @@ class Studio:
         self.camera = mujoco.MjvCamera()
         try:
             self.renderer = mujoco.Renderer(self.model, image_size, image_size)
-        except Exception as error:  # each back end raises its own kind
+        except Exception as error:  # each back end raises errors of its own classes
             raise RuntimeError(gl_message(error)) from error
         self.angles = [[self.model.joint(name).qposadr[0] for name in names.split()] for names in JOINTS]
         self.drops = np.flatnonzero(self.model.geom_size[:, 0] == 0.06)  # the only geoms of this radius
@@ -142,7 +142,7 @@ class Studio:
         self.mujoco.mj_comPos(self.model, self.data)
 
     def measure(self, angles: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """Moment of inertia in kg m2 about the somersault axis; centre of mass (3,) and toes (3,) seen from the hips."""
+        """Return the moment of inertia about the somersault axis in kg m2, and centre of mass (3,) and toes (3,) relative to the hips."""
         self.pose(angles, np.zeros(3), np.array([1.0, 0, 0, 0]))
         model, data = self.model, self.data
         centre = data.subtree_com[model.body("diver").id].copy()
@@ -153,7 +153,7 @@ class Studio:
         return float(own + orbit), centre, (data.site("toe_r").xpos + data.site("toe_l").xpos) / 2
 
     def rotation(self, yaw: float, somersault: float, twist: float) -> np.ndarray:
-        """Quaternion (4,): twist about the body's long axis, then somersault about its side, then turn to face `yaw`."""
+        """Return a quaternion (4,): twist about the long axis of the body, then somersault about its side axis, then turn by `yaw`."""
         result = np.array([1.0, 0, 0, 0])
         for axis, angle in (((0, 0, 1), yaw), ((0, 1, 0), somersault), ((0, 0, 1), twist)):
             turn, product = np.zeros(4), np.zeros(4)
@@ -163,7 +163,7 @@ class Studio:
         return result
 
     def turned(self, vector: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-        """`vector` (3,) rotated by a quaternion (4,)."""
+        """Rotate `vector` (3,) by a quaternion (4,)."""
         result = np.zeros(3)
         self.mujoco.mju_rotVecQuat(result, vector, rotation)
         return result
@@ -183,7 +183,7 @@ class Studio:
             self.model.material(name).rgba[:3] = rgb
 
     def photograph(self, look_at: np.ndarray, drops: np.ndarray) -> np.ndarray:
-        """One frame uint8 (H, W, 3), the camera turned to `look_at` (3,), the splash's drops at (NUM_DROPS, 3)."""
+        """Render one frame, uint8 (H, W, 3), with the camera turned to `look_at` (3,) and the splash's drops at (NUM_DROPS, 3)."""
         self.camera.lookat[:] = look_at
         self.data.geom_xpos[self.drops] = drops
         self.renderer.update_scene(self.data, self.camera)
@@ -192,12 +192,12 @@ class Studio:
 
 @functools.cache
 def studio(image_size: int) -> Studio:
-    """This process's studio: a GL context is costly to open and must not be shared."""
+    """Return this process's studio. A GL context takes long to open, and processes must not share one."""
     return Studio(image_size)
 
 
 def import_mujoco() -> Any:
-    """MuJoCo, drawing without a display on Linux unless MUJOCO_GL says otherwise."""
+    """Import MuJoCo. On Linux it draws without a display, unless MUJOCO_GL is set."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
@@ -207,7 +207,7 @@ def import_mujoco() -> Any:
         raise RuntimeError(
             f"Got no module {error.name!r}, expected MuJoCo to draw with: pip install mujoco."
         ) from error
-    except Exception as error:  # importing loads the GL library, and each back end fails in its own way
+    except Exception as error:  # importing loads the GL library, and each back end raises errors of its own classes
         raise RuntimeError(gl_message(error)) from error
     return mujoco
 
@@ -266,7 +266,7 @@ class DivingScene:
 
 
 class Dive:
-    """How the diver moves: pose, place and rotation at each of T frames."""
+    """The diver's pose, place and rotation in each of T frames."""
 
     def __init__(
         self, attributes: dict[str, str | float], num_frames: int, stage: Studio, rng: np.random.Generator
@@ -274,7 +274,7 @@ class Dive:
         self.stage = stage
         start, self.flight = rng.uniform(14, 24), rng.uniform(70, 80)  # in 128ths of the clip
         time = np.arange(num_frames) * 128 / num_frames
-        self.progress = (time - start) / self.flight  # 0 at take-off, 1 when the hands meet the water
+        self.progress = (time - start) / self.flight  # 0 at take-off, 1 when the hands touch the water
         self.height = rng.uniform(4.0, 5.2)
         self.angles = interpolate(keyframes(attributes, -start / self.flight, rng), self.progress)
         measures = [stage.measure(angles) for angles in self.angles]
@@ -296,7 +296,7 @@ class Dive:
         self.aim = rng.uniform(-0.2, 0.2, 3)
 
     def show(self, frame: int) -> np.ndarray:
-        """Put the body where it is at `frame`; returns the point (3,) that the camera follows."""
+        """Move the body to its place in `frame`; returns the point (3,) that the camera follows."""
         rotation = self.stage.rotation(self.yaw, self.somersault[frame], self.twist[frame])
         hips = self.path[frame] - self.stage.turned(self.centre[frame], rotation)
         self.stage.pose(self.angles[frame], hips, rotation)
@@ -304,14 +304,16 @@ class Dive:
         return np.array([x, 0, max(z, 1.0)]) + self.aim
 
     def _path(self, rise: float, reach: float) -> np.ndarray:
-        """Centre of mass (T, 3) in metres: over the toes until take-off, then a parabola."""
+        """Return the centre of mass (T, 3) in metres: above the toes until take-off, then on a parabola."""
         facing = np.array([np.cos(self.yaw), 1, 1])
         edge = np.array([0, 0, self.height])
         path = edge + (self.centre - self.toes) * facing
         _, centre, toes = self.stage.measure(np.array(POSES["reach"]))
         launch = edge + (centre - toes) * facing
         drop = launch[2] - ENTRY_HEIGHT
-        climb = 2 * rise + 2 * np.sqrt(rise**2 + rise * drop)  # the speed that rises by `rise` and falls by `drop` at 1
+        climb = 2 * rise + 2 * np.sqrt(
+            rise**2 + rise * drop
+        )  # with this speed the body rises by `rise` and is `drop` below the start at progress 1
         flown = self.progress[self.progress > 0]
         path[self.progress > 0] = launch + np.stack(
             [reach * flown, 0 * flown, climb * flown - (climb + drop) * flown**2], 1
@@ -322,7 +324,7 @@ class Dive:
 def keyframes(
     attributes: dict[str, str | float], first: float, rng: np.random.Generator
 ) -> list[tuple[float, tuple[float, ...]]]:
-    """(progress, joint angles) from standing on the platform at `first` < 0 to the entry at 1."""
+    """Return (progress, joint angles) from standing on the platform at `first` < 0 to the entry at 1."""
     position = str(attributes["position"])
     bent, opened = rng.uniform(0.12, 0.18), rng.uniform(0.76, 0.82)
     if attributes["somersaults"] == 0.5:
@@ -336,7 +338,7 @@ def keyframes(
 
 
 def interpolate(keys: list[tuple[float, tuple[float, ...]]], progress: np.ndarray) -> np.ndarray:
-    """Joint angles (T, 7) that ease from one of `keys` to the next."""
+    """Return joint angles (T, 7) that move smoothly from one of `keys` to the next."""
     times, poses = np.array([when for when, _ in keys]), np.array([pose for _, pose in keys], float)
     last = np.clip(np.searchsorted(times, progress, side="right") - 1, 0, len(keys) - 2)
     share = ease((progress - times[last]) / (times[last + 1] - times[last]))[:, None]
@@ -344,19 +346,19 @@ def interpolate(keys: list[tuple[float, tuple[float, ...]]], progress: np.ndarra
 
 
 def ease(share: np.ndarray) -> np.ndarray:
-    """0 to 1 with a soft start and stop."""
+    """Map [0, 1] to [0, 1] with a smooth start and end."""
     share = np.clip(share, 0, 1)
     return share * share * (3 - 2 * share)
 
 
 def share_turned(inertia: np.ndarray, progress: np.ndarray) -> np.ndarray:
-    """Share (T,) of the whole rotation done so far by a body of `inertia` (T,) with constant angular momentum."""
+    """Return the share (T,) of the whole rotation that a body of `inertia` (T,) and constant angular momentum has made."""
     rate = np.where((progress > 0) & (progress <= 1), 1 / inertia, 0)
     return np.cumsum(rate) / rate.sum()
 
 
 def splash(since_entry: np.ndarray, entry_x: float, rng: np.random.Generator) -> np.ndarray:
-    """Places (T, NUM_DROPS, 3) of the drops thrown up at `entry_x` metres; under the water before and after.
+    """Return the places (T, NUM_DROPS, 3) of the drops that rise at `entry_x` metres; before and after, they are under the water.
 
     Args:
         since_entry: (T,) in 128ths of the clip.
@@ -371,13 +373,13 @@ def splash(since_entry: np.ndarray, entry_x: float, rng: np.random.Generator) ->
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir")
+    parser.add_argument("output_dir", help="folder to write: new, empty, or of an interrupted run")
     parser.add_argument("--train", type=int, default=480, help="number of clips (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=72, help="number of clips (default: %(default)s)")
     parser.add_argument("--test", type=int, default=144, help="number of clips (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=96, help="height and width in pixels (default: %(default)s)")
-    parser.add_argument("--num_frames", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--num_frames", type=int, default=128, help="frames of a clip (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     return parser.parse_args(argv)
 

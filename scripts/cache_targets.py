@@ -1,15 +1,15 @@
-"""Run the tokenizer once over a data set, so that pre-training need not.
+"""Run the tokenizer over a data set once and store the targets of pre-training.
 
     accelerate launch scripts/cache_targets.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/targets
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --target_cache runs/targets --output_dir runs/pretrain
 
-Both must be given the same clips: data options, `--config_overrides`, and, where clips are drawn at random, the seed. Random starts,
-crops and flips can be cached because every draw comes from (seed, epoch, row): `--num_epochs 20` holds those of the first 20 epochs,
-and longer training sees them again in turn, under new masks. Without random draws one epoch serves all.
+Both commands must describe the same clips: the same data options and `--config_overrides`, and the same seed if clips are drawn at random.
+Random starts, crops and flips can be cached because every draw comes from (seed, epoch, row). `--num_epochs 20` stores those of the first
+20 epochs; longer training repeats them in the same order, with new masks. Without random draws one epoch is enough.
 
-Without `--tokenizer`, `--scores motion`, `everest` or `flow` caches scores alone. Cached, EVEREST compares the tubelets' own pixels;
-on the fly, the embeddings of the model as it learns. Flow is RAFT's or DIS's, as the log says. Killed, it goes on where it was, file by file,
-on any number of processes.
+Without `--tokenizer`, `--scores motion`, `everest` or `flow` stores scores alone. Cached EVEREST scores compare the pixels of tubelets; on
+the fly, EVEREST compares their embeddings in the model that is being trained. Flow is estimated by RAFT or DIS; the log says which. Start a
+killed run again, with any number of processes: it continues with the first missing file.
 """
 
 import json
@@ -37,20 +37,24 @@ from transformers_lvmae.training.arguments import ModelArguments, parse_argument
 
 @dataclass
 class CacheArguments:
-    output_dir: str = field(metadata={"help": "Folder of the cache; each split gets a folder in it."})
+    output_dir: str = field(metadata={"help": "Folder of the cache, with one folder per split."})
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
     scores: str = field(default="learned", metadata={"help": "learned (the tokenizer's), motion, everest or flow."})
-    num_epochs: int = field(default=1, metadata={"help": "Epochs of random starts, crops and flips to hold."})
-    seed: int = field(default=42, metadata={"help": "The pre-training's --seed, where clips are drawn at random."})
-    batch_size: int = field(default=1, metadata={"help": "Clips that a process tokenizes at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, for each that tokenizes."})
-    clips_per_shard: int = field(default=256, metadata={"help": "Clips of a file: what a kill costs a process."})
+    num_epochs: int = field(default=1, metadata={"help": "Epochs of random starts, crops and flips to store."})
+    seed: int = field(
+        default=42, metadata={"help": "The --seed of pre-training; it matters if clips are drawn at random."}
+    )
+    batch_size: int = field(default=1, metadata={"help": "Clips per forward pass on each process."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, per process that tokenizes."})
+    clips_per_shard: int = field(
+        default=256, metadata={"help": "Clips per file. A killed process loses at most one file."}
+    )
 
 
 def cache_split(
     accelerator: Accelerator, clips: ByteClips, maker: TargetMaker, folder: Path, num_epochs: int, args: CacheArguments
 ) -> None:
-    """Write one split's cache and print what it took."""
+    """Write one split's cache and print its size and time."""
     manifest = make_manifest(
         clips,
         maker,
@@ -116,8 +120,8 @@ def main() -> None:
     )
     if data_args.num_clips > 1 and train_clips.draws_clips:
         raise ValueError(
-            f"Got num_clips={data_args.num_clips} with random starts, crops or flips, expected 1: a cache holds one clip of a video "
-            "in each epoch; cache more epochs (--num_epochs)."
+            f"Got num_clips={data_args.num_clips} with random starts, crops or flips, expected 1, because a cache holds one clip "
+            "per video and epoch: leave out num_clips and cache more epochs (--num_epochs)."
         )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     reading = VideoReading(video_column=data_args.video_column)

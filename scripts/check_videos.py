@@ -1,10 +1,11 @@
-"""Find the videos of a dataset that cannot be read, before a run meets them.
+"""Find the videos of a dataset that cannot be read, before a training run does.
 
     python scripts/check_videos.py DATA --workers 8
     python scripts/check_videos.py DATA --num_frames 16 --report broken.json
 
-Decodes every frame of every video (or segment), or --num_frames of each spread over it, which takes a tenth of the time and misses damage
-in between. Prints each file with its fault and ends with status 1 if there is one. DATA is what the training scripts take.
+The script decodes every frame of every video or segment. With --num_frames it decodes only so many, evenly spaced: that takes a tenth of
+the time and misses damage between them. It prints each broken file with its fault and then exits with status 1. DATA is anything that
+the training scripts take as --dataset_name.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from transformers_lvmae.models.video_seeking import VideoReadError
 
 
 class Faults(Dataset):
-    """(name, fault or None) of each row's video."""
+    """A dataset of (name, fault or None) of each row's video."""
 
     def __init__(self, rows: Any, video_column: str, num_frames: int | None):
         self.rows = rows
@@ -48,17 +49,17 @@ class Faults(Dataset):
 
 
 def corner(frames: torch.Tensor) -> torch.Tensor:
-    """Nothing of a frame is looked at."""
+    """Keep one pixel of each frame: only decoding matters."""
     return frames[:, :, :1, :1]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset_name", help="as --dataset_name of the training scripts")
+    parser.add_argument("dataset_name", help="--dataset_name of the training scripts")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
-    parser.add_argument("--video_column", default="video", help="column of videos (default: %(default)s)")
-    parser.add_argument("--num_frames", type=int, help="frames to decode of each video (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
+    parser.add_argument("--num_frames", type=int, help="frames to decode per video (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="write the broken videos and their faults to this JSON file")
     return parser.parse_args(argv)
 

@@ -1,12 +1,12 @@
-"""Evaluate a fine-tuned model: accuracies, by length of the clips and by class, with any number of views of each video.
+"""Evaluate a fine-tuned model with one or more views per video: accuracies, also by class and by length of the clips.
 
     python scripts/evaluate_classifier.py --model_name_or_path runs/finetune --dataset_name data/diving48 --split test \\
         --output_dir runs/finetune/test
     accelerate launch --num_processes 8 scripts/evaluate_classifier.py ...
 
 Probabilities are averaged over `temporal_views` x `spatial_views` views of a video. A model of 32 frames with --temporal_views 4 is
-the paper's multi-crop baseline: four chunks of 32 frames, averaged. Several processes give the numbers of one, and count every video
-once. The output folder gets results.json, model_card.yaml (metadata of a model card), classes.csv and confusion_matrix.png.
+the paper's multi-crop baseline: the average over four chunks of 32 frames. Several processes give the same numbers as one: every video
+counts once. The output folder gets results.json, model_card.yaml (metadata of a model card), classes.csv and confusion_matrix.png.
 """
 
 import json
@@ -29,23 +29,32 @@ class EvaluationArguments:
     output_dir: str = field(metadata={"help": "Folder of the results."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    video_column: str = field(default="video", metadata={"help": "Column of videos."})
-    label_column: str = field(default="label", metadata={"help": "Column of classes; 'verb,noun' for two label sets."})
+    video_column: str = field(default="video", metadata={"help": "Column with the videos."})
+    label_column: str = field(
+        default="label", metadata={"help": "Column with the classes; 'verb,noun' for two label sets."}
+    )
     frame_stride: int | None = field(
         default=None,
-        metadata={"help": "Frames this far apart; without it, frames evenly over the video, or its part for a view."},
+        metadata={
+            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it."
+        },
     )
     frame_jitter: bool = field(
-        default=False, metadata={"help": "Take the middle frame of each of equal parts, as trained with frame_jitter."}
+        default=False,
+        metadata={"help": "Sample the middle frame of each of equal parts, for models trained with frame_jitter."},
     )
     short_videos: str = field(
         default="stretch",
-        metadata={"help": "Videos with too few frames: stretch (each repeats evenly), loop or pad (repeat the last)."},
+        metadata={
+            "help": "What to do with too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
+        },
     )
-    temporal_views: int = field(default=1, metadata={"help": "Clips of each video, from its beginning to its end."})
-    spatial_views: int = field(default=1, metadata={"help": "Crops of each clip along its longer side."})
-    batch_size: int = field(default=8, metadata={"help": "Clips at a time on each process."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, for each process."})
+    temporal_views: int = field(default=1, metadata={"help": "Clips per video, from its beginning to its end."})
+    spatial_views: int = field(default=1, metadata={"help": "Crops per clip along its longer side."})
+    batch_size: int = field(default=8, metadata={"help": "Clips per forward pass on each process."})
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode videos, per process that runs the model."}
+    )
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
     python scripts/export_model.py runs/finetune exported
     python scripts/export_model.py runs/finetune exported --onnx --push_to_hub USER/NAME
 
-Whoever has transformers, torch, torchvision and PyAV loads the folder, or the repository, without this package:
+The folder, or the repository, loads without this package; it needs transformers, torch, torchvision and PyAV:
 
     pipeline("video-classification", model="exported", trust_remote_code=True, top_k=5)("clip.mp4")
     AutoModelForVideoClassification.from_pretrained("exported", trust_remote_code=True)
 
---onnx adds onnx/model.onnx, for any number of clips of the config's length and size. A model card of the checkpoint goes along as it
-is; without one, a short one is written.
+--onnx adds onnx/model.onnx, for any number of clips of the config's length and size. The checkpoint's model card is copied; if there is
+none, a short one is written.
 """
 
 import argparse
@@ -27,17 +27,16 @@ from transformers_lvmae.sharing.model_card import CARD_NAME, ModelCardFacts, may
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub id of a model or tokenizer")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--onnx", action="store_true", help="write onnx/model.onnx too (needs the extra onnx)")
+    parser.add_argument("output_dir", type=Path, help="folder to write")
+    parser.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx (needs the extra onnx)")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload the folder to this repository")
-    parser.add_argument("--private", action="store_true", help="make that repository a private one")
     return parser.parse_args(argv)
 
 
-def upload(folder: Path, repo_id: str, private: bool) -> str:
-    """Everything but a card that somebody wrote or changed on the Hub; returns the address of the commit."""
+def upload(folder: Path, repo_id: str) -> str:
+    """Upload a folder, except its card if somebody wrote or changed the one on the Hub. Returns the address of the commit."""
     api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
     left_out = []
     if api.file_exists(repo_id, CARD_NAME):
         with tempfile.TemporaryDirectory() as there:
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         export_onnx(model, args.output_dir / "onnx")
     print(f"{args.output_dir}: {', '.join(sorted(path.name for path in args.output_dir.iterdir()))}")
     if args.push_to_hub:
-        print(upload(args.output_dir, args.push_to_hub, args.private))
+        print(upload(args.output_dir, args.push_to_hub))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Run videos through a frozen encoder once, and keep what it makes of them.
+"""Run videos through a frozen encoder once and store the features.
 
     python scripts/extract_features.py runs/pretrain DATA features
     accelerate launch scripts/extract_features.py runs/pretrain DATA token_features --tokens --batch_size 4 --num_workers 8
 
-A clip's feature is the mean of its tokens after the final norm: one Parquet row with the video's path, times and labels, which
-`datasets.load_dataset("features")` reads. With --tokens, all tokens are kept, in float16 and safetensors (19 MB for a clip of ViT-B at
-128 frames). Every video is one clip, sampled evenly; with --clip_seconds it is many, sliding by --stride_seconds, each with its start
+A clip's feature is the mean of its tokens after the final norm. It is one Parquet row with the video's path, times and labels, which
+`datasets.load_dataset("features")` reads. With --tokens, all tokens are stored, in float16 and safetensors (19 MB for a clip of ViT-B at
+128 frames). Every video is one clip, sampled evenly. With --clip_seconds it is many clips, --stride_seconds apart, each with its start
 and end.
 
-Finished shards are never made again: a run that was killed goes on when started again with the same arguments. Processes share the
+Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Several processes divide the
 shards among them.
 """
 
@@ -29,26 +29,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of a pre-trained or fine-tuned LVMAE")
     parser.add_argument("dataset_name", help="a folder of videos, a dataset saved to disk, or a dataset id on the Hub")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--splits", nargs="+", help="splits to run (default: all)")
-    parser.add_argument("--tokens", action="store_true", help="keep all tokens of a clip, not their mean")
-    parser.add_argument("--clip_seconds", type=float, help="length of sliding clips (default: one clip a video)")
-    parser.add_argument("--stride_seconds", type=float, help="from clip to clip (default: --clip_seconds)")
-    parser.add_argument("--frame_stride", type=int, help="frames this far apart, from the middle (default: evenly)")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips at once (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: %(default)s)")
-    parser.add_argument("--shard_size", type=int, default=64, help="videos of a shard (default: %(default)s)")
-    parser.add_argument("--video_column", default="video", help="column of videos (default: %(default)s)")
+    parser.add_argument("output_dir", type=Path, help="folder of the features")
+    parser.add_argument("--splits", nargs="+", help="splits to read (default: all)")
+    parser.add_argument("--tokens", action="store_true", help="store all tokens of a clip instead of their mean")
+    parser.add_argument("--clip_seconds", type=float, help="length of a clip in seconds (default: one clip per video)")
+    parser.add_argument(
+        "--stride_seconds", type=float, help="seconds from one clip's start to the next (default: --clip_seconds)"
+    )
+    parser.add_argument(
+        "--frame_stride",
+        type=int,
+        help="source frames from one sampled frame to the next, centered in the video (default: evenly over it)",
+    )
+    parser.add_argument("--batch_size", type=int, default=1, help="clips per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, help="processes that decode videos (default: %(default)s)"
+    )
+    parser.add_argument("--shard_size", type=int, default=64, help="videos per shard (default: %(default)s)")
+    parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.stride_seconds is not None and args.clip_seconds is None:
-        parser.error(f"got --stride_seconds {args.stride_seconds} alone, expected --clip_seconds beside it: add it")
+        parser.error(
+            f"got --stride_seconds {args.stride_seconds} without --clip_seconds, expected both: add --clip_seconds"
+        )
     return args
 
 
 def extract_split(
     args: argparse.Namespace, accelerator: Accelerator, model: Any, processor: Any, rows: Any, split: str
 ) -> None:
-    """This process's share of a split's shards."""
+    """Compute this process's share of a split's shards."""
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
     files.check_settings({name: getattr(args, name) for name in kept}, write=accelerator.is_main_process)
@@ -74,7 +84,7 @@ def extract_split(
 
 
 def clips_of(args: argparse.Namespace, rows: Any) -> Any:
-    """A dict for each clip: the rows themselves, or the clips that slide over them."""
+    """Return a dict for each clip: the rows themselves, or the sliding clips of each."""
     if args.clip_seconds is None:
         return list(rows)
     return sliding_rows(rows, args.clip_seconds, args.stride_seconds or args.clip_seconds, args.video_column)

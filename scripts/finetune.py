@@ -1,18 +1,18 @@
-"""Fine-tune LVMAE on labelled videos, or train a classifier from scratch, and report its test accuracy.
+"""Fine-tune LVMAE on labelled videos, or train a classifier from scratch, and measure its test accuracy.
 
     python scripts/finetune.py --model_name_or_path runs/pretrain --dataset_name FOLDER_OR_HUB_ID --output_dir runs/finetune \\
         --num_train_epochs 50 --learning_rate 1e-3
 
 The output folder holds the model with its class names, the processor and a model card, ready for `pipeline("video-classification")`;
---push_to_hub uploads it. Interrupted runs go on where they were. `--label_column verb,noun` learns two labels at once, such as
-EPIC-Kitchens'.
+--push_to_hub uploads it. An interrupted run continues from its newest checkpoint. `--label_column verb,noun` learns two labels at once,
+such as EPIC-Kitchens'.
 
-VideoMAE's whole recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.08 --num_clips 2 --rand_augment_num_ops 4
+VideoMAE's full recipe adds `--base_learning_rate 5e-4 --min_crop_scale 0.08 --num_clips 2 --rand_augment_num_ops 4
 --random_erasing_prob 0.25 --mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --config_overrides '{"drop_path_rate":
 0.1}'` (scripts/runs/ has it for each of the paper's benchmarks).
 
-With `--lora`, or any adapter of peft as `--peft_config`, the output folder holds the adapter alone, the processor, and the config with the
-class names, by which the base is loaded: README.md, "LoRA".
+With `--lora`, or any adapter of peft as `--peft_config`, the output folder holds only the adapter, the processor, and the config with the
+class names. The model card in it shows how to load them with the base model.
 """
 
 import json
@@ -47,18 +47,20 @@ from transformers_lvmae.training.base import train_and_save
 
 @dataclass
 class FineTuningModelArguments(ModelArguments):
-    model_size: str = field(default="base", metadata={"help": "small, base, large or huge, for a new model."})
+    model_size: str = field(default="base", metadata={"help": "Size of a new model: small, base, large or huge."})
 
 
 @dataclass
 class LabelledVideoDataArguments(VideoDataArguments):
-    test_split: str | None = field(default=None, metadata={"help": "Split to measure the final accuracy on."})
+    test_split: str | None = field(default=None, metadata={"help": "Split for the final accuracy. Default: no test."})
     rand_augment_num_ops: int = field(
-        default=0, metadata={"help": "In training, operations of RandAugment on a clip (VideoMAE: 4); 0 = none."}
+        default=0, metadata={"help": "RandAugment operations per training clip (VideoMAE: 4). 0 is none."}
     )
-    rand_augment_magnitude: int = field(default=7, metadata={"help": "Their strength, 0 to 10 (VideoMAE: 7)."})
+    rand_augment_magnitude: int = field(
+        default=7, metadata={"help": "Strength of RandAugment's operations, 0 to 10 (VideoMAE: 7)."}
+    )
     random_erasing_prob: float = field(
-        default=0.0, metadata={"help": "In training, share of the clips with a box of noise (VideoMAE: 0.25)."}
+        default=0.0, metadata={"help": "Share of the training clips with a box of noise, 0 to 1 (VideoMAE: 0.25)."}
     )
 
     def augmentation(self) -> ClipAugmentation:
@@ -68,24 +70,26 @@ class LabelledVideoDataArguments(VideoDataArguments):
 
 @dataclass
 class AdapterArguments:
-    """An adapter to train in place of all weights. What has no weights to start from, classifier and class attention, is trained whole."""
+    """Options of an adapter that is trained instead of all weights. New layers (classifier, class attention) are trained in full."""
 
-    lora: bool = field(default=False, metadata={"help": "Train low-rank updates of frozen weights."})
-    lora_rank: int = field(default=8, metadata={"help": "Their rank."})
-    lora_alpha: int = field(default=16, metadata={"help": "Their scale: they count lora_alpha / lora_rank."})
+    lora: bool = field(default=False, metadata={"help": "Train LoRA: low-rank updates of frozen weights."})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA's updates."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Scale of LoRA's updates: they are multiplied by lora_alpha / lora_rank."}
+    )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "v_proj"],
-        metadata={"help": "Layers that get one: q_proj k_proj v_proj out_proj fc1 fc2 projection."},
+        metadata={"help": "Layers with an update, of q_proj k_proj v_proj out_proj fc1 fc2 projection."},
     )
     peft_config: str | None = field(
         default=None,
         metadata={
-            "help": "In place of --lora, any config of peft: JSON with peft_type, or a folder with adapter_config.json."
+            "help": "Any config of peft instead of --lora: JSON with peft_type, or a folder with adapter_config.json."
         },
     )
 
     def config(self) -> Any:
-        """The config of peft that is asked for; None for training all weights."""
+        """Return peft's config for these options; None trains all weights."""
         from peft import LoraConfig, PeftConfig
 
         if self.peft_config is None:
@@ -99,7 +103,7 @@ class AdapterArguments:
 
 
 def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
-    """The model with an adapter and whole new layers to train, everything else frozen."""
+    """Wrap the model so that an adapter and the new layers are trained and everything else is frozen."""
     from peft import get_peft_model
 
     config.inference_mode = False
@@ -107,12 +111,12 @@ def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
         config.modules_to_save = ["classifier"]
         if model.config.pooling == "class_attention":
             config.modules_to_save.append("pooler")
-            config.exclude_modules = r"pooler\..*"  # trained whole: an adapter inside would be a second one
+            config.exclude_modules = r"pooler\..*"  # it is trained in full and needs no adapter
     return get_peft_model(model, config)
 
 
 def report_size(model: nn.Module) -> dict[str, float]:
-    """What is trained and what memory that takes before any activation, float32 and AdamW: printed, and returned for the metrics."""
+    """Print the number of trained weights and their memory with AdamW in float32, without activations. Returns the numbers as metrics."""
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(
@@ -123,7 +127,7 @@ def report_size(model: nn.Module) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """MiB at the peak of this process: allocated on its GPU, or else resident (Linux)."""
+    """Return the peak memory of this process in MiB: allocated on its GPU, without a GPU resident (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -148,7 +152,7 @@ def main() -> None:
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
     test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
-    # An encoder fine-tuned before may bring label sets of its own.
+    # An encoder that was fine-tuned before may have other label sets.
     overrides = {**model_args.overrides(LVMAEConfig), "label_sets": None, **LVMAEConfig.label_fields(names)}
     if model_args.model_name_or_path:
         model = LVMAEForVideoClassification.from_pretrained(model_args.model_name_or_path, **overrides)

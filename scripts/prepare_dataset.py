@@ -1,11 +1,11 @@
-"""Turn a benchmark's official annotation files into a dataset that the other scripts read.
+"""Convert a benchmark's official annotation files into a dataset that the other scripts read.
 
     python scripts/prepare_dataset.py diving48 --annotations Diving48_V2_train.json Diving48_V2_test.json Diving48_vocab.json \\
         --videos rgb --output data/diving48
 
-Annotations are files under their official names, or folders that hold them. The dataset, a `datasets.DatasetDict` on disk, has the
-columns video (path), start and end (seconds, where clips are parts of videos) and label, or verb and noun. Videos are not copied;
-clips whose video is missing are left out, counted, and their videos named in missing_videos.txt beside the dataset.
+Annotations are files under their official names, or folders that hold them. The dataset is a `datasets.DatasetDict` on disk with the
+columns video (path), label (or verb and noun), and start and end in seconds if clips are parts of videos. Videos are not copied. Clips
+without a video are left out and counted, and missing_videos.txt in the output folder lists the videos.
 """
 
 import argparse
@@ -20,19 +20,19 @@ SHOWN_NAMES = 5
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(BENCHMARKS), help="the benchmark, or csv for a table of your own")
+    parser.add_argument("name", choices=sorted(BENCHMARKS), help="the benchmark, or csv for your own table")
     parser.add_argument("--annotations", nargs="+", required=True, help="official annotation files, or their folders")
-    parser.add_argument("--videos", required=True, help="folder of the videos, sub-folders included")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--videos", required=True, help="folder of the videos; its sub-folders are searched, too")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the dataset to")
     return parser.parse_args(argv)
 
 
 def report(name: str, annotations: Annotations, built: BuiltDataset) -> list[str]:
-    """Lines about what was found and what was not."""
+    """Return lines on the clips found, the videos missing and the known counts of the benchmark."""
     lines = compare_with_known(name, annotations)
     for split, rows in built.splits.items():
         lines.append(f"{split}: {len(rows):,} clips with their videos, {built.missing_clips[split]:,} without")
-    for what, names in (("missing", built.missing_videos), ("there more than once", built.ambiguous_videos)):
+    for what, names in (("missing", built.missing_videos), ("present more than once", built.ambiguous_videos)):
         if names:
             more = ", ..." if len(names) > SHOWN_NAMES else ""
             lines.append(f"{len(names):,} videos are {what}: {', '.join(names[:SHOWN_NAMES])}{more}")

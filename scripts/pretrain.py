@@ -1,13 +1,13 @@
-"""Pre-train LVMAE with a masked decoder on videos, against the codes of a frozen tokenizer.
+"""Pre-train LVMAE on videos: a masked decoder predicts the codes of a frozen tokenizer.
 
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/pretrain \\
         --model_size base --num_train_epochs 1600 --warmup_steps 0.025
 
-The tokenizer runs on the fly, on the very clip that the model sees; with `--target_cache` (scripts/cache_targets.py, with the same
-options for clips) its answers are read instead, and only a clip's visible tubelets leave their worker. One option each chooses what the
-encoder does not see (`--encoder_mask`), which tokens are decoded (`--decoder_mask`) and what of them is predicted (`--target_type`);
+The tokenizer runs on the fly, on the same clip as the model. With `--target_cache` (written by scripts/cache_targets.py with the same
+options for clips) its codes are read instead, and the data loader sends only a clip's visible tubelets. `--encoder_mask` chooses the
+tokens that the encoder does not see, `--decoder_mask` those that are decoded, and `--target_type` what is predicted there.
 `--target_type pixels --decoder_mask none` is VideoMAE's pre-training and needs no tokenizer. With `--report_to tensorboard` or `trackio`,
-each evaluation (`--eval_strategy`) shows a clip, its masks and what is predicted. Interrupted runs go on where they were.
+each evaluation (`--eval_strategy`) shows a clip, its masks and the predictions. An interrupted run continues from its newest checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -34,12 +34,12 @@ from transformers_lvmae.visualization.predictions import PredictionPictures
 
 @dataclass
 class PreTrainingModelArguments(ModelArguments):
-    model_size: str = field(default="base", metadata={"help": "small, base, large or huge, for a new model."})
+    model_size: str = field(default="base", metadata={"help": "Size of a new model: small, base, large or huge."})
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
     target_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of scripts/cache_targets.py; a tokenizer given besides is only compared with the cache's."
+            "help": "Output folder of scripts/cache_targets.py. A --tokenizer is then only checked against the cache."
         },
     )
     encoder_mask: str | None = field(default=None, metadata={"help": "tube or random."})
@@ -50,7 +50,7 @@ class PreTrainingModelArguments(ModelArguments):
     target_type: str | None = field(default=None, metadata={"help": "codes, latents, levels or pixels."})
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-        """As `ModelArguments`, with the three options; raises ValueError on ratios of a mask that has none."""
+        """Return the overrides of `ModelArguments` and of the three options. Raises ValueError on ratios for a mask without ratios."""
         overrides = super().overrides(config_class)
         options = {name: getattr(self, name) for name in ("encoder_mask", "decoder_mask", "target_type")}
         overrides.update({name: value for name, value in options.items() if value is not None})
@@ -58,13 +58,13 @@ class PreTrainingModelArguments(ModelArguments):
         if overrides.get("decoder_mask") == "none" and idle:
             raise ValueError(
                 f"Got {' and '.join(idle)} with decoder_mask='none', expected no ratio, because every hidden token is decoded: "
-                "leave it out or choose another mask."
+                "leave the ratio out or choose another mask."
             )
         return overrides
 
 
 def open_caches(folder: str, tokenizer: FSQMagViTModel | None, *splits: str) -> dict[str, TargetCache]:
-    """The cache of each split, made by `tokenizer` where one is given."""
+    """Open the cache of each split. Raises ValueError if `tokenizer` is given and did not make it."""
     caches = {split: TargetCache(Path(folder) / split) for split in splits}
     for cache in caches.values():
         if tokenizer is not None and cache.levels is not None:

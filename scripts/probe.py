@@ -1,4 +1,4 @@
-"""Judge a frozen encoder by what a small classifier gets out of its features.
+"""Evaluate a frozen encoder with a small classifier on its features.
 
     python scripts/extract_features.py runs/pretrain DATA features
     python scripts/probe.py linear features runs/linear_probe
@@ -6,10 +6,10 @@
     python scripts/extract_features.py runs/pretrain DATA token_features --tokens
     python scripts/probe.py attentive token_features runs/attentive_probe
 
-linear is logistic regression on clip features; attentive is V-JEPA's probe on tokens, with its sweep of 20 learning rates and weight
-decays trained at once. Settings are chosen on --validation_split, or on a fifth of the training videos drawn by the seed; the test
-split is looked at once a seed, with the settings chosen. results.json holds every seed's choice and accuracy, their mean and
-deviation. The attentive probe of the best validation accuracy is saved with its encoder, ready for pipeline("video-classification").
+linear is logistic regression on clip features. attentive is V-JEPA's probe on tokens; its sweep of 20 learning rates and weight decays is
+trained at once. The settings with the best accuracy on --validation_split are chosen, by default on a fifth of the training videos drawn
+with the seed. Each seed uses the test split once, with the chosen settings. results.json holds every seed's settings and accuracy, their
+mean and deviation. The attentive probe with the best validation accuracy is saved with its encoder for pipeline("video-classification").
 """
 
 import argparse
@@ -27,23 +27,27 @@ from transformers_lvmae.evaluation.probe import ProbeData, attentive_probe, clas
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("probe", choices=("linear", "attentive"))
-    parser.add_argument("features", type=Path, help="folder of extract_features.py; with --tokens for attentive")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--label_column", default="label", help="column of classes (default: %(default)s)")
-    parser.add_argument("--train_split", default="train", help="(default: %(default)s)")
-    parser.add_argument("--validation_split", help="(default: a fifth of the training videos)")
-    parser.add_argument("--test_split", default="test", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how often to repeat it (default: %(default)s)")
-    parser.add_argument("--num_train_epochs", type=float, default=20, help="attentive (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=64, help="attentive, clips (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=0, help="attentive, readers (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="attentive, mixed precision")
+    parser.add_argument("probe", choices=("linear", "attentive"), help="kind of classifier")
+    parser.add_argument("features", type=Path, help="output folder of extract_features.py; attentive needs --tokens")
+    parser.add_argument("output_dir", type=Path, help="folder of the results")
+    parser.add_argument("--label_column", default="label", help="column with the classes (default: %(default)s)")
+    parser.add_argument("--train_split", default="train", help="split to train on (default: %(default)s)")
+    parser.add_argument(
+        "--validation_split", help="split to choose settings on (default: a fifth of the training videos)"
+    )
+    parser.add_argument("--test_split", default="test", help="split to test on (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of repetitions (default: %(default)s)")
+    parser.add_argument("--num_train_epochs", type=float, default=20, help="attentive: epochs (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, help="attentive: clips per step (default: %(default)s)")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, help="attentive: processes that read features (default: %(default)s)"
+    )
+    parser.add_argument("--bf16", action="store_true", help="attentive: train with bfloat16 autocast")
     return parser.parse_args(argv)
 
 
 def load_data(args: argparse.Namespace) -> tuple[dict[str, ProbeData], list[str]]:
-    """The splits' features and labels, and the names of the classes."""
+    """Return features and labels of each split, and the names of the classes."""
     splits = [name for name in (args.train_split, args.validation_split, args.test_split) if name]
     clips = {split: load_features(args.features, split) for split in splits}
     ids, names = class_ids(clips, args.label_column)
@@ -65,7 +69,7 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, ProbeData], list[str]
 def run_seed(
     args: argparse.Namespace, data: dict[str, ProbeData], config: LVMAEConfig, seed: int
 ) -> tuple[dict[str, float], Any]:
-    """One seed's settings and accuracies, and its probe if it is an attentive one."""
+    """Return one seed's settings and accuracies, and its probe if it is attentive."""
     train = data[args.train_split]
     if args.validation_split:
         validation = data[args.validation_split]
@@ -86,7 +90,7 @@ def run_seed(
 
 
 def save_classifier(probe: Any, encoder: str, config: LVMAEConfig, folder: Path) -> None:
-    """The encoder with the probe as its head, and the processor."""
+    """Save the encoder with the probe as its head, and the processor."""
     model = LVMAEForVideoClassification.from_pretrained(encoder, config=config)
     model.load_state_dict({**model.state_dict(), **probe.to(model.device).state_dict()})
     model.save_pretrained(folder)
@@ -98,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     data, names = load_data(args)
     encoder = split_settings(args.features, args.train_split)["model"]
     labels: dict[str, Any] = {
-        "label_sets": None,  # a fine-tuned encoder's own
+        "label_sets": None,  # a fine-tuned encoder may bring its own
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
     }

@@ -1,9 +1,9 @@
-"""Sum up a run of the three stages: a table of results, pictures of held-back clips, and the pipeline's answer to one of them.
+"""Summarize a run of the three stages: a table of results, pictures of test clips, and the pipeline's answer for one of them.
 
     python scripts/report.py RUN_DIR DATA_DIR
 
-RUN_DIR holds what train_tokenizer.py, pretrain.py and finetune.py wrote to `tokenizer`, `pretrain` and `finetune`; DATA_DIR is the
-folder of videos that they were trained on. Pictures go to RUN_DIR/pictures, the table to RUN_DIR/report.md.
+RUN_DIR holds the output folders `tokenizer`, `pretrain` and `finetune` of train_tokenizer.py, pretrain.py and finetune.py. DATA_DIR is
+the folder of videos that they were trained on. Pictures are written to RUN_DIR/pictures, the table to RUN_DIR/report.md.
 """
 
 import argparse
@@ -21,8 +21,11 @@ from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
 
 
+NUM_PICTURES = 4
+
+
 def results_table(run: Path) -> str:
-    """The run's figures as a Markdown table."""
+    """Return the run's figures as a Markdown table."""
     tokenizer = json.loads((run / "tokenizer" / "eval_results.json").read_text())
     losses = [
         entry["loss"]
@@ -46,7 +49,7 @@ def results_table(run: Path) -> str:
 
 
 def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
-    """Draw the first test clips: frames, tokenizer, importance, both masks, and what the model predicts from what it sees."""
+    """Draw the first `num_clips` test clips: frames, tokenizer, importance, both masks and the model's predictions."""
     tokenizer = FSQMagViTModel.from_pretrained(run / "tokenizer")
     model = LVMAEForPreTraining.from_pretrained(run / "pretrain")
     processor, config = LVMAEVideoProcessor.from_pretrained(run / "pretrain"), model.config
@@ -69,9 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder with tokenizer, pretrain and finetune")
     parser.add_argument("data", help="folder of videos with a test split")
-    parser.add_argument("--num_pictures", type=int, default=4)
     args = parser.parse_args()
-    folder = draw_pictures(args.run, args.data, args.num_pictures)
+    folder = draw_pictures(args.run, args.data, NUM_PICTURES)
     row = select_split(load_video_dataset(args.data), "test")[0]
     answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
     table = results_table(args.run)

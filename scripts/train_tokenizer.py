@@ -1,14 +1,13 @@
-"""Train the adaptive tokenizer on videos, or first on pictures.
+"""Train the adaptive tokenizer on videos or on pictures.
 
     python scripts/train_tokenizer.py --dataset_name FOLDER_OR_HUB_ID --output_dir runs/tokenizer --num_train_epochs 45
 
     python scripts/train_tokenizer.py --dataset_name PICTURES --image_column image --output_dir runs/image_tokenizer
     python scripts/train_tokenizer.py --dataset_name VIDEOS --image_tokenizer runs/image_tokenizer --output_dir runs/tokenizer
 
-One clip of config.window_size frames is taken from every video in every epoch. MAGVIT's whole recipe needs --adversarial_weight 0.1,
---perceptual_model and --ema_decay 0.999 besides (model_cards/fsq_magvit.md). The output folder holds the model, its processor and
-losses.png, the curves of every part of the loss; a run that was interrupted goes on from its newest checkpoint when started again with
-the same arguments.
+Every epoch takes one clip of config.window_size frames from every video. MAGVIT's full recipe adds --adversarial_weight 0.1,
+--perceptual_model and --ema_decay 0.999 (model_cards/fsq_magvit.md). The output folder holds the model, its processor and losses.png, the
+curves of all parts of the loss. Start an interrupted run again with the same arguments: it continues from its newest checkpoint.
 """
 
 import os
@@ -44,17 +43,23 @@ from transformers_lvmae.visualization.drawing import save_curves
 @dataclass
 class TokenizerModelArguments(ModelArguments):
     model_size: str = field(
-        default="base", metadata={"help": "tiny, base, large, magvit_base or magvit_large, for a new model."}
+        default="base", metadata={"help": "Size of a new model: tiny, base, large, magvit_base or magvit_large."}
     )
     image_tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a tokenizer trained on pictures, to start from."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a tokenizer trained on pictures; the new model starts from its weights."
+        },
     )
 
 
 @dataclass
 class TokenizerDataArguments(VideoDataArguments):
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of pictures: train on them, as clips of one frame, and not on videos."}
+        default=None,
+        metadata={
+            "help": "Column with pictures. With it, training uses pictures, as clips of one frame, instead of videos."
+        },
     )
 
     def sampling(self) -> FrameSampling:
@@ -76,10 +81,12 @@ def make_model(args: TokenizerModelArguments, on_images: bool) -> FSQMagViTModel
 def make_clips(
     args: TokenizerDataArguments, processor: LVMAEVideoProcessor, num_frames: int, seed: int, output_dir: str | None
 ) -> tuple[VideoClips, VideoClips]:
-    """Clips to train on and to evaluate on."""
+    """Return the clips for training and for evaluation."""
     if args.image_column:
         if args.streaming:
-            raise ValueError("Got streaming with image_column, expected one of them: pictures are not streamed.")
+            raise ValueError(
+                "Got streaming with image_column, expected one of them, because pictures are not streamed: leave out streaming."
+            )
         pictures = load_image_dataset(args.dataset_name, args.dataset_config_name, args.image_column)
         train_rows = select_split(pictures, args.train_split, args.max_train_samples)
         eval_rows = select_split(pictures, args.eval_split, args.max_eval_samples)

@@ -1,11 +1,10 @@
-"""Show what a tokenizer keeps of a video: its importance, the tokens chosen by it, by optical flow, at random or else, what they give
-back.
+"""Show the tokens of a video that a tokenizer finds important, beside other choices, and the reconstruction from each choice.
 
     python scripts/visualize_tokens.py runs/tokenizer VIDEO.mp4 OUTPUT_DIR --keep_ratio 0.15
 
-Writes OUTPUT_DIR/VIDEO.png, a strip of moments (the paper's Figures 3 and 4), and OUTPUT_DIR/VIDEO.mp4, all frames side by side.
-Tokens are chosen over the whole clip, as for the masked decoder; all others are dark. Reconstructions keep the first slot of every
-window besides, as the tokenizer is trained.
+The script writes OUTPUT_DIR/VIDEO.png, a strip of moments (the paper's Figures 3 and 4), and OUTPUT_DIR/VIDEO.mp4 with all frames. Tokens
+are chosen over the whole clip, as for the masked decoder; the others are drawn dark. Reconstructions also keep the first slot of every
+window, as in the tokenizer's training.
 """
 
 import argparse
@@ -26,19 +25,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="folder or Hub id of a tokenizer")
     parser.add_argument("video", type=Path, help="any video file")
-    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument(
-        "--keep_ratio", type=float, default=0.15, help="share of the clip's tokens (default: %(default)s)"
+        "--keep_ratio",
+        type=float,
+        default=0.15,
+        help="share of the clip's tokens to keep, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--choices",
         nargs="+",
         choices=UNLEARNED,
         default=["flow", "random"],
-        help="beside it (default: flow random)",
+        help="other choices to show beside the learned one (default: flow random)",
     )
     parser.add_argument("--num_frames", type=int, default=None, help="frames of the clip (default: the tokenizer's)")
-    parser.add_argument("--frame_stride", type=int, default=None, help="frames apart (default: evenly over the video)")
+    parser.add_argument(
+        "--frame_stride",
+        type=int,
+        default=None,
+        help="source frames from one sampled frame to the next (default: evenly over the video)",
+    )
     parser.add_argument("--moments", type=int, default=8, help="columns of the strip (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
-"""Run every decoder mask with every target and every encoder mask through the real pre-trainer at tiny size, and check each.
+"""Pre-train a tiny model with every combination of decoder mask, encoder mask and target, and check each.
 
     python studies/compare_masks.py tests/fixtures/clips --output masks.md
 
-Each combination trains for a few steps on one batch; then its loss must be finite and have fallen, every clip must show and decode
-exactly as many tokens as the config says, and the loss must depend on what is predicted at every hidden token that is decoded and at
-none that is visible. Prints a table of Markdown and what the combinations that make no sense are told; ends with status 1 if any check
-fails. The tokenizer has random weights: the losses show that a combination trains, not what it is worth.
+Each combination trains for a few steps on one batch. Then its loss must be finite and lower than before; every clip must show and decode
+exactly as many tokens as the config says; and the loss must depend on the prediction at every decoded token that is hidden, and at no
+visible token. The script prints a Markdown table and the error messages of invalid combinations, and exits with status 1 if a check
+fails. The tokenizer has random weights: the losses show that a combination trains, not how good it is.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TOKENIZER |= {"temporal_downsample": (True,), "num_res_blocks": 1, "stem_patch_s
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """The values that a field of the config can have."""
+    """Return the allowed values of a field of the config."""
     if name == "decoder_mask":
         return tuple(DECODER_MASKS)
     return get_args({field.name: field.type for field in fields(LVMAEConfig)}[name])
@@ -58,8 +58,8 @@ def choices(name: str) -> tuple[str, ...]:
 
 @dataclass
 class Result:
-    """What a combination did: `losses` of its steps; token counts of each clip of a batch; the gradient of that batch's loss with
-    respect to what is predicted, the largest at visible tokens and the smallest at hidden ones."""
+    """The result of a combination: `losses` of its steps, token counts of each clip of a batch, and the size of the gradient of that
+    batch's loss with respect to the predictions, the largest at visible tokens and the smallest at hidden ones."""
 
     config: LVMAEConfig
     losses: list[float]
@@ -70,7 +70,7 @@ class Result:
     hidden_gradient: float
 
     def faults(self) -> list[str]:
-        """The checks that fail, in words."""
+        """Return a sentence for each check that fails."""
         slots, height, width = self.config.grid_size
         shown = slots * (height * width - int(self.config.mask_ratio * height * width))
         checks = {
@@ -86,7 +86,7 @@ class Result:
 
 
 def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int = 1, **kwargs: Any) -> Any:
-    """The `LVMAEPreTrainer` of a combination; the same clips and starts every time."""
+    """Make the `LVMAEPreTrainer` of a combination. Clips and initial weights are always the same."""
     set_seed(0)
     tokenizer = FSQMagViTModel(FSQMagViTConfig(**TOKENIZER))
     config = LVMAEConfig(**{**MODEL, **options})
@@ -119,7 +119,7 @@ def make_trainer(rows: Dataset, folder: str, options: dict[str, Any], steps: int
 
 
 def run(rows: Dataset, folder: str, options: dict[str, Any], steps: int) -> Result:
-    """Train a combination for some steps, and look at one batch."""
+    """Train a combination for some steps, then check one batch."""
     trainer = make_trainer(rows, folder, options, steps)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -127,7 +127,7 @@ def run(rows: Dataset, folder: str, options: dict[str, Any], steps: int) -> Resu
 
 
 def judge(trainer: Any, losses: list[float]) -> Result:
-    """A batch's counts and gradients."""
+    """Count the tokens of a batch and measure its gradients."""
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[number] for number in range(2)]))
     output = trainer.model(**trainer.target_builder(batch))
     (gradient,) = torch.autograd.grad(output.loss, output.logits)
@@ -145,7 +145,7 @@ def judge(trainer: Any, losses: list[float]) -> Result:
 
 
 def results_table(results: dict[tuple[str, str, str], Result], targets: tuple[str, ...]) -> str:
-    """Markdown: a row for each pair of masks, a column of first and last losses for each target."""
+    """Return Markdown: a row for each pair of masks, a column with first and last loss for each target."""
     lines = [
         f"| decoder mask | encoder mask | visible | decoded | of these visible | {' | '.join(targets)} |",
         "|" + " --- |" * (5 + len(targets)),
@@ -162,7 +162,7 @@ def results_table(results: dict[tuple[str, str, str], Result], targets: tuple[st
 
 
 def refusals(rows: Dataset, folder: str) -> dict[str, Callable[[], Any]]:
-    """Combinations that make no sense: what they are, and a call that tries them."""
+    """Return invalid combinations: a description, and a call that tries each."""
 
     def first_step(options: dict[str, Any], cached: tuple[str, ...] = (), **kwargs: Any) -> None:
         trainer = make_trainer(rows, folder, options, **kwargs)
@@ -194,7 +194,7 @@ def refusals(rows: Dataset, folder: str) -> dict[str, Callable[[], Any]]:
 
 
 def refusals_table(attempts: dict[str, Callable[[], Any]]) -> tuple[str, list[str]]:
-    """Markdown of what each is told, and those that are told nothing."""
+    """Return Markdown with the error message of each, and the descriptions of those that raise no error."""
     lines, accepted = ["| refused | told |", "| --- | --- |"], []
     for name, attempt in attempts.items():
         try:
@@ -209,12 +209,10 @@ def refusals_table(attempts: dict[str, Callable[[], Any]]) -> tuple[str, list[st
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of videos with a train split")
-    parser.add_argument("--output", type=Path, default=None, help="file to write the tables to as well")
-    parser.add_argument(
-        "--steps", type=int, default=4, help="training steps of each combination (default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=None, help="file to which the tables are also written")
+    parser.add_argument("--steps", type=int, default=4, help="training steps per combination (default: %(default)s)")
     for name in ("decoder_mask", "encoder_mask", "target_type"):
-        parser.add_argument(f"--{name}", nargs="+", default=choices(name), help="default: all")
+        parser.add_argument(f"--{name}", nargs="+", default=choices(name), help="values to try (default: all)")
     args = parser.parse_args(argv)
     rows = select_split(load_video_dataset(args.data), "train", 4)
     results, faults = {}, []

@@ -1,9 +1,9 @@
-"""Cut videos into short square clips, a folder that `datasets` reads as videofolder, to train a tokenizer on whatever films are at hand.
+"""Cut videos into short square clips, for example to train a tokenizer on them. `datasets` reads the folder as videofolder.
 
     python studies/cut_videos.py DATA film_1.mp4 film_2.mp4 --size 96 --num_frames 32 --test_every 4
 
-Each video is cut into stretches of `num_frames`, and each stretch into squares side by side over the longer side of the picture. Of
-every `test_every` stretches one goes to `test`, with all its squares, so that no test clip shares a moment with a training clip.
+Each video is cut into segments of `num_frames` frames, and each segment into squares side by side along the longer side of the picture. All
+squares of one segment in `test_every` go to the split test, so that no test clip shows the same moment as a training clip.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from transformers_lvmae.models.video_io import decode_video, write_video
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("videos", type=Path, nargs="+")
-    parser.add_argument("--size", type=int, default=96, help="pixels a side, even (default: %(default)s)")
+    parser.add_argument("output_dir", type=Path, help="folder to write")
+    parser.add_argument("videos", type=Path, nargs="+", help="video files")
+    parser.add_argument("--size", type=int, default=96, help="height and width in pixels, even (default: %(default)s)")
     parser.add_argument("--num_frames", type=int, default=32, help="frames of a clip (default: %(default)s)")
     parser.add_argument(
-        "--test_every", type=int, default=4, help="one stretch of so many is for testing (default: %(default)s)"
+        "--test_every", type=int, default=4, help="one segment in so many goes to the test split (default: %(default)s)"
     )
     return parser.parse_args(argv)
 
@@ -34,7 +34,7 @@ def whole_video(metadata: VideoMetadata) -> range:
 
 
 def squares(frames: torch.Tensor, size: int) -> list[np.ndarray]:
-    """uint8 frames (T, 3, H, W) -> clips (T, size, size, 3) that together show as much of the longer side as fits."""
+    """Cut uint8 frames (T, 3, H, W) into as many clips (T, size, size, 3) as fit along the longer side."""
     frames = resize(frames, [size], antialias=True)
     axis = 2 if frames.shape[2] > frames.shape[3] else 3
     count = frames.shape[axis] // size
@@ -44,13 +44,13 @@ def squares(frames: torch.Tensor, size: int) -> list[np.ndarray]:
 
 
 def cut(video: Path, args: argparse.Namespace) -> dict[str, int]:
-    """Write one video's clips; how many went to each split."""
+    """Write one video's clips; returns how many went to each split."""
     frames, _ = decode_video(video, whole_video)
     written = {"train": 0, "test": 0}
     for number in range(len(frames) // args.num_frames):
         split = "test" if number % args.test_every == args.test_every - 1 else "train"
-        stretch = frames[number * args.num_frames : (number + 1) * args.num_frames]
-        for place, clip in enumerate(squares(stretch, args.size)):
+        segment = frames[number * args.num_frames : (number + 1) * args.num_frames]
+        for place, clip in enumerate(squares(segment, args.size)):
             folder = args.output_dir / split
             folder.mkdir(parents=True, exist_ok=True)
             write_video(folder / f"{video.stem}_{number:03d}_{place}.mp4", clip)

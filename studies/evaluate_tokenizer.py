@@ -1,18 +1,18 @@
-"""Is the learned choice of tokens a good one? Compare it with others, each with an autoencoder of its own.
+"""Compare the learned choice of tokens with other choices, each with its own autoencoder.
 
     python studies/evaluate_tokenizer.py runs/tokenizer DATA runs/selection --fork_steps 500 --seeds 3
 
-An autoencoder that has only ever seen the tokens of one choice flatters that choice. So the tokenizer is forked: for each seed and
-each choice, a copy is trained for `fork_steps` with its own choice, and judged with its own. Its validation or test windows are
-reconstructed from the first slot and a budget of other tokens, as in training; budgets are shares of the window's tokens.
+An autoencoder is best at the choice of tokens that it was trained with. So for each seed and each choice, a copy of the tokenizer (a fork)
+is trained for `fork_steps` with this choice and evaluated with it. Test windows are reconstructed from the first slot and a budget of other
+tokens, as in training; budgets are shares of the window's tokens.
 
-PSNR is the mean over windows, in dB, of all pixels and of moving pixels alone: those that differ from the window's first frame by
-more than 0.1 of the range in any channel. Copying that frame is the floor. Where flicker or noise makes every pixel differ,
---moving_in names a dataset with the same clips without it, which then say what moves. Intervals are 95 % of Student's t over
-seeds, for differences paired by seed.
+PSNR in dB is a mean over windows, of all pixels and of moving pixels. Moving pixels differ from the window's first frame by more than 0.1
+of the range in some channel. Copying that frame is the lower bound. If flicker or noise changes every pixel, --moving_in names a dataset of
+the same clips without it, which determines the moving pixels. Intervals are 95 % intervals of Student's t over seeds; differences are
+paired by seed.
 
-A fork that is judged is not trained again, and one that was interrupted goes on; delete its folder to start anew. With
---fork_steps 0 the tokenizer itself is judged with every choice. Results go to results.json, table.md and psnr.png.
+An evaluated fork is not trained again, and an interrupted one continues; delete its folder to repeat it. With --fork_steps 0 the tokenizer
+itself is evaluated with every choice. Results are written to results.json, table.md and psnr.png.
 """
 
 import argparse
@@ -46,32 +46,37 @@ SELECTIONS = tuple(SCORES)
 BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
 MOVING_THRESHOLD = 0.1
 
-Results = dict[str, dict[str, list[float]]]  # {"all" | "moving": {"copy" | budget: one mean for each seed}}
+Results = dict[str, dict[str, list[float]]]  # {"all" | "moving": {"copy" | budget: one mean per seed}}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="folder or Hub id of the tokenizer to fork")
     parser.add_argument("dataset_name", help="a folder of videos, or a dataset id on the Hub")
-    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("output_dir", type=Path, help="folder of forks and results")
+    parser.add_argument("--fork_steps", type=int, default=500, help="training steps per fork (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="forks per choice (default: %(default)s)")
+    parser.add_argument("--selections", nargs="+", choices=SELECTIONS, default=SELECTIONS, help="default: all")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, help="windows per step (default: %(default)s)")
     parser.add_argument(
-        "--fork_steps", type=int, default=500, help="training steps of each fork (default: %(default)s)"
+        "--max_samples", type=int, default=None, help="evaluate on the first so many videos (default: all)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="forks of each choice (default: %(default)s)")
-    parser.add_argument("--selections", nargs="+", choices=SELECTIONS, default=SELECTIONS)
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=4, help="windows a step (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="split to judge on (default: %(default)s)")
-    parser.add_argument("--max_samples", type=int, default=None, help="judge on the first so many videos")
-    parser.add_argument("--moving_in", help="the same clips without their nuisance: what moves in these is what moves")
     parser.add_argument(
-        "--min_crop_scale", type=float, default=1.0, help="in training, crop down to this share of the area"
+        "--moving_in",
+        help="dataset of the same clips without flicker or noise, which determines the moving pixels (default: the data)",
+    )
+    parser.add_argument(
+        "--min_crop_scale",
+        type=float,
+        default=1.0,
+        help="smallest share of a frame's area that a training crop keeps, 0 to 1 (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
 
 def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path) -> FSQMagViTModel:
-    """A copy of the tokenizer, trained with one choice of tokens; saved to `folder`."""
+    """Train a copy of the tokenizer with one choice of tokens, saved to `folder`."""
     set_seed(seed)
     model = FSQMagViTModel.from_pretrained(args.tokenizer)
     if args.fork_steps == 0:
@@ -110,7 +115,7 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
 
 
 def moving_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Clips (B, T, C, H, W) -> bool of the same shape, True = differs from the first frame."""
+    """Compare clips (B, T, C, H, W) with their first frames: bool of the same shape, True = different."""
     return ((pixels - pixels[:, :1]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD).expand_as(pixels)
 
 
@@ -118,9 +123,10 @@ def moving_pixels(pixels: torch.Tensor) -> torch.Tensor:
 def judge(
     model: FSQMagViTModel, selection: str, clips: VideoClips, batch_size: int, twins: VideoClips | None = None
 ) -> dict[str, dict[str, float]]:
-    """Mean PSNR of all and of moving pixels, for copying the first frame and for each budget.
+    """Return the mean PSNR of all and of moving pixels, for copying the first frame and for each budget.
 
-    What moves is what moves in `twins`, by default the clips themselves.
+    Args:
+        twins: the clips that determine the moving pixels; by default `clips`.
     """
     model.eval()
     grid_size = model.config.window_grid_size
@@ -139,7 +145,9 @@ def judge(
         for name, prediction in predictions.items():
             figures["all"].setdefault(name, []).extend(peak_signal_to_noise_ratio(prediction, pixels).tolist())
             still_right = torch.where(moving, prediction, pixels)
-            share = -10 * moving.flatten(1).float().mean(dim=1).log10()  # infinite, and left out, where nothing moves
+            share = (
+                -10 * moving.flatten(1).float().mean(dim=1).log10()
+            )  # infinite if nothing moves; such windows are left out
             psnr = (peak_signal_to_noise_ratio(still_right, pixels) - share).tolist()
             figures["moving"].setdefault(name, []).extend(psnr)
     return {
@@ -151,7 +159,7 @@ def judge(
 
 
 def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, dict[str, float]]:
-    """Train and judge one fork, or read what an earlier run found."""
+    """Train and evaluate one fork, or read the results of an earlier run."""
     folder = args.output_dir / f"seed_{seed}" / selection
     record = folder / "psnr.json"
     if not record.is_file():
@@ -159,7 +167,7 @@ def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, d
         processor = processor_for(model.config, do_normalize=False)
         clips, twins = (
             VideoClips(
-                select_split(load_video_dataset(name), args.split, args.max_samples),
+                select_split(load_video_dataset(name), "test", args.max_samples),
                 processor,
                 model.config.window_size,
                 sampling=FrameSampling(frame_stride=1),
@@ -174,7 +182,7 @@ def run_fork(args: argparse.Namespace, selection: str, seed: int) -> dict[str, d
 
 
 def gather(args: argparse.Namespace) -> dict[str, Results]:
-    """All forks' figures, {choice: {region: {budget: [seed 0, seed 1, ...]}}}; seeds go first, so that each is complete."""
+    """Return the figures of all forks, {choice: {region: {budget: [seed 0, seed 1, ...]}}}. All choices of a seed run before the next seed."""
     results: dict[str, Results] = {}
     for seed in range(args.seeds):
         for selection in args.selections:
@@ -186,7 +194,7 @@ def gather(args: argparse.Namespace) -> dict[str, Results]:
 
 
 def interval(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean (Student's t); 0 of one value."""
+    """Return half the width of the 95 % interval of the mean (Student's t); 0 for one value."""
     if len(values) < 2:
         return 0.0
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -203,7 +211,7 @@ def psnr_table(results: dict[str, Results], region: str) -> str:
 
 
 def difference_table(results: dict[str, Results], region: str) -> str:
-    """How much better the learned choice is than each other one, paired by seed."""
+    """Return Markdown with the advantage of the learned choice over each other one, paired by seed."""
     budgets = [f"{budget:.0%}" for budget in BUDGETS]
     lines = [f"| learned minus ..., {region} pixels, dB | {' | '.join(budgets)} |", "| --- " * (len(budgets) + 1) + "|"]
     for selection, figures in results.items():
@@ -215,7 +223,7 @@ def difference_table(results: dict[str, Results], region: str) -> str:
 
 
 def plot(results: dict[str, Results], path: Path) -> None:
-    """PSNR over the budget, one line for each choice, with its interval."""
+    """Plot PSNR over the budget, one line with intervals per choice."""
     figure = Figure(figsize=(10, 4), dpi=110)
     for axis, region in zip(figure.subplots(1, 2), ("all", "moving")):
         for selection, figures in results.items():

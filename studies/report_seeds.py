@@ -1,9 +1,9 @@
-"""Compare ways of fine-tuning over their seeds: a table of test accuracies, their mean and spread, and their losses in training.
+"""Compare several fine-tuning methods over seeds: a table of test accuracies with mean and deviation, and a plot of training losses.
 
     python studies/report_seeds.py runs/pretraining_helps pretrained scratch lora
 
-reads RUN/NAME_SEED/test_results.json, memory_results.json and trainer_state.json, as finetune.py writes them, and writes RUN/table.md
-and RUN/losses.png, where every seed is a line.
+The script reads test_results.json, memory_results.json and trainer_state.json in RUN/NAME_SEED, the output folders of finetune.py. It
+writes RUN/table.md and RUN/losses.png, with a line for each seed.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import numpy as np
 
 
 def results_of(run: Path, name: str) -> dict[int, tuple[float, float]]:
-    """Seed -> test accuracy and the share of the parameters that was trained.
+    """Return {seed: (test accuracy, share of the parameters that was trained)}.
 
     Raises:
-        FileNotFoundError: no run of that name has come to its test.
+        FileNotFoundError: no run of that name has test results.
     """
     found = {}
     for path in run.glob(f"{name}_*/test_results.json"):
@@ -35,7 +35,7 @@ def results_of(run: Path, name: str) -> dict[int, tuple[float, float]]:
 
 
 def table(results: dict[str, dict[int, tuple[float, float]]]) -> str:
-    """Markdown: accuracies by seed, mean, sample standard deviation."""
+    """Return Markdown: the accuracy of each seed, their mean and sample standard deviation."""
     seeds = sorted({seed for runs in results.values() for seed in runs})
     head = ["", "trained", *(f"seed {seed}" for seed in seeds), "mean", "deviation"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -49,7 +49,7 @@ def table(results: dict[str, dict[int, tuple[float, float]]]) -> str:
 
 
 def plot_losses(run: Path, results: dict[str, dict[int, tuple[float, float]]], path: Path) -> None:
-    """Loss in training by epoch, a line for each seed, a colour for each way."""
+    """Plot the training loss over epochs: a line for each seed, a colour for each method."""
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -62,7 +62,7 @@ def plot_losses(run: Path, results: dict[str, dict[int, tuple[float, float]]], p
                 [entry["epoch"] for entry in logs], [entry["loss"] for entry in logs], color=f"C{number}", label=label
             )
     axis.set_xlabel("epoch")
-    axis.set_ylabel("loss in training")
+    axis.set_ylabel("training loss")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -73,7 +73,7 @@ def plot_losses(run: Path, results: dict[str, dict[int, tuple[float, float]]], p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the runs")
-    parser.add_argument("names", nargs="+", help="ways of fine-tuning, folders without their seeds")
+    parser.add_argument("names", nargs="+", help="methods: names of the folders without _SEED")
     args = parser.parse_args()
     results = {name: results_of(args.run, name) for name in args.names}
     text = table(results)

@@ -40,6 +40,9 @@ def test_options_change_what_is_counted(estimate):
     assert eager.parameters - plain.parameters == 38 * (384 + 1)
     lora = cost("finetuning", *small, "--labels", "10", "--lora_rank", "2")
     assert lora.trainable_parameters == 12 * 2 * 2 * 384 * 2 + 10 * (384 + 1)
+    recomputed = cost("finetuning", *small, "--labels", "10", "--checkpointing", "mlp")
+    assert recomputed.saved_bytes < plain.saved_bytes
+    assert recomputed.flops > plain.flops
     mixed = cost("finetuning", *small, "--labels", "10", "--mixing")
     assert mixed.input_bytes == 2 * plain.input_bytes
     assert cost("tokenizer", "--training").trainable_parameters > cost("tokenizer").trainable_parameters == 0

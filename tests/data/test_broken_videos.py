@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,24 @@ def test_check_videos_names_them_beforehand(folder, tmp_path, options, capsys):
     assert "train: 6 of 120 videos cannot be read" in printed
     assert "validation: 0 of 4 videos cannot be read" in printed
     assert all(fault in printed for fault in broken.values())
+
+
+def test_check_videos_reads_a_configuration_of_a_hub_dataset(folder, monkeypatch, capsys):
+    """Two configurations under one id: in one of them the videos can be read."""
+    rows = load_video_dataset(folder)["train"]
+    broken = [row_of(clips_of(folder), name) for name in FAULTS]
+    whole = [number for number in range(len(rows)) if number not in broken][:2]
+    parts = {"broken": rows.select(broken), "whole": rows.select(whole)}
+
+    def load_dataset(name, config_name, streaming=False):
+        assert name == "user/name"
+        return datasets.DatasetDict(train=parts[config_name].rename_column("video", "film"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for config_name, status in {"broken": 1, "whole": 0}.items():
+        options = ["--dataset_config_name", config_name, "--video_column", "film", "--workers", "0"]
+        assert load_script("check_videos").main(["user/name", *options]) == status
+    assert "train: 0 of 2 videos cannot be read" in capsys.readouterr().out
 
 
 def test_a_replacement_is_drawn_from_seed_epoch_and_row(folder):

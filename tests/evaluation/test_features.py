@@ -64,8 +64,9 @@ def test_clip_features_are_the_mean_of_the_tokens_and_labels_come_along(checkpoi
 
 def test_class_labels_keep_their_names(checkpoint, tmp_path):
     splits = load_video_dataset(CLIPS, label_column="label")
-    splits.save_to_disk(tmp_path / "dataset")
-    extract([str(checkpoint), str(tmp_path / "dataset"), str(tmp_path / "out"), "--splits", "test"])
+    splits.rename_column("video", "film").save_to_disk(tmp_path / "dataset")
+    options = ["--splits", "test", "--video_column", "film"]
+    extract([str(checkpoint), str(tmp_path / "dataset"), str(tmp_path / "out"), *options])
     clips = load_features(tmp_path / "out", "test")
     assert clips.features["label"] == splits["test"].features["label"]
     assert clips["label"][:] == splits["test"]["label"][:]

@@ -12,6 +12,7 @@ from transformers import pipeline
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.data import processor_for
+from transformers_lvmae.evaluation.features import load_features
 from transformers_lvmae.evaluation.probe import (
     AttentiveProbe,
     ProbeData,
@@ -194,3 +195,28 @@ def test_from_videos_to_a_classifier(tmp_path):
         assert torch.equal(weight, expected)
     with pytest.raises(ValueError, match="expected clip features for a linear probe"):
         probe(["linear", str(tmp_path / "tokens"), str(tmp_path / "no")])
+
+    swapped = ["--train_split", "test", "--validation_split", "train", "--test_split", "train", "--seeds", "1"]
+    probe(["linear", str(tmp_path / "features"), str(tmp_path / "swapped"), *swapped])
+    results = json.loads((tmp_path / "swapped" / "results.json").read_text())
+    assert results["test_videos"] == len(load_features(tmp_path / "features", "train"))
+    assert results["seeds"][0]["validation_accuracy"] == results["test_accuracy_mean"]  # of the same videos
+    with pytest.raises(ValueError, match="expected a class in 'verb' for every clip"):
+        probe(["linear", str(tmp_path / "features"), str(tmp_path / "no"), "--label_column", "verb"])
+
+
+def test_options_of_the_attentive_probe_reach_its_trainer(monkeypatch):
+    script, seen = load_script("probe"), {}
+
+    def attentive_probe(*arguments, **options):
+        seen.update(options)
+        return {}, lambda test: np.eye(4)[test.labels], None
+
+    monkeypatch.setattr(script, "attentive_probe", attentive_probe)
+    labels = np.arange(8) % 4
+    data = dict.fromkeys(("train", "test"), ProbeData(None, labels, np.arange(8)))
+    monkeypatch.setattr(script, "split_by_video", lambda data, share, seed: (data, data))
+    args = script.parse_args(["attentive", "features", "out", "--num_workers", "3", "--bf16"])
+    found, _ = script.run_seed(args, data, CONFIG, 0)
+    assert seen == {"dataloader_num_workers": 3, "bf16": True}
+    assert found["test_accuracy"] == 1

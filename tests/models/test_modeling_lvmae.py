@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from builders import initialise_again, load_script, tiny_config
+from builders import initialise_again, tiny_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -29,6 +29,7 @@ from transformers_lvmae.models.masking import (
     topk_mask,
 )
 from transformers_lvmae.models.modeling_lvmae import sinusoidal_positions
+from transformers_lvmae.sharing.convert_videomae import convert_config, convert_state_dict
 from transformers_lvmae.training.arguments import ModelArguments
 
 
@@ -410,13 +411,12 @@ def videomae_config(num_frames: int = 16, **overrides) -> VideoMAEConfig:
 
 def pair(videomae_class, lvmae_class, config: VideoMAEConfig):
     """A VideoMAE with random biases and norms too, and the LVMAE with its weights."""
-    converter = load_script("convert_videomae")
     videomae = videomae_class(config)
     with torch.no_grad():
         for parameter in videomae.parameters():
             parameter.add_(parameter[0].numel() ** -0.5 * torch.randn_like(parameter) if parameter.ndim > 1 else 0.1)
-    lvmae = lvmae_class(converter.convert_config(config))
-    lvmae.load_state_dict(converter.convert_state_dict(videomae.state_dict()))
+    lvmae = lvmae_class(convert_config(config))
+    lvmae.load_state_dict(convert_state_dict(videomae.state_dict()))
     return videomae.eval(), lvmae.eval()
 
 
@@ -444,8 +444,7 @@ def test_encoder_has_videomaes_gradients():
     clip = imagenet_clip(16)
     for model in (videomae, lvmae):
         scalar(model(clip)).backward()
-    converter = load_script("convert_videomae")
-    expected = converter.convert_state_dict({name: p.grad for name, p in videomae.named_parameters()})
+    expected = convert_state_dict({name: p.grad for name, p in videomae.named_parameters()})
     for name, parameter in lvmae.named_parameters():
         scale = expected[name].abs().max()
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5 * scale, rtol=0)

@@ -1,4 +1,4 @@
-"""scripts/convert_videomae.py: what the converted model computes is what VideoMAE computes."""
+"""sharing/convert_videomae.py and its script: what the converted model computes is what VideoMAE computes."""
 
 import argparse
 import json
@@ -26,9 +26,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel, LVMAEVideoProcessor
 from transformers_lvmae.models.masking import topk_mask
-
-
-script = load_script("convert_videomae")
+from transformers_lvmae.sharing import convert_videomae
 
 
 def videomae(model_class, path, **overrides):
@@ -74,7 +72,7 @@ def folders(tmp_path):
 @pytest.mark.parametrize("use_mean_pooling", [True, False])
 def test_hidden_states_are_videomaes(folders, num_frames, use_mean_pooling):
     source = videomae(VideoMAEModel, folders[0], use_mean_pooling=use_mean_pooling)
-    script.convert(*folders, num_frames=num_frames)
+    convert_videomae.convert(*folders, num_frames=num_frames)
     model, report = AutoModel.from_pretrained(folders[1], output_loading_info=True)
     assert type(model) is LVMAEModel
     assert not any(report.values())
@@ -99,7 +97,7 @@ eps_and_tolerance = pytest.mark.parametrize(("eps", "tolerance"), [(1e-12, 3e-5)
 @pytest.mark.parametrize("num_frames", [None, 128])
 def test_pretraining_is_videomaes(folders, num_frames, eps, tolerance):
     source = videomae(VideoMAEForPreTraining, folders[0], use_mean_pooling=False, layer_norm_eps=eps)
-    script.convert(*folders, num_frames=num_frames)
+    convert_videomae.convert(*folders, num_frames=num_frames)
     model, report = AutoModelForPreTraining.from_pretrained(folders[1], output_loading_info=True)
     assert type(model) is LVMAEForPreTraining
     assert model.config.target_type == "pixels"
@@ -120,7 +118,7 @@ def test_classification_is_videomaes(folders, num_frames, eps, tolerance):
     labels = {0: "run", 1: "sit", 2: "jump"}
     names = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     source = videomae(VideoMAEForVideoClassification, folders[0], layer_norm_eps=eps, **names)
-    script.convert(*folders, num_frames=num_frames)
+    convert_videomae.convert(*folders, num_frames=num_frames)
     model, report = AutoModelForVideoClassification.from_pretrained(folders[1], output_loading_info=True)
     assert type(model) is LVMAEForVideoClassification
     assert model.config.id2label == labels
@@ -136,7 +134,7 @@ def test_classification_is_videomaes(folders, num_frames, eps, tolerance):
 )
 def test_other_shapes_convert_too(folders, overrides):
     source = videomae(VideoMAEModel, folders[0], **overrides)
-    script.convert(*folders)
+    convert_videomae.convert(*folders)
     clip = random_clip(16)[..., : 16 if "image_size" in overrides else 32]
     with torch.no_grad():
         expected, outputs = source(clip), AutoModel.from_pretrained(folders[1])(clip)
@@ -145,7 +143,7 @@ def test_other_shapes_convert_too(folders, overrides):
 
 def test_the_dtype_stays(folders):
     videomae(VideoMAEModel, folders[0]).bfloat16().save_pretrained(folders[0])
-    script.convert(*folders)
+    convert_videomae.convert(*folders)
     assert AutoModel.from_pretrained(folders[1]).dtype == torch.bfloat16
 
 
@@ -155,7 +153,7 @@ def test_the_processor_comes_along(folders, processor_class):
     videomae(VideoMAEModel, folders[0])
     source = processor_class(**settings)
     source.save_pretrained(folders[0])
-    script.convert(*folders)
+    convert_videomae.convert(*folders)
     processor = AutoVideoProcessor.from_pretrained(folders[1])
     assert type(processor) is LVMAEVideoProcessor
     video = torch.randint(0, 256, (16, 3, 40, 50), dtype=torch.uint8)
@@ -168,7 +166,7 @@ def test_an_old_checkpoints_processor_settings_are_understood(folders, tmp_path)
     videomae(VideoMAEModel, folders[0])
     old = {"feature_extractor_type": "VideoMAEFeatureExtractor", "size": 36, "crop_size": 32, "do_center_crop": True}
     (tmp_path / "source" / "preprocessor_config.json").write_text(json.dumps(old))
-    script.convert(*folders)
+    convert_videomae.convert(*folders)
     processor = AutoVideoProcessor.from_pretrained(folders[1])
     assert processor.size["shortest_edge"] == 36
     assert (processor.crop_size["height"], processor.crop_size["width"]) == (32, 32)
@@ -177,14 +175,14 @@ def test_an_old_checkpoints_processor_settings_are_understood(folders, tmp_path)
 
 def test_without_a_processor_none_is_written(folders, tmp_path):
     videomae(VideoMAEModel, folders[0])
-    script.convert(*folders)
+    convert_videomae.convert(*folders)
     assert {path.name for path in (tmp_path / "converted").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_the_command_line_converts(folders, monkeypatch):
     videomae(VideoMAEModel, folders[0])
     monkeypatch.setattr(sys, "argv", ["convert_videomae.py", *folders, "--num_frames", "32"])
-    script.main()
+    load_script("convert_videomae").main()
     assert AutoModel.from_pretrained(folders[1]).config.grid_size == (16, 2, 2)
 
 
@@ -199,9 +197,9 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path, fault):
         weights["encoder.layer.7.output.dense.bias"] = torch.zeros(32)
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(
-        ValueError, match=rf"{fault}_keys.*encoder.layer.*expected the weights of VideoMAEModel, .*: repair"
+        ValueError, match=rf"{fault}_keys.*encoder.layer.*expected exactly the weights of VideoMAEModel: repair"
     ):
-        script.convert(*folders)
+        convert_videomae.convert(*folders)
     assert not (tmp_path / "converted").exists()
 
 
@@ -224,13 +222,13 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path, fault):
 def test_models_without_counterpart_are_refused(folders, model_class, overrides, message):
     videomae(model_class, folders[0], **overrides)
     with pytest.raises(ValueError, match=message):
-        script.convert(*folders)
+        convert_videomae.convert(*folders)
 
 
 def test_other_models_are_refused(folders):
     ViTModel(ViTConfig(hidden_size=12, num_hidden_layers=1, intermediate_size=8)).save_pretrained(folders[0])
     with pytest.raises(ValueError, match=r"Got .* with model_type='vit' .*expected 'videomae' and one of .*: give"):
-        script.convert(*folders)
+        convert_videomae.convert(*folders)
 
 
 def original_layout(model) -> dict[str, torch.Tensor]:
@@ -285,7 +283,7 @@ WRAPPINGS = {
 def test_original_encoders_are_videomaes(tmp_path, wrapping, num_frames):
     source = videomae(VideoMAEModel, tmp_path / "source", use_mean_pooling=False, layer_norm_eps=1e-6)
     torch.save(WRAPPINGS[wrapping](original_layout(source)), tmp_path / "original.pth")
-    script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), num_frames, **HEADS)
+    convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), num_frames, **HEADS)
     model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True)
     assert type(model) is LVMAEModel
     assert not any(report.values())
@@ -308,7 +306,7 @@ def test_original_pretraining_is_videomaes(tmp_path, monkeypatch, num_frames):
     options = [f"--{name}={value}" for name, value in {**HEADS, "num_frames": num_frames}.items()]
     arguments = [str(tmp_path / "original.pth"), str(tmp_path / "converted"), *options]
     monkeypatch.setattr(sys, "argv", ["convert_videomae.py", *arguments])
-    script.main()
+    load_script("convert_videomae").main()
     model, report = AutoModelForPreTraining.from_pretrained(tmp_path / "converted", output_loading_info=True)
     assert type(model) is LVMAEForPreTraining
     assert not any(report.values())
@@ -327,7 +325,7 @@ def test_original_pretraining_is_videomaes(tmp_path, monkeypatch, num_frames):
 def test_original_classifiers_are_videomaes(tmp_path):
     source = videomae(VideoMAEForVideoClassification, tmp_path / "source", layer_norm_eps=1e-6, num_labels=5)
     torch.save({"module": original_layout(source)}, tmp_path / "original.pth")
-    script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
+    convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
     model, report = AutoModelForVideoClassification.from_pretrained(tmp_path / "converted", output_loading_info=True)
     assert type(model) is LVMAEForVideoClassification
     assert not any(report.values())
@@ -350,7 +348,9 @@ def test_sizes_are_read_off_the_shapes(width, patch, intermediate, decoder_width
     shapes |= {f"decoder.blocks.{number}.norm1.weight": (decoder_width,) for number in range(4)}
     shapes |= {"encoder.blocks.0.mlp.fc1.weight": (intermediate, width), "encoder.blocks.0.attn.q_bias": (width,)}
     shapes |= {"decoder.blocks.0.mlp.fc1.weight": (4 * decoder_width, decoder_width)}
-    config = script.original_config({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    config = convert_videomae.original_config(
+        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    )
     assert (config.hidden_size, config.patch_size, config.intermediate_size) == (width, patch, intermediate)
     assert (config.num_attention_heads, config.decoder_num_attention_heads) == (heads, decoder_heads)
     assert (config.num_hidden_layers, config.decoder_num_hidden_layers) == (12, 4)
@@ -379,7 +379,7 @@ class Harmful:
         ),
         (
             lambda weights: {**weights, "pos_embed": torch.zeros(1)},
-            r"of which \['pos_embed'\] have no place .*: convert",
+            r"of which \['pos_embed'\] have no counterpart .*: convert",
         ),
         (
             lambda weights: {**weights, "head.weight": torch.zeros(2, 32)},
@@ -395,7 +395,7 @@ def test_original_files_that_do_not_fit_are_refused(tmp_path, capsys, change, me
     source = videomae(VideoMAEModel, tmp_path / "source", use_mean_pooling=False)
     torch.save(change(original_layout(source)), tmp_path / "original.pth")
     with pytest.raises(ValueError, match=message):
-        script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
+        convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), **HEADS)
     assert "code that" not in capsys.readouterr().out
     assert not (tmp_path / "converted").exists()
 
@@ -403,4 +403,4 @@ def test_original_files_that_do_not_fit_are_refused(tmp_path, capsys, change, me
 def test_unknown_heads_are_asked_for(tmp_path):
     torch.save(original_layout(videomae(VideoMAEModel, tmp_path / "source")), tmp_path / "original.pth")
     with pytest.raises(ValueError, match=r"Got a width of 32, expected one of .*: give --num_attention_heads"):
-        script.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"))
+        convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"))

@@ -178,7 +178,7 @@ def hub(monkeypatch):
     """What the Hub would get: {repository: {path: bytes}}; reading is answered from the same."""
     repositories = {}
 
-    def create_repo(self, repo_id, private=None, exist_ok=False, **kwargs):
+    def create_repo(self, repo_id, exist_ok=False, **kwargs):
         repositories.setdefault(repo_id, {})
         return type("RepoUrl", (str,), {"repo_id": repo_id})(f"https://huggingface.co/{repo_id}")
 
@@ -217,6 +217,15 @@ def test_push_to_hub_uploads_weights_config_processor_card_and_code(hub, tmp_pat
     } <= set(files)
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert files["README.md"] == (checkpoint / "README.md").read_bytes()
+
+
+def test_the_script_writes_onnx_where_it_is_asked_to(tmp_path, monkeypatch):
+    script, exported = load_script("export_model"), []
+    monkeypatch.setattr(script, "export_onnx", lambda model, folder: exported.append((type(model), folder)))
+    save_checkpoint(make_model(LVMAEModel), tmp_path / "checkpoint")
+    for options in ([], ["--onnx"]):
+        script.main([str(tmp_path / "checkpoint"), str(tmp_path / "out"), *options])
+    assert exported == [(LVMAEModel, tmp_path / "out" / "onnx")]
 
 
 def test_a_card_that_somebody_wrote_on_the_hub_stays(hub, tmp_path):

@@ -42,6 +42,23 @@ def test_any_video_becomes_a_strip_and_a_film(tmp_path):
     assert film[:, :, :20, 100:].float().mean() > 200  # the labels' white ground
 
 
+def test_options_choose_frames_tokens_and_what_is_shown_beside(tmp_path, monkeypatch):
+    seen = {}
+
+    def make_panels(model, pixels, keep_ratio, choices):
+        seen.update(pixels=pixels, keep_ratio=keep_ratio, choices=choices)
+        return {"video": script.to_frames(pixels)}
+
+    monkeypatch.setattr(script, "make_panels", make_panels)
+    options = ["--num_frames", "8", "--frame_stride", "1", "--keep_ratio", "0.5", "--choices", "motion"]
+    script.main([str(save_tokenizer(tmp_path)), str(VIDEO), str(tmp_path / "out"), *options])
+    assert (seen["keep_ratio"], seen["choices"]) == (0.5, ["motion"])
+    clips = script.VideoClips([{"video": str(VIDEO)}], script.processor_for(TOKENIZER, do_normalize=False), 8)
+    neighbours = (seen["pixels"][1:] - seen["pixels"][:-1]).abs().mean()
+    spread = clips[0]["pixel_values_videos"]
+    assert neighbours < 0.8 * (spread[1:] - spread[:-1]).abs().mean()  # evenly over the video, frames lie farther apart
+
+
 def test_clips_of_part_of_a_window_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Got 12 frames, expected a multiple of the window's 8: change"):
         script.main([str(save_tokenizer(tmp_path)), str(VIDEO), str(tmp_path / "out"), "--num_frames", "12"])

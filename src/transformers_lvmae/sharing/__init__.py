@@ -1,4 +1,4 @@
-"""What leaves the machine: model cards, folders that carry their own code, and ONNX graphs.
+"""Model cards, exports (folders with their own code, ONNX graphs) and the conversion of VideoMAE checkpoints.
 
-Nothing here trains or evaluates; figures for a card are passed in by those who measured them.
+Nothing here trains or evaluates: callers pass the figures of a card.
 """

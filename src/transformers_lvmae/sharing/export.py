@@ -1,6 +1,6 @@
-"""Models to hand on: folders that carry their own code, and graphs for ONNX Runtime.
+"""Exports models: folders that hold their own code, and graphs for ONNX Runtime.
 
-A folder with code loads wherever transformers is installed, with `trust_remote_code=True`; the files are this package's own, copied.
+A folder with code loads with transformers and `trust_remote_code=True`. The code files are copies of this package's own.
 """
 
 import os
@@ -38,10 +38,10 @@ QUERIES_AT_ONCE = 1024
 
 
 def load_any_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
-    """A checkpoint of either family, as the class that it was saved from.
+    """Load a checkpoint of either family as the class that it was saved from.
 
     Raises:
-        ValueError: it was saved from another class.
+        ValueError: the checkpoint was saved from a class of another family.
     """
     config = AutoConfig.from_pretrained(name_or_path)
     saved_from = (config.architectures or ["no class"])[0]
@@ -56,10 +56,10 @@ def load_any_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
 def save_with_code(
     model: PreTrainedModel, folder: str | os.PathLike, processor: LVMAEVideoProcessor | None = None
 ) -> None:
-    """Save a model, and its processor, together with the modules that define them.
+    """Save a model and its processor together with the modules that define them.
 
-    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers, torch and, for the processor,
-    torchvision and PyAV, but not this package. Each of the Auto classes that this package registers works.
+    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers and torch, and the processor also needs
+    torchvision and PyAV. This package is not needed. All Auto classes that this package registers work.
 
     Raises:
         ValueError: a model of neither family.
@@ -79,7 +79,7 @@ def save_with_code(
 
 
 def _add_auto_map(saved: Any, classes: dict[str, type], folder: str | os.PathLike) -> None:
-    """Save a config or processor again, with the place of the code; `register_for_auto_class` would mark its class for good."""
+    """Save a config or processor again with `auto_map`, the place of its code. `register_for_auto_class` would change the class itself."""
     saved.auto_map = {name: f"{item.__module__.rpartition('.')[2]}.{item.__name__}" for name, item in classes.items()}
     saved.save_pretrained(folder)
 
@@ -93,9 +93,9 @@ def attention_by_parts(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of 1,024 queries at a time: (B, heads, N, d) -> (B, N, heads, d).
+    """Attend with 1,024 queries at a time: (B, heads, N, d) -> (B, N, heads, d).
 
-    ONNX writes attention as a product, a softmax and a product. At 128 frames all scores of a layer would take 7.5 GB.
+    In ONNX, attention is a product, a softmax and a product. At 128 frames the scores of one layer would take 7.5 GB at once.
     """
     parts = query.split(QUERIES_AT_ONCE, dim=2)
     attended = [nn.functional.scaled_dot_product_attention(part, key, value, scale=scaling) for part in parts]
@@ -105,11 +105,11 @@ def attention_by_parts(
 def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
     """Write the model for clips of `config.num_frames` frames of `config.frame_size` as `model.onnx` and `model.onnx.data`.
 
-    The number of clips is free; positions are constants of the graph. Only standard operators are used. Needs the extra `onnx`.
+    The graph takes any number of clips. Positions are constants in it, and all operators are standard. Needs the extra `onnx`.
 
     Returns:
-        The path of `model.onnx`: input `pixel_values_videos` (batch, frames, channels, height, width) in float32, outputs named
-        as the model's.
+        The path of `model.onnx`. Its input is `pixel_values_videos` (batch, frames, channels, height, width) in float32; its outputs
+        have the names of the model's.
 
     Raises:
         ImportError: onnx or onnxscript is missing.

@@ -1,6 +1,7 @@
-"""The README.md of a model folder: what the model is, from which data and command, how well it does, under which licence.
+"""The README.md of a model folder: what the model is, its data and command, its results and its license.
 
-A card ends with a digest of itself. Where that is missing or no longer fits, a person wrote or changed the card, and it is left alone.
+A card ends with a digest of itself. If the digest is missing or does not fit, a person wrote or changed the card, and it is not
+overwritten.
 """
 
 import hashlib
@@ -21,29 +22,26 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CARD_NAME = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _MARK = re.compile(r"\n<!-- Written by transformers-lvmae, [0-9a-f]{64}: .* -->\n$")
-# What a run's results hold besides its metrics.
+# Entries of a run's results that are not metrics.
 _NO_METRIC = re.compile(r"runtime|per_second|epoch|samples|classes|total_flos|steps|preparation_time|memory|mem_")
 _PIPELINE_TAGS = {
     "LVMAEModel": "feature-extraction",
     "LVMAEForPreTraining": "feature-extraction",
     "LVMAEForVideoClassification": "video-classification",
 }
-_AUTO_CLASSES = {
-    "LVMAEForPreTraining": "AutoModelForPreTraining",
-    "LVMAEForVideoClassification": "AutoModelForVideoClassification",
-}
 
 
 @dataclass
 class ModelCardFacts:
-    """What a card tells besides the config; whatever is None is left out.
+    """What a card says in addition to the config. Fields that are None or empty are left out.
 
     Args:
         model_name: title of the card.
-        finetuned_from: folder or Hub id of the weights at the start.
+        finetuned_from: folder or Hub id of the initial weights.
         dataset: folder or Hub id of the data.
-        command: as [`command_line`] gives it.
+        command: as [`command_line`] returns it.
         hyperparameters: settings of the training.
         results: for each split ("train", "eval", "test"), the numbers of its `*_results.json`.
         library_name: "peft" for an adapter.
@@ -62,7 +60,7 @@ class ModelCardFacts:
 
 
 def command_line(arguments: Sequence[str] | None = None, num_processes: int = 1) -> str | None:
-    """The command that runs now, as a shell takes it, without the Hub token; None where no script runs."""
+    """Return the running command as a shell takes it, without the Hub token; None if no script runs."""
     arguments = list(sys.argv if arguments is None else arguments)
     if not arguments[0].endswith(".py"):
         return None
@@ -78,7 +76,7 @@ def command_line(arguments: Sequence[str] | None = None, num_processes: int = 1)
 
 
 def may_write_card(folder: str | os.PathLike) -> bool:
-    """Whether a folder has no card, or one of ours that nobody changed."""
+    """Return True if a folder has no card, or one that this module wrote and nobody changed."""
     path = Path(folder) / CARD_NAME
     if not path.exists():
         return True
@@ -88,26 +86,36 @@ def may_write_card(folder: str | os.PathLike) -> bool:
 
 
 def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, facts: ModelCardFacts) -> bool:
-    """Write README.md, unless a person wrote or changed the one that is there.
+    """Write README.md, unless a person wrote or changed the existing one.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
         architecture: name of the model's class.
 
     Returns:
-        Whether it was written.
+        True if it was written.
     """
     path = Path(folder) / CARD_NAME
     if not may_write_card(folder):
-        logger.warning(f"{path} was written or changed by hand and stays as it is; delete it for a new card.")
+        logger.warning(f"{path} was written or changed by hand and is not overwritten: delete it to get a new card.")
         return False
-    content = (
-        f"---\n{card_metadata(config, architecture, facts).to_yaml()}\n---\n\n{_body(config, architecture, facts)}"
+    card = ModelCard.from_template(
+        card_metadata(config, architecture, facts),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        architecture=architecture,
+        auto_class="AutoModelForPreTraining" if architecture == "LVMAEForPreTraining" else "AutoModel",
+        description=_description(config, architecture),
+        metrics=_metrics(facts),
+        origin={
+            "Data": facts.dataset,
+            "Started from": facts.finetuned_from,
+            "License": facts.license,
+            "Software": ", ".join(map(_with_version, ("transformers-lvmae", "transformers", "torch"))),
+        },
     )
-    text = str(ModelCard(content)).rstrip("\n") + "\n"
-    mark = (
-        f"\n<!-- Written by transformers-lvmae, {_digest(text)}: a card that was changed is never written over. -->\n"
-    )
+    text = str(card).rstrip("\n") + "\n"
+    mark = f"\n<!-- Written by transformers-lvmae, {_digest(text)}: a changed card is never overwritten. -->\n"
     Path(folder).mkdir(parents=True, exist_ok=True)
     path.write_text(text + mark, encoding="utf-8")
     return True
@@ -118,7 +126,7 @@ def _digest(text: str) -> str:
 
 
 def card_metadata(config: Any, architecture: str, facts: ModelCardFacts) -> ModelCardData:
-    """What the Hub reads: licence, tags, data, base model, and the metrics as model-index."""
+    """Return what the Hub reads: license, tags, data, base model, and the metrics as model-index."""
     task = _PIPELINE_TAGS.get(architecture)
     tags = ["video", config.model_type, *([task] if task == "video-classification" else []), *facts.tags]
     metrics, dataset_id = _metrics(facts), _hub_id(facts.dataset)
@@ -150,13 +158,13 @@ def card_metadata(config: Any, architecture: str, facts: ModelCardFacts) -> Mode
 
 
 def _hub_id(name: str | None) -> str | None:
-    """`name` where it is no folder here and looks like an id on the Hub."""
+    """Return `name` if it is no local folder and looks like an id on the Hub, else None."""
     is_id = name is not None and not os.path.exists(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name)
     return name if is_id else None
 
 
 def _metrics(facts: ModelCardFacts) -> list[tuple[str, str, float]]:
-    """(split, metric, value), the metric without its split's prefix."""
+    """Return (split, metric, value) of each metric; its name has no prefix of the split."""
     return [
         (split, name.removeprefix(f"{split}_"), round(value, 6))
         for split, values in facts.results.items()
@@ -165,31 +173,10 @@ def _metrics(facts: ModelCardFacts) -> list[tuple[str, str, float]]:
     ]
 
 
-def _body(config: Any, architecture: str, facts: ModelCardFacts) -> str:
-    parts = [f"# {facts.model_name}", _description(config, architecture)]
-    origin = {
-        "Data": facts.dataset,
-        "Started from": facts.finetuned_from,
-        "Licence": facts.license,
-        "Software": ", ".join(map(_with_version, ("transformers-lvmae", "transformers", "torch"))),
-    }
-    parts.append(_table(("", ""), [(name, value) for name, value in origin.items() if value]))
-    if facts.command:
-        parts += ["## Command", f"```\n{facts.command}\n```"]
-    metrics = _metrics(facts)
-    if metrics:
-        parts += ["## Results", _table(("split", "metric", "value"), [(*row[:2], f"{row[2]:.4g}") for row in metrics])]
-    if facts.hyperparameters:
-        parts += ["## Training", _table(("setting", "value"), list(facts.hyperparameters.items()))]
-    return "\n\n".join(
-        [*parts, "## Use", _adapter_usage(facts) if facts.library_name == "peft" else _usage(architecture)]
-    )
-
-
 def _with_version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
-    except PackageNotFoundError:  # run from a clone: no reason to end a training at its first save
+    except PackageNotFoundError:  # a clone that is not installed must not end a training at its first save
         return f"{package}, not installed"
 
 
@@ -205,48 +192,6 @@ def _description(config: Any, architecture: str) -> str:
         f"`{architecture}`, a video masked autoencoder (LVMAE): {config.num_hidden_layers} layers, {config.hidden_size} wide; "
         f"{clips}{classes}."
     )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _usage(architecture: str) -> str:
-    loader = _AUTO_CLASSES.get(architecture, "AutoModel")
-    lines = [f"from transformers import {loader}, AutoVideoProcessor", "", "import transformers_lvmae", ""]
-    if architecture == "LVMAEForVideoClassification":
-        lines = ["from transformers import pipeline", "", "import transformers_lvmae", ""]
-        lines += [
-            'classifier = pipeline("video-classification", model="PATH_OR_ID", top_k=5)',
-            'classifier("clip.mp4")',
-        ]
-    else:
-        lines += [f'model = {loader}.from_pretrained("PATH_OR_ID")']
-        lines += ['processor = AutoVideoProcessor.from_pretrained("PATH_OR_ID")']
-    note = (
-        "Where the folder holds `.py` files, it also loads without the package `transformers-lvmae`: leave the second import out "
-        "and pass `trust_remote_code=True`."
-    )
-    return "\n".join(["```python", *lines, "```", "", note])
-
-
-def _adapter_usage(facts: ModelCardFacts) -> str:
-    """An adapter's folder has the config with its classes; the weights are those it started from."""
-    base = facts.finetuned_from or "PATH_OR_ID_OF_THE_BASE"
-    lines = [
-        "import transformers_lvmae",
-        "from peft import PeftModel",
-        "from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline",
-        "",
-        'config = AutoConfig.from_pretrained("PATH_OR_ID")',
-        f'base = AutoModelForVideoClassification.from_pretrained("{base}", config=config)',
-        'model = PeftModel.from_pretrained(base, "PATH_OR_ID").merge_and_unload()',
-        'processor = AutoVideoProcessor.from_pretrained("PATH_OR_ID")',
-        'classifier = pipeline("video-classification", model=model, video_processor=processor, top_k=5)',
-        'classifier("clip.mp4")',
-    ]
-    return "\n".join(["```python", *lines, "```"])
 
 
 __all__ = ["ModelCardFacts", "command_line", "may_write_card", "write_model_card"]
