@@ -1,8 +1,8 @@
 """Recompute the outputs of cheap functions in backward, rather than keep them.
 
-A norm or an activation in front of a Linear is kept twice: its input for its own gradient, its output for the Linear's gradient. The
-output is cheap to compute, and makes up a third of what a transformer layer keeps. So `recompute_in_backward` keeps only the input,
-and `apply_linears` lets each Linear keep a small note (dtype and shape) in place of the output. Notable choices:
+A norm or an activation in front of a Linear is kept twice: its input for its own gradient, its output for the Linear's gradient.
+The output is cheap to compute, and makes up a third of what a transformer layer keeps. So `recompute_in_backward` keeps only the
+input, and `apply_linears` lets each Linear keep a small note (dtype and shape) in place of the output. Notable choices:
 - the Linears are called as modules: LoRA, quantised and sharded layers work, and each keeps whatever else it needs;
 - autograd's own means keep everything else: activation checkpointing and offloading work around it;
 - under torch.compile both functions are plain calls, because its partitioner recomputes cheap outputs by itself.
@@ -46,7 +46,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input and output of a `_Recomputed`; the first call in a backward pass computes them, the node's backward drops them."""
+    """Return input and output of a `_Recomputed`: computed at the first call in a backward pass, dropped by the node's backward."""
     if node.recomputed is None:
         (tensor,) = node.saved_tensors
         if not torch.is_grad_enabled():  # no second derivatives: cut the tensor off from its history

@@ -27,7 +27,7 @@ def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) ->
 
 
 def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-    """Return the SSIM of each clip, a mean over frames: two tensors (B, T, C, H, W) in [0, 1] -> (B,). The prediction is clamped."""
+    """Return the SSIM of each clip, a mean over frames: two tensors (B, T, C, H, W) in [0, 1] -> (B,); clamps the prediction."""
     frames = (prediction.clamp(0, 1).float().flatten(0, 1), clips.float().flatten(0, 1))
     similarity: Any = structural_similarity_index_measure(*frames, data_range=1.0, reduction="none")
     return similarity.view(clips.shape[:2]).mean(dim=1)
