@@ -313,7 +313,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             ValueError: another rank or channel count, integer pixels, or a frame size that is no multiple of
                 `config.patch_size`.
         """
-        slots = self._check_pixels(pixel_values_videos)
+        slots = self._grid_size(pixel_values_videos)[0]
         latents, scores, previous = [], [], None
         for window in self._windows(pixel_values_videos).unbind(dim=1):
             latents.append(self.encoder(window))
@@ -348,9 +348,10 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 f"Got codes of shape {tuple(codes.shape)} for a grid of {grid_size}, expected (batch, "
                 f"{math.prod(grid_size)}, {len(self.config.levels)}): pass the grid_size that they were encoded with."
             )
-        latents = codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1)
-        latents = pad_last(latents, self.config.window_size // self.config.tubelet_size, dim=2)
-        windows = latents.split(self.config.window_size // self.config.tubelet_size, dim=2)
+        slots = self.config.window_grid_size[0]
+        windows = pad_last(codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1), slots, dim=2).split(
+            slots, dim=2
+        )
         frames = torch.cat([self.decoder(window) for window in windows], dim=2)
         return frames[:, :, : grid_size[0] * self.config.tubelet_size].transpose(1, 2)
 
@@ -382,7 +383,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             ValueError: as [`FSQMagViTModel.encode`]; a `keep_ratio` outside (0, 1]; scores or a mask of another shape than
                 (batch_size, seq_length).
         """
-        slots = self._check_pixels(pixel_values_videos)
+        slots = self._grid_size(pixel_values_videos)[0]
         batch_size, num_frames = pixel_values_videos.shape[:2]
         windows = self._windows(pixel_values_videos).flatten(0, 1)
         scores = self._per_window(importance_scores, "importance_scores", pixel_values_videos)
@@ -392,11 +393,12 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         if mask is None:
             mask = self.token_mask(scores, self._keep_ratio(keep_ratio, scores), topk_sigma)
         codes = self.quantizer(self.encoder(windows).movedim(1, -1) * mask.unsqueeze(-1))
-        frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype)).transpose(1, 2)
-        reconstruction = frames.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :num_frames]
+        frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype))
+        frames = rearrange(frames, "(b windows) c t h w -> b (windows t) c h w", b=batch_size)
+        reconstruction = frames[:, :num_frames]
 
         def per_clip(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :slots].flatten(1)
+            return rearrange(tokens, "(b windows) t h w -> b (windows t) h w", b=batch_size)[:, :slots].flatten(1)
 
         return FSQMagViTOutput(
             loss=nn.functional.mse_loss(reconstruction.float(), pixel_values_videos.float()),
@@ -445,15 +447,16 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         """Split a clip's values (B, seq_length) into windows, (windows, t, h, w); padding repeats the last slot's values."""
         if tokens is None:
             return None
-        patch_size = self.config.patch_size
-        grid_size = (self._check_pixels(clips), clips.shape[3] // patch_size, clips.shape[4] // patch_size)
-        if tuple(tokens.shape) != (clips.shape[0], math.prod(grid_size)):
+        grid_size = self._grid_size(clips)
+        expected = clips.shape[0], math.prod(grid_size)
+        if tuple(tokens.shape) != expected:
             raise ValueError(
-                f"Got {name} of shape {tuple(tokens.shape)}, expected {(clips.shape[0], math.prod(grid_size))} for a grid of "
-                f"{grid_size} tokens: make them from the same clips."
+                f"Got {name} of shape {tuple(tokens.shape)}, expected {expected} for a grid of {grid_size} tokens: make them "
+                "from the same clips."
             )
-        slots = self.config.window_size // self.config.tubelet_size
-        return pad_last(tokens.unflatten(1, grid_size), slots, dim=1).unflatten(1, (-1, slots)).flatten(0, 1)
+        slots = self.config.window_grid_size[0]
+        padded = pad_last(tokens.unflatten(1, grid_size), slots, dim=1)
+        return rearrange(padded, "b (windows t) h w -> (b windows) t h w", t=slots)
 
     def _differentiable_topk(
         self, scores: torch.Tensor, k: torch.Tensor, sigma: float | torch.Tensor | None
@@ -469,10 +472,10 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
     def _windows(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Split clips into windows, the last one filled with the last frame: (B, T, C, H, W) -> (B, windows, C, frames, H, W)."""
         frames = pad_last(pixel_values_videos, self.config.window_size, dim=1).to(self.dtype)
-        return frames.unflatten(1, (-1, self.config.window_size)).transpose(2, 3)
+        return rearrange(frames, "b (windows t) c h w -> b windows c t h w", t=self.config.window_size)
 
-    def _check_pixels(self, pixel_values_videos: torch.Tensor) -> int:
-        """Return the number of time slots of a clip; raise ValueError on clips that do not fit the tokenizer."""
+    def _grid_size(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
+        """Return the tokens (t, h, w) of a clip, t rounded up; raise ValueError on clips that do not fit the tokenizer."""
         shape = tuple(pixel_values_videos.shape)
         if len(shape) != 5 or shape[1] == 0 or shape[2] != self.config.num_channels:
             raise ValueError(
@@ -484,12 +487,13 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 f"Got pixels of {pixel_values_videos.dtype}, expected floating point in [0, 1]: divide by 255 "
                 "(LVMAEVideoProcessor with do_normalize=False does)."
             )
-        if shape[3] % self.config.patch_size or shape[4] % self.config.patch_size:
+        patch_size = self.config.patch_size
+        if shape[3] % patch_size or shape[4] % patch_size:
             raise ValueError(
-                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {self.config.patch_size} "
-                "pixels: resize or crop them."
+                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {patch_size} pixels: resize "
+                "or crop them."
             )
-        return math.ceil(shape[1] / self.config.tubelet_size)
+        return math.ceil(shape[1] / self.config.tubelet_size), shape[3] // patch_size, shape[4] // patch_size
 
 
 def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
