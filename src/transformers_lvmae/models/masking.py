@@ -96,6 +96,15 @@ def uniform_decoder_mask(noise: torch.Tensor, grid_size: tuple[int, int, int], b
     return topk_mask(noise + first.repeat_interleave(cells), budget)
 
 
+def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `mask` is bool and has this shape (B, N)."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise ValueError(
+            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {shape} (clips, tokens of a clip) and "
+            "torch.bool: draw the mask for the clip's own grid."
+        )
+
+
 def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> torch.Tensor:
     """Return the positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
 

@@ -380,8 +380,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             topk_sigma (`float`, *optional*): noise of the perturbed top-k, instead of `config.topk_sigma`.
 
         Raises:
-            ValueError: as [`FSQMagViTModel.encode`]; a `keep_ratio` outside (0, 1]; scores or a mask of another shape than
-                (batch_size, seq_length).
+            ValueError: as [`FSQMagViTModel.encode`]; a `keep_ratio` outside (0, 1]; scores or a mask of another shape.
         """
         slots = self._grid_size(pixel_values_videos)[0]
         batch_size, num_frames = pixel_values_videos.shape[:2]
@@ -394,15 +393,14 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             mask = self.token_mask(scores, self._keep_ratio(keep_ratio, scores), topk_sigma)
         codes = self.quantizer(self.encoder(windows).movedim(1, -1) * mask.unsqueeze(-1))
         frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype))
-        frames = rearrange(frames, "(b windows) c t h w -> b (windows t) c h w", b=batch_size)
-        reconstruction = frames[:, :num_frames]
+        frames = rearrange(frames, "(b windows) c t h w -> b (windows t) c h w", b=batch_size)[:, :num_frames]
 
         def per_clip(tokens: torch.Tensor) -> torch.Tensor:
             return rearrange(tokens, "(b windows) t h w -> b (windows t) h w", b=batch_size)[:, :slots].flatten(1)
 
         return FSQMagViTOutput(
-            loss=nn.functional.mse_loss(reconstruction.float(), pixel_values_videos.float()),
-            reconstruction=reconstruction,
+            loss=nn.functional.mse_loss(frames.float(), pixel_values_videos.float()),
+            reconstruction=frames,
             importance_scores=per_clip(scores),
             bool_kept_pos=per_clip(mask.detach() > 0),
             code_indices=per_clip(codes_to_indices(codes, self.config.levels)),

@@ -31,6 +31,7 @@ from .configuration_lvmae import LVMAEConfig
 from .fsq import level_losses, likeliest_codes
 from .masking import (
     ENCODER_MASKS,
+    check_mask,
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
@@ -123,14 +124,9 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed tubelets.
+        """Embed tubelets (B, K, tubelet_size, C, patch_size, patch_size) to (B, K, hidden_size).
 
-        Args:
-            pixels: clips (B, T, C, H, W), or tubelets (B, K, tubelet_size, C, patch_size, patch_size).
-            positions: int64 (B, K), the tubelets of clips to embed; all of them by default.
-
-        Returns:
-            (B, K, hidden_size).
+        Or embed those tubelets of clips (B, T, C, H, W) that are at `positions`, int64 (B, K); all of them by default.
         """
         if not pixels.is_floating_point():
             raise ValueError(
@@ -157,15 +153,6 @@ class LVMAEEmbeddings(nn.Module):
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
 
 
-def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `mask` is bool and has this shape (B, N)."""
-    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        raise ValueError(
-            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {shape} (clips, tokens of a clip) and "
-            "torch.bool: draw the mask for the clip's own grid."
-        )
-
-
 def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
     """Return the clips of a batch without `bool_masked_pos`; raise ValueError unless it has clips and nothing else."""
     if pixel_values_videos is None or visible_tubelets is not None:
@@ -186,15 +173,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute attention in plain PyTorch, and return its weights too.
-
-    Args:
-        query: (B, heads, M, d).
-        key, value: (B, heads, N, d).
-
-    Returns:
-        The output (B, M, heads, d) and the weights (B, heads, M, N).
-    """
+    """Attend with queries (B, heads, M, d) to N keys and values; return outputs (B, M, heads, d) and weights (B, heads, M, N)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -228,14 +207,9 @@ class LVMAEAttention(nn.Module):
         first_query: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Let some tokens attend to all tokens.
+        """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
 
-        Args:
-            hidden_states: all tokens, (B, N, D).
-            query_states: (B, M, D), what attends to them; by default the tokens themselves, from `first_query` on.
-
-        Returns:
-            The output (B, M, D) and the weights (B, heads, M, N), None unless the attention implementation returns them.
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them.
         """
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
@@ -246,16 +220,9 @@ class LVMAEAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.dropout if self.training else 0.0
         output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            is_causal=self.is_causal,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            **kwargs,
+            self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=dropout, **kwargs
         )
         return self.out_proj(output.flatten(2)), weights
 
@@ -342,14 +309,9 @@ class LVMAEEncoder(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         depth = config.num_hidden_layers
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
         self.layers = nn.ModuleList(
-            LVMAELayer(
-                config,
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                drop_path_rate=config.drop_path_rate * number / max(depth - 1, 1),
-            )
+            LVMAELayer(config, *sizes, drop_path_rate=config.drop_path_rate * number / max(depth - 1, 1))
             for number in range(depth)
         )
         self.gradient_checkpointing = False
@@ -573,9 +535,15 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
         visible = self.lvmae.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         bool_decoded_pos = bool_masked_pos if bool_decoded_pos is None else bool_decoded_pos
-        decoded = self.index_decoded(bool_masked_pos, bool_decoded_pos, visible, num_decoded)
+        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
+        if bool_decoded_pos is bool_masked_pos:
+            num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
+        elif num_decoded is None and torch.compiler.is_compiling():
+            num_decoded = sum(self.config.decoder_token_counts(bool_masked_pos.shape[1]))
+        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
         self._check_targets(target_codes, bool_decoded_pos)
-        encoded = self.forward_encoder(pixel_values_videos, visible_tubelets, visible, **kwargs)
+        inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
+        encoded = self.forward_encoder(visible, **inputs, **kwargs)
         logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, target_codes, decoded)
         losses = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
@@ -595,40 +563,14 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         mask = ENCODER_MASKS[self.config.encoder_mask](clips.shape[0], grid_size, ratio, device=clips.device)
         return mask, tube_visible_count(grid_size, ratio)
 
-    def index_decoded(
-        self,
-        bool_masked_pos: torch.Tensor,
-        bool_decoded_pos: torch.Tensor,
-        visible: torch.Tensor,
-        num_decoded: int | None,
-    ) -> torch.Tensor:
-        """Check the decoder's mask; return the positions that it decodes, ascending: int64 (B, K)."""
-        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
-        tokens = bool_masked_pos.shape[1]
-        if bool_decoded_pos is bool_masked_pos:
-            num_decoded = tokens - visible.shape[1]
-        elif num_decoded is None and torch.compiler.is_compiling():
-            num_decoded = sum(self.config.decoder_token_counts(tokens))
-        return mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
-
-    def forward_encoder(
-        self,
-        pixel_values_videos: torch.Tensor | None,
-        visible_tubelets: torch.Tensor | None,
-        visible: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
+    def forward_encoder(self, visible: torch.Tensor, **inputs: Any) -> BaseModelOutput:
         """Encode the tubelets at the visible positions (B, V): `last_hidden_state` (B, V, hidden_size)."""
-        return self.lvmae(pixel_values_videos, visible_tubelets=visible_tubelets, visible_positions=visible, **kwargs)
+        return self.lvmae(visible_positions=visible, **inputs)
 
     def forward_decoder(
-        self,
-        encoded: BaseModelOutput,
-        visible: torch.Tensor,
-        decoded: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
+        self, encoded: BaseModelOutput, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Predict at the decoded positions (B, K), from the encoder's output: logits (B, K, target_size)."""
+        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size)."""
         return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
 
     def _check_targets(self, target_codes: torch.Tensor | None, bool_decoded_pos: torch.Tensor) -> None:
