@@ -451,12 +451,12 @@ def test_config_survives_json(tmp_path):
 def test_initialisation_leaves_nothing_out_and_keeps_the_variance():
     direct = FSQMagViTModel(tiny_tokenizer_config())
     with torch.device("meta"):
-        rebuilt = FSQMagViTModel(tiny_tokenizer_config())
-    rebuilt.to_empty(device="cpu")
-    for model in (direct, rebuilt):
+        emptied = FSQMagViTModel(tiny_tokenizer_config())
+    emptied.to_empty(device="cpu")
+    for model in (direct, emptied):
         initialise_again(model)
     for name, tensor in direct.state_dict().items():
-        assert torch.equal(tensor, rebuilt.state_dict()[name]), name
+        assert torch.equal(tensor, emptied.state_dict()[name]), name
         if tensor.ndim == 5:
             expected = tensor[0].numel() ** -0.5
             assert abs(tensor.std() - expected) < 4 * expected / (2 * tensor.numel()) ** 0.5, name

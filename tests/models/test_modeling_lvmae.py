@@ -150,13 +150,13 @@ def test_built_on_meta_and_initialised_equals_built_directly(kind):
     model_class, _, fields = MODELS[kind]
     direct = model_class(tiny_config(**fields))
     with torch.device("meta"):
-        rebuilt = model_class(tiny_config(**fields))
-    rebuilt.to_empty(device="cpu")
-    assert all(parameter.isnan().all() for parameter in rebuilt.parameters())
-    for model in (direct, rebuilt):
+        emptied = model_class(tiny_config(**fields))
+    emptied.to_empty(device="cpu")
+    assert all(parameter.isnan().all() for parameter in emptied.parameters())
+    for model in (direct, emptied):
         initialise_again(model)
     for name, tensor in direct.state_dict().items():
-        assert torch.equal(tensor, rebuilt.state_dict()[name]), name
+        assert torch.equal(tensor, emptied.state_dict()[name]), name
 
 
 @every_model

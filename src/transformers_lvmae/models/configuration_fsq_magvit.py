@@ -11,36 +11,36 @@ from transformers import PreTrainedConfig
 class FSQMagViTConfig(PreTrainedConfig):
     r"""
     Configuration of [`FSQMagViTModel`]. By default a token covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give
-    64 x 14 x 14 tokens, the grid of the 224-pixel ViT. The paper does not state these numbers; they are the ones its token
-    counts point to. The layout is MAGVIT's, its two finest levels folded into channels: coding a clip then costs a third of
-    the pre-training step that it serves, where MAGVIT's own costs twice that step (model_cards/cost.md). Other sizes, MAGVIT's
-    among them: [`FSQMagViTConfig.from_size`].
+    64 x 14 x 14 tokens, the grid of the ViT at 224 pixels. The paper does not give these sizes; they fit its numbers of tokens.
+    The layout is MAGVIT's with its two finest levels folded into channels. Coding a clip then costs a third of the
+    pre-training step that uses the codes; with MAGVIT's own layout it costs twice that step (model_cards/cost.md).
+    [`FSQMagViTConfig.from_size`] has other sizes, also MAGVIT's.
 
     Args:
-        image_size (`int` or pair (height, width), defaults to 112): pixels of the clips that it is meant for; any other
-            multiple of `patch_size` works too.
-        num_frames (`int`, defaults to 128): frames of the clips that it is meant for; any other number works too.
-        window_size (`int`, defaults to 16): frames encoded at once; longer clips go window by window (stride = window).
+        image_size (`int` or pair (height, width), defaults to 112): size in pixels of the frames that the tokenizer is made
+            for; any other multiple of `patch_size` works too.
+        num_frames (`int`, defaults to 128): frames of the clips that it is made for; any other number works too.
+        window_size (`int`, defaults to 16): frames that are encoded at once; longer clips are encoded window by window.
         num_channels (`int`, defaults to 3): channels of a frame.
-        pixel_mean, pixel_std (`float`, defaults to 0.45 and 0.225): of the videos' pixels in [0, 1]; the defaults are those of
-            natural pictures. Clips are centred and scaled with them before the first convolution, and back after the last.
-            Far from the truth, training starts slowly.
+        pixel_mean, pixel_std (`float`, defaults to 0.45 and 0.225): mean and standard deviation of pixels in [0, 1]; the
+            defaults are those of natural pictures. Clips are standardised with them before the first convolution, and
+            transformed back after the last. If they are far from the videos' own, training starts slowly.
         base_channels (`int`, defaults to 64): feature channels at the finest level (MAGVIT-B 64, L 128).
-        channel_multipliers (`tuple[int]`, defaults to (2, 4)): channels per level, finest first, as multiples of
-            `base_channels`; MAGVIT has (1, 2, 2, 4). Height and width halve between levels.
-        temporal_downsample (`tuple[bool]`, defaults to (False,)): where time halves too; one entry between each two levels.
-        num_res_blocks (`int`, defaults to 2): residual blocks per level, and again at the bottom.
-        norm_num_groups (`int`, defaults to 32): groups of the GroupNorms (fewer where the channels are no multiple).
-        stem_patch_size (`tuple[int, int, int]`, defaults to (2, 4, 4)): frames, rows and columns folded into channels
-            before the first convolution (space to depth), and unfolded after the last. (1, 1, 1), nothing folded, is MAGVIT's.
-        levels (`tuple[int]`, defaults to six times 8): FSQ levels; 8 ** 6 = 2 ** 18 codes, the size the paper found best.
+        channel_multipliers (`tuple[int]`, defaults to (2, 4)): channels of each level as multiples of `base_channels`, the
+            finest level first; MAGVIT has (1, 2, 2, 4). Height and width halve between levels.
+        temporal_downsample (`tuple[bool]`, defaults to (False,)): for each step between two levels, whether time halves too.
+        num_res_blocks (`int`, defaults to 2): residual blocks of each level, and of the bottom.
+        norm_num_groups (`int`, defaults to 32): groups of the GroupNorms (fewer if the channels are no multiple).
+        stem_patch_size (`tuple[int, int, int]`, defaults to (2, 4, 4)): frames, rows and columns that are folded into channels
+            before the first convolution (space to depth), and unfolded after the last. MAGVIT folds nothing: (1, 1, 1).
+        levels (`tuple[int]`, defaults to six times 8): FSQ levels; 8 ** 6 = 2 ** 18 codes are the paper's best codebook size.
         scorer_hidden_size (`int`, defaults to 64): channels of the token scorer's features.
-        keep_ratio (`float`, defaults to 0.375): share of a window's tokens that the top-k keeps (the paper's 768 of what
-            were most likely 2,048); in training the first slot is kept besides.
-        min_keep_ratio (`float`, *optional*): in training, each window's share is drawn evenly from here up to `keep_ratio`,
-            so that one tokenizer serves a range of budgets; without it, it is always `keep_ratio`.
-        unmasked_clip_ratio (`float`, defaults to 0): share of the training windows whose mask is lifted. The MAE is trained
-            on codes of unmasked clips, which a tokenizer that never saw one codes less well.
+        keep_ratio (`float`, defaults to 0.375): share of a window's tokens that the top-k keeps (the paper keeps 768, most
+            likely of 2,048). In training, the first slot is kept in addition.
+        min_keep_ratio (`float`, *optional*): in training, each window's share is drawn uniformly from this value to
+            `keep_ratio`, so that one tokenizer works with a range of budgets. By default it is always `keep_ratio`.
+        unmasked_clip_ratio (`float`, defaults to 0): share of the training windows that keep all tokens. The autoencoder is
+            trained on codes of unmasked clips, and a tokenizer that never saw an unmasked clip codes them less well.
         topk_sigma (`float`, defaults to 0.05): noise of the perturbed top-k, on scores scaled to [0, 1].
         topk_num_samples (`int`, defaults to 64): samples of the perturbed top-k.
     """
@@ -71,19 +71,22 @@ class FSQMagViTConfig(PreTrainedConfig):
     def from_size(
         cls, size: Literal["tiny", "base", "large", "magvit_base", "magvit_large"], **overrides
     ) -> "FSQMagViTConfig":
-        """The default, "base", and "large", twice as wide; MAGVIT's B and L, with nothing folded into channels, whose encoders
-        cost five times as much; "tiny", for a CPU.
+        """Return the config of one size; a token has 2 x 8 x 8 pixels in all sizes.
 
-        A token has 2 x 8 x 8 pixels in all of them; `overrides` are fields of the config.
+        "base" is the default, "large" is twice as wide, and "tiny" is for a CPU. "magvit_base" and "magvit_large" are MAGVIT's B
+        and L, which fold nothing into channels; their encoders cost five times as much.
+
+        Args:
+            overrides: fields of the config.
         """
         if size not in FSQ_MAGVIT_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
         return cls(**{**FSQ_MAGVIT_SIZES[size], **overrides})
 
     def for_images(self) -> "FSQMagViTConfig":
-        """The same tokenizer for pictures, clips of one frame: time is never halved, and every token is kept.
+        """Return the config of the same tokenizer for pictures, which are clips of one frame; it keeps every token.
 
-        Trained on pictures, its weights start a video tokenizer of this config: [`FSQMagViTModel.from_image_tokenizer`].
+        A video tokenizer can start from the weights of one trained on pictures: [`FSQMagViTModel.from_image_tokenizer`].
         """
         one_frame = {
             "num_frames": 1,
@@ -101,7 +104,7 @@ class FSQMagViTConfig(PreTrainedConfig):
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of a token."""
+        """Height and width of a token in pixels."""
         return self.stem_patch_size[1] * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -112,7 +115,7 @@ class FSQMagViTConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
-        """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels; a part of a slot counts as one."""
+        """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels; t is rounded up."""
         height, width = self.frame_size
         return math.ceil(self.num_frames / self.tubelet_size), height // self.patch_size, width // self.patch_size
 
@@ -123,15 +126,15 @@ class FSQMagViTConfig(PreTrainedConfig):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes: the product of the levels."""
+        """Number of different codes: the product of the levels."""
         return math.prod(self.levels)
 
     def validate_architecture(self) -> None:
-        """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        """Check fields against each other; raise ValueError if they do not fit."""
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
             raise ValueError(
                 f"Got {len(self.temporal_downsample)} temporal_downsample for {len(self.channel_multipliers)} "
-                "channel_multipliers, expected one fewer: give one entry between each two levels."
+                "channel_multipliers, expected one fewer: give one entry for each step between two levels."
             )
         if self.stem_patch_size[1] != self.stem_patch_size[2] or self.patch_size % 2:
             raise ValueError(
@@ -164,7 +167,7 @@ class FSQMagViTConfig(PreTrainedConfig):
             )
         if self.pixel_std <= 0:
             raise ValueError(
-                f"Got pixel_std={self.pixel_std}, expected a positive number: give that of pixels in [0, 1]."
+                f"Got pixel_std={self.pixel_std}, expected a positive number: give the deviation of pixels in [0, 1]."
             )
         if self.topk_num_samples < 2 or self.topk_sigma <= 0:
             raise ValueError(

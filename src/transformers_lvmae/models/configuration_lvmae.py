@@ -40,63 +40,63 @@ class LVMAEConfig(PreTrainedConfig):
     paper's base model: ViT-B, 128 frames of 224 x 224 pixels, 64 x 14 x 14 = 12,544 tokens, of which pre-training hides
     90 % from the encoder and decodes 15 %. Other sizes: [`LVMAEConfig.from_size`].
 
-    Picture size, clip length and channel count describe the clips that the model is meant for. Only `num_channels`,
-    `patch_size` and `tubelet_size` shape weights: positions are computed, so other lengths and sizes need no surgery.
+    `image_size` and `num_frames` describe the clips that the model is made for. It takes other lengths and sizes with the same
+    weights, because positions are computed; only `num_channels`, `patch_size` and `tubelet_size` decide shapes of weights.
 
     Args:
-        image_size (`int` or pair (height, width), defaults to 224): pixels; a multiple of `patch_size`.
-        patch_size (`int`, defaults to 16): pixels a side of a tubelet.
+        image_size (`int` or pair (height, width), defaults to 224): size of a frame in pixels; a multiple of `patch_size`.
+        patch_size (`int`, defaults to 16): height and width of a tubelet in pixels.
         num_channels (`int`, defaults to 3): channels of a frame.
         num_frames (`int`, defaults to 128): frames of a clip; a multiple of `tubelet_size`. The video-classification
-            pipeline samples this many.
+            pipeline samples this number.
         tubelet_size (`int`, defaults to 2): frames of a tubelet.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the encoder (ViT-B: 768, 12, 12, 3072).
         hidden_act (`str`, defaults to `"gelu"`): the MLPs' activation.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default 0): dropout in the layers.
         drop_path_rate (`float`, defaults to 0): stochastic depth of the last encoder layer, rising linearly from 0.
         initializer_range (`float`, defaults to 0.02): standard deviation of the weights at the start.
-        layer_norm_eps (`float`, defaults to 1e-6): as the original VideoMAE.
-        qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key's has none, as VideoMAE.
-        final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE checkpoints that pool the mean
-            have none: `scripts/convert_videomae.py` sets this from the source.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of the LayerNorms, as in the original VideoMAE.
+        qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key projection has none, as in
+            VideoMAE.
+        final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE classifiers that pool the mean
+            have none; `scripts/convert_videomae.py` sets this field.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
             decoder (384, 4, 6, 1536).
         mask_ratio (`float`, defaults to 0.9): share of the tokens hidden from the encoder.
-        encoder_mask (`str`, defaults to `"tube"`): what hides them; every kind hides the same number.
+        encoder_mask (`str`, defaults to `"tube"`): which tokens are hidden; every choice hides the same number.
 
             - `"tube"`: the same random cells in every time slot (VideoMAE, the paper);
             - `"random"`: random tokens of the whole clip.
-        decoder_mask (`str`, defaults to `"adaptive_random"`): what chooses the tokens that [`LVMAEPreTrainer`] has decoded, over
-            the whole clip. All but `"none"` decode `token_budget` tokens, (1 - `decoder_mask_ratio`) + `decoder_random_ratio` of
-            them.
+        decoder_mask (`str`, defaults to `"adaptive_random"`): which tokens of the whole clip are decoded in [`LVMAEPreTrainer`].
+            All choices but `"none"` decode `token_budget` tokens, a share of (1 - `decoder_mask_ratio`) + `decoder_random_ratio`.
 
-            - `"none"`: nothing; every hidden token is decoded;
-            - `"random"`: all at random;
-            - `"uniform"`: whole time slots evenly apart; the last of them in part, if the budget says so;
-            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance of their
-              patch embedding from the slot before; and `decoder_random_ratio` at random;
-            - `"adaptive"`: all by the tokenizer's importance;
-            - `"adaptive_random"`: by the tokenizer's importance, and `decoder_random_ratio` at random (the paper's).
-        decoder_mask_ratio (`float`, defaults to 0.9): the decoder leaves out this share of all tokens by importance, so
-            that the most important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
-        decoder_random_ratio (`float`, defaults to 0.05): share of all tokens decoded at random besides (rho_r).
+            - `"none"`: every hidden token;
+            - `"random"`: random tokens;
+            - `"uniform"`: whole time slots at even distances, and a part of the last one if the budget is no multiple of a slot;
+            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance between
+              their patch embedding and that of the previous slot; and `decoder_random_ratio` at random;
+            - `"adaptive"`: the tokens that are most important to the tokenizer;
+            - `"adaptive_random"`: these, and `decoder_random_ratio` at random (the paper's choice).
+        decoder_mask_ratio (`float`, defaults to 0.9): share of all tokens that importance leaves out, so that the most
+            important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
+        decoder_random_ratio (`float`, defaults to 0.05): share of all tokens that are decoded at random in addition (rho_r).
         target_type (`str`, defaults to `"codes"`): what the decoder predicts.
 
             - `"codes"`: the tokenizer's codes, by squared error;
-            - `"latents"`: what the tokenizer rounds to codes, on the same scale, by squared error;
-            - `"levels"`: which level each channel of the code has, by cross-entropy, channel by channel;
+            - `"latents"`: the values that the tokenizer rounds to codes, on the same scale, by squared error;
+            - `"levels"`: the level of each channel of the code, by cross-entropy in each channel;
             - `"pixels"`: the pixels of the tubelet, by squared error (the paper's baseline).
-        levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted; one output
-            a channel, with `target_type="levels"` one a level.
-        norm_pix_loss (`bool`, defaults to `True`): standardise each target tubelet by its own mean and deviation, per
-            channel. Only for pixels.
+        levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted. The decoder has
+            one output for each channel, or for each level with `target_type="levels"`.
+        norm_pix_loss (`bool`, defaults to `True`): standardise each channel of a target tubelet by its own mean and deviation;
+            only for pixels.
         pooling (`"mean"` or `"class_attention"`, defaults to `"mean"`): how the classifier pools tokens: their mean, or
             one CaiT class-attention layer (the paper's choice for ViT-L).
-        tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see while
-            training (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). Never in evaluation.
-        label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels at once, such as EPIC-Kitchens' verb
-            and noun: each set's name and its classes' numbers [first, end) among the `num_labels` outputs. Together they
-            cover all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
+        tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see in training
+            (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). In evaluation it sees all.
+        label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels, such as EPIC-Kitchens' verb and noun:
+            the name of each set, and the range [first, end) of its classes among the `num_labels` outputs. Together they cover
+            all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
         recompute_activations (`bool`, defaults to `True`): recompute the outputs of norms and activations in backward, rather
             than keep them: a third less memory, bit-equal gradients, 0.5 % more CPU time
             (`python benchmarks/run.py --cases step`, medians of six runs). Switch it off for `torch.func`. Version 0.1 called
@@ -142,17 +142,17 @@ class LVMAEConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: Literal["small", "base", "large", "huge"], **overrides) -> "LVMAEConfig":
-        """The ViT of that size with its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
+        """Return the config of a ViT of that size and its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
 
     @staticmethod
     def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:
-        """The config's fields for label sets, {name of the set: names of its classes}, in the order of the labels' columns.
+        """Return the config's fields for {name of a label set: names of its classes}, in the order of the labels' columns.
 
-        One set gives an ordinary classifier, `id2label` and `label2id` alone. Several give `label_sets` too, and names such
-        as "verb: cut".
+        For one set, these are `id2label` and `label2id` of an ordinary classifier. For several sets, they include `label_sets`,
+        and classes have names such as "verb: cut".
         """
         names = list(next(iter(class_names.values())))
         fields: dict[str, Any] = {}
@@ -166,7 +166,7 @@ class LVMAEConfig(PreTrainedConfig):
 
     @property
     def label_slices(self) -> dict[str, slice]:
-        """Where each label set's logits are, in the order of the labels' columns; nothing for a model of one label."""
+        """The slice of the logits for each label set, in the order of the labels' columns; empty without label sets."""
         ranges = sorted((self.label_sets or {}).items(), key=lambda item: item[1])
         return {name: slice(first, end) for name, (first, end) in ranges}
 
@@ -198,25 +198,28 @@ class LVMAEConfig(PreTrainedConfig):
 
     @property
     def decoder_scores(self) -> str | None:
-        """Name of the scores by which `decoder_mask` ranks tokens, None for `"none"`."""
+        """Name of the scores by which `decoder_mask` ranks tokens; None for `"none"`."""
         return DECODER_MASKS[self.decoder_mask].scores
 
     def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
-        """How many of `seq_length` tokens `decoder_mask` chooses by its scores, and how many at random, rounded down."""
-        # 1 - 0.9 is slightly below 0.1 in floating point. Rounding first keeps 100 of 1,000 tokens from becoming 99.
+        """Return how many of `seq_length` tokens `decoder_mask` chooses by its scores, and how many at random, rounded down.
+
+        With `decoder_mask="none"`, the numbers have no meaning: every hidden token is decoded.
+        """
+        # In floating point 1 - 0.9 is slightly less than 0.1. Round first, or 100 of 1,000 tokens become 99.
         chosen = int(round((1 - self.decoder_mask_ratio) * seq_length, 6))
         drawn = int(round(self.decoder_random_ratio * seq_length, 6))
         return (chosen, drawn) if DECODER_MASKS[self.decoder_mask].random_besides else (chosen + drawn, 0)
 
     @property
     def target_size(self) -> int:
-        """Numbers that the decoder predicts per token."""
+        """How many numbers the decoder predicts for a token."""
         if self.target_type == "pixels":
             return self.tubelet_size * self.patch_size**2 * self.num_channels
         return sum(self.levels) if self.target_type == "levels" else len(self.levels)
 
     def validate_architecture(self) -> None:
-        """Checks between fields; raises ValueError with what was got, what is expected and the remedy."""
+        """Check fields against each other; raise ValueError if they do not fit."""
         if self.decoder_mask not in DECODER_MASKS:
             raise ValueError(
                 f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: correct the spelling."
@@ -251,7 +254,7 @@ class LVMAEConfig(PreTrainedConfig):
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
-                "expected no more random tokens than importance leaves over: lower decoder_random_ratio."
+                "expected at most as many random tokens as importance leaves out: lower decoder_random_ratio."
             )
 
     def _check_label_sets(self) -> None:

@@ -1,4 +1,4 @@
-"""LVMAE image processor, torchvision back end."""
+"""LVMAE's image processor with torchvision."""
 
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.processing_utils import ImagesKwargs, Unpack
@@ -10,11 +10,11 @@ from .image_processing_pil_lvmae import LVMAEImageProcessingMixin
 class LVMAEImageProcessor(LVMAEImageProcessingMixin, TorchvisionBackend):
     """Frames to `pixel_values_videos` (B, T, C, H, W) with torchvision, on any device.
 
-    Takes the same input and settings as `LVMAEImageProcessorPil`; their pixels differ by one part in 255 at most.
+    Input and settings are those of `LVMAEImageProcessorPil`; pixels of the two differ by at most 1/255.
 
     Raises:
         ValueError: wrong rank, unknown channel axis, or `image_mean` of another length than the channels.
-        TypeError: something else than frames, a path for instance.
+        TypeError: the input has no frames; it is a path, for example.
         ImportError: torchvision is not installed.
     """
 

@@ -1,6 +1,6 @@
-"""LVMAE image processor, PIL back end, and what all three LVMAE processors share.
+"""LVMAE's image processor with PIL, and the part that all three LVMAE processors share.
 
-The shared part stands here because this is the one file of the three that works without torchvision.
+The shared part is here because this is the only one of the three files that works without torchvision.
 """
 
 import os
@@ -27,10 +27,10 @@ def list_clips(videos: Any) -> list[Any]:
 
     Args:
         videos: a frame, a list of frames (PIL images, (H, W), (C, H, W) or (H, W, C)), an array (T, ...) or (B, T, ...), a
-            path, URL, bytes or other source of a video file, or a list of any of these but single frames.
+            path, URL, bytes or other source of a video file, or a list of any of these except single frames.
 
     Returns:
-        One entry a clip: an array of rank 4, a list of frames, or a source as it was given.
+        For each clip an array of rank 4, a list of frames, or a source as it was given.
 
     Raises:
         ValueError: an array of another rank, an empty list or clip, or frames mixed with whole clips.
@@ -55,7 +55,7 @@ def list_clips(videos: Any) -> list[Any]:
 
 
 def is_video_source(clip: Any) -> bool:
-    """Whether `clip` is a path, URL, bytes, open file, `datasets` row or torchcodec decoder, rather than frames."""
+    """Return whether `clip` is a path, URL, bytes, open file, `datasets` row or torchcodec decoder, rather than frames."""
     if isinstance(clip, dict):
         return "path" in clip or "bytes" in clip
     return isinstance(clip, (str, os.PathLike, bytes)) or hasattr(clip, "read") or hasattr(clip, "get_frames_at")
@@ -70,7 +70,7 @@ def _split_array(videos: np.ndarray | torch.Tensor) -> list[Any]:
     if len(shape) not in (3, 4, 5) or 0 in shape:
         raise ValueError(
             f"Got an array of shape {shape}, expected a frame (C, H, W), a clip (T, C, H, W) or a batch (B, T, C, H, W), or "
-            "each with channels last, none of them empty: reshape it."
+            "one of these with channels last, and no axis of length 0: reshape it."
         )
     if len(shape) == 3:
         return [[videos]]
@@ -78,7 +78,7 @@ def _split_array(videos: np.ndarray | torch.Tensor) -> list[Any]:
 
 
 class LVMAEProcessingMixin:
-    """Defaults and checks of the LVMAE processors: the single home of size, mean and standard deviation."""
+    """Defaults and checks of the LVMAE processors; size, mean and standard deviation are defined only here."""
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -104,7 +104,7 @@ class LVMAEProcessingMixin:
         """Turn one frame, a PIL image or an array (H, W), (C, H, W) or (H, W, C), into the back end's (C, H, W)."""
         if not is_pil_image(image):
             if isinstance(image, np.ndarray):
-                image = np.ascontiguousarray(image)  # torch refuses the negative strides of a flipped array
+                image = np.ascontiguousarray(image)  # torch cannot use a flipped array's negative strides
             if image.ndim == 2:
                 image, input_data_format = image[None], ChannelDimension.FIRST
             input_data_format = input_data_format or self._channel_format(image.shape)
@@ -113,7 +113,7 @@ class LVMAEProcessingMixin:
         )
 
     def _channel_format(self, shape: Sequence[int]) -> ChannelDimension:
-        """Tell (..., C, H, W) from (..., H, W, C): C is 1, 3, 4 or the length of `image_mean`."""
+        """Distinguish (..., C, H, W) from (..., H, W, C): C is 1, 3, 4 or the length of `image_mean`."""
         known = {1, 3, 4} | ({len(self.image_mean)} if isinstance(self.image_mean, (list, tuple)) else set())
         if shape[-3] in known:
             return ChannelDimension.FIRST
@@ -131,7 +131,7 @@ class LVMAEProcessingMixin:
             if settings["do_normalize"] and isinstance(values, (list, tuple)) and len(values) != num_channels:
                 raise ValueError(
                     f"Got frames of {num_channels} channels and {name} of length {len(values)}, expected one value for each "
-                    "channel: set image_mean and image_std to that length, and do_convert_rgb=False unless they are three."
+                    "channel: set image_mean and image_std to that length, and do_convert_rgb=False unless it is three."
                 )
 
     @staticmethod
@@ -146,7 +146,7 @@ class LVMAEProcessingMixin:
 
 
 class LVMAEImageProcessingMixin(LVMAEProcessingMixin):
-    """What turns transformers' image processors into processors of clips given as frames."""
+    """Turns transformers' image processors into processors of clips that are given as frames."""
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[list[Any]]:
         clips = list_clips(images)
@@ -169,20 +169,20 @@ class LVMAEImageProcessingMixin(LVMAEProcessingMixin):
 
 
 class LVMAEImageProcessorPil(LVMAEImageProcessingMixin, PilBackend):
-    """Frames to `pixel_values_videos` (B, T, C, H, W) with PIL and NumPy; needs no torchvision.
+    """Frames to `pixel_values_videos` (B, T, C, H, W) with PIL and NumPy, without torchvision.
 
-    Takes a clip as a list of frames (PIL images, or arrays with values in [0, 255]; with `do_rescale=False`, [0, 1]), as
-    an array (T, C, H, W) or (T, H, W, C), or a batch of these. Every frame is kept; `LVMAEVideoProcessor` reads files and
+    A clip is a list of frames (PIL images, or arrays with values in [0, 255], or in [0, 1] with `do_rescale=False`) or an
+    array (T, C, H, W) or (T, H, W, C); batches of these work too. Every frame is kept. `LVMAEVideoProcessor` reads files and
     samples frames.
 
     Raises:
         ValueError: wrong rank, unknown channel axis, or `image_mean` of another length than the channels.
-        TypeError: something else than frames, a path for instance.
+        TypeError: the input has no frames; it is a path, for example.
     """
 
     def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
-        """Resize a frame (C, H, W); other channels than grey or RGB one by one."""
-        # PIL takes four channels for RGBA, and weighs the first three by the fourth when it resizes.
+        """Resize a frame (C, H, W), channel by channel unless it is gray or RGB."""
+        # PIL treats four channels as RGBA, and weights the first three by the fourth when it resizes.
         resize = super().resize
         if image.shape[0] in (1, 3):
             return resize(image, size, *args, **kwargs)

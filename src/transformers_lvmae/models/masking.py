@@ -1,7 +1,7 @@
-"""Which tokens are hidden, decoded and kept: pure functions of sizes and tensors.
+"""Choose the tokens that are hidden, decoded or kept, and cut clips into tubelets: pure functions of sizes and tensors.
 
-Polarity, everywhere: True means what the name says. `bool_masked_pos` True = hidden from the encoder, `bool_decoded_pos` True =
-the decoder gets a mask token there, a kept token is True in a top-k mask. B clips, N tokens a clip, flattened (t, h, w).
+True means what a mask's name says: in `bool_masked_pos`, hidden from the encoder; in `bool_decoded_pos`, decoded (the decoder
+gets a mask token there); in a top-k mask, kept. B is the number of clips, N = t * h * w the number of tokens of a clip, in this order.
 """
 
 import torch
@@ -37,57 +37,66 @@ def random_token_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Hide tokens anywhere in the clip, as many as [`random_tube_mask`] does; arguments and result are its."""
+    """Hide random tokens of the whole clip, as many as [`random_tube_mask`] does; arguments and result are the same."""
     tokens = grid_size[0] * grid_size[1] * grid_size[2]
     noise = torch.rand(batch_size, tokens, generator=generator, device=device)
     return topk_mask(noise, tokens - tube_visible_count(grid_size, mask_ratio))
 
 
 def tube_visible_count(grid_size: tuple[int, int, int], mask_ratio: float) -> int:
-    """How many tokens of a clip [`random_tube_mask`], and every other encoder mask, leaves visible."""
+    """Return how many tokens of a clip every encoder mask leaves visible."""
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
     return slots * (cells - int(mask_ratio * cells))
 
 
-# What hides tokens from the encoder, by `LVMAEConfig.encoder_mask`.
+# The encoder masks by their names in `LVMAEConfig.encoder_mask`.
 ENCODER_MASKS = {"tube": random_tube_mask, "random": random_token_mask}
 
 
 def adaptive_decoder_mask(
     importance_scores: torch.Tensor, num_important: int, num_random: int, noise: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Decode the most important tokens of the whole clip, and some of the rest drawn at random (paper section 3.2).
+    """Decode the most important tokens of the whole clip, and random ones of the rest (paper section 3.2).
 
-    The random tokens are drawn from those that are not already chosen, so every row decodes exactly
-    `num_important + num_random` tokens. Whether the encoder sees a token plays no part; the loss leaves those out.
+    Random tokens are drawn only from those that importance did not choose, so every row decodes exactly
+    `num_important + num_random` tokens. Tokens that the encoder sees may be decoded too; the loss ignores them.
 
     Args:
         importance_scores: (B, N), higher = decode first.
-        noise: (B, N) uniform numbers that settle the random draw and ties; drawn here when not given.
+        noise: (B, N) uniform numbers that decide the random draw and ties; drawn here by default.
 
     Returns:
         bool (B, N), True = decoded.
     """
     if noise is None:
         noise = torch.rand(importance_scores.shape, device=importance_scores.device)
-    # Ties go by the noise as well: whatever stands still scores alike, and top-k would take it from one place of the clip.
+    # Noise also decides ties: still regions have equal scores, and a plain top-k would take them all from one place.
     order = noise.argsort(dim=1, descending=True)
     order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     important = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, order[:, :num_important], True)
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
 
 
+def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `mask` is bool and has this shape (B, N)."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise ValueError(
+            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {shape} (clips, tokens of a clip) and "
+            "torch.bool: draw the mask for the clip's own grid."
+        )
+
+
 def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> torch.Tensor:
-    """The positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
+    """Return the positions of True in each row, ascending: bool (B, N) -> int64 (B, K).
 
     Args:
-        name: what error messages call the mask.
-        count: K, where the caller knows it. Without it K is read from the mask, for which an accelerator must stop and
-            torch.compile must break its graph; with it neither does, and the mask is checked where it lies.
+        name: the mask's name in error messages.
+        count: K, if the caller knows it. Without it, K is read from the mask: an accelerator has to wait for that, and
+            torch.compile breaks its graph. With it, the mask is checked on its device.
 
     Raises:
-        ValueError: the rows hold different numbers of True, none, or not `count`. A RuntimeError with a shorter message where
-            the mask is not read: on accelerators (some steps later) and in compiled graphs.
+        ValueError: the rows have different numbers of True, none, or not `count`. It is a RuntimeError with a shorter message
+            on accelerators (some steps later) and in compiled graphs, if `count` is given.
     """
     if count is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling()):
         count = _equal_count(mask, name, count)
@@ -112,7 +121,7 @@ def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
 
 
 def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows of tokens by position: (B, N, D) and int64 (B, K) -> (B, K, D)."""
+    """Take tokens at positions: (B, N, D) and int64 (B, K) -> (B, K, D)."""
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -131,7 +140,7 @@ def split_tubelets(pixel_values_videos: torch.Tensor, tubelet_size: int, patch_s
 
 
 def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-    """The tubelets at `indices` (B, K), or all: (B, t, h, w, ...) -> (B, K, ...). Only these are copied."""
+    """Copy the tubelets at `indices` (B, K), or all of them by default: (B, t, h, w, ...) -> (B, K, ...)."""
     if indices is None:
         return tubelets.flatten(1, 3)
     _, height, width = tubelets.shape[1:4]
@@ -140,9 +149,10 @@ def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> tor
 
 
 def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
-    """bool, True at the k highest scores along the last axis: exactly k in every row, ties included.
+    """Keep the k highest scores along the last axis: bool of the same shape, True for exactly k in every row, despite ties.
 
-    A tensor `k`, int64 of the shape of `scores` with a last axis of 1, is a budget for each row.
+    Args:
+        k: one number, or int64 of the shape of `scores` with a last axis of length 1: a budget for each row.
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
     if isinstance(k, int):
@@ -152,12 +162,12 @@ def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
 
 
 def first_slot_and_topk_mask(scores: torch.Tensor, first_slot: int, keep_ratio: float) -> torch.Tensor:
-    """What a window keeps in the tokenizer's training: its first slot, and the best of the others.
+    """Keep the tokens of a window that the tokenizer keeps in training: its first slot, and the best of the others.
 
     Args:
         scores: (B, N), higher = keep first.
-        first_slot: tokens of a slot.
-        keep_ratio: the share of N that is chosen besides the first slot; all others where there are no more.
+        first_slot: the number of tokens of a slot.
+        keep_ratio: the share of N that is kept besides the first slot, but not more than there are.
 
     Returns:
         bool (B, N), True = kept.
@@ -168,11 +178,11 @@ def first_slot_and_topk_mask(scores: torch.Tensor, first_slot: int, keep_ratio: 
 
 
 class _PerturbedTopK(torch.autograd.Function):
-    """E_Z[topk(s + sigma Z)] by sampling, with the vector-Jacobian product of the same samples.
+    """Estimate E_Z[topk(s + sigma Z)] from samples, and its vector-Jacobian product from the same samples.
 
-    d E[m_i] / d s_j = E[m_i Z_j] / sigma. Contracted with the incoming gradient g before the mean over samples, it needs
-    samples x N numbers, never N x N. The mean over the other samples of <m, g> is subtracted: a baseline that leaves the
-    expectation as it is and takes most of the variance away.
+    d E[m_i] / d s_j = E[m_i Z_j] / sigma. The incoming gradient g is contracted before the mean over samples, which needs
+    samples x N numbers, never N x N. From each <m, g> the mean over the other samples is subtracted: this baseline keeps the
+    expectation and removes most of the variance.
     """
 
     @staticmethod
@@ -206,11 +216,11 @@ def perturbed_topk_mask(
     Args:
         scores: (B, N), in [0, 1] for `sigma` to have its usual meaning.
         k: tokens kept, or int64 (B, 1), a budget for each row.
-        sigma: the noise's deviation, positive.
-        num_samples: at least 2. Kept for the backward pass: 5 bytes x num_samples x N a row.
+        sigma: the noise's standard deviation, positive.
+        num_samples: at least 2. For backward, 5 bytes x num_samples x N are kept for each row.
 
     Returns:
-        (B, N) in [0, 1], each row sums to k.
+        (B, N) in [0, 1]; each row sums to k.
     """
     noise = torch.randn(
         scores.shape[0], num_samples, scores.shape[1], generator=generator, device=scores.device, dtype=scores.dtype
@@ -219,5 +229,5 @@ def perturbed_topk_mask(
 
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-    """The value of `hard` with the gradient of `soft`."""
+    """Return the value of `hard` with the gradient of `soft`."""
     return hard + (soft - soft.detach())

@@ -1,10 +1,11 @@
 """The adaptive tokenizer: MAGVIT's 3D CNN around finite scalar quantisation, and a scorer that learns which tokens matter.
 
-Figure 2 of "Extending Video Masked Autoencoders to 128 frames", left half. Notable choices:
-- a clip is encoded window by window (16 frames, stride 16): memory is bounded by a window, whatever the length;
-- the scorer's kernels do not reach beyond their own time slot, so its features, and the distances between them, are the same
-  whether a clip is cut into windows or not;
-- importance zeroes latents before quantisation; zero is a code of FSQ, so nothing marks a token as masked but its context.
+It is the left half of Figure 2 of "Extending Video Masked Autoencoders to 128 frames". Notable choices:
+- a clip is encoded window by window (16 frames, stride 16), so memory does not grow with its length;
+- the scorer's kernels stay within one time slot, so its features, and the distances between them, do not depend on where a clip is
+  cut into windows;
+- unimportant latents are set to zero before quantisation. Zero is also a code of FSQ: the decoder can tell masked tokens only by
+  their context.
 """
 
 import math
@@ -30,11 +31,10 @@ class FSQMagViTEncoderOutput(ModelOutput):
     """
     Args:
         latents (`torch.Tensor` of shape `(batch_size, t, h, w, len(levels))`): the encoder's output before FSQ.
-        codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): quantised, in [-1, 1].
-        code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): the codes as integers below
-            `config.codebook_size`.
-        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): float32 distances, at least 0, higher =
-            matters more.
+        codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): the quantised latents, in [-1, 1].
+        code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): the codes as integers in
+            [0, config.codebook_size).
+        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): float32, at least 0; higher = more important.
     """
 
     latents: torch.Tensor | None = None
@@ -50,8 +50,8 @@ class FSQMagViTOutput(ModelOutput):
         loss (`torch.Tensor` of shape `(1,)`): mean squared error between clip and reconstruction.
         reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): about [0, 1], not
             clamped.
-        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): the scores that the mask was made from, higher
-            = matters more: the scorer's, or those that were passed.
+        importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): the scores that chose the tokens, the scorer's
+            or the given ones; higher = more important.
         bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): True = the token reached the decoder.
         code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): codes after masking.
     """
@@ -68,7 +68,7 @@ def conv3x3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv
 
 
 class FSQMagViTResBlock(nn.Module):
-    """GroupNorm, swish and a 3x3x3 convolution, twice; a 1x1x1 convolution on the short cut where the width changes."""
+    """GroupNorm, swish and a 3x3x3 convolution, twice; the shortcut has a 1x1x1 convolution if the width changes."""
 
     def __init__(self, config: FSQMagViTConfig, in_channels: int, out_channels: int):
         super().__init__()
@@ -86,17 +86,17 @@ class FSQMagViTResBlock(nn.Module):
 
 
 class FSQMagViTDownsample(nn.AvgPool3d):
-    """Mean over 2 x 2 cells, and over 2 frames where time halves too."""
+    """Halve height and width, and time if asked for, by averaging."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
-        if hidden_states.device.type == "cpu":  # where torch pools no half precision
+        if hidden_states.device.type == "cpu":  # torch does not pool half precision on a CPU
             hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
         return super().forward(hidden_states).to(dtype)
 
 
 class FSQMagViTUpsample(nn.Module):
-    """Nearest neighbour, then a 3x3x3 convolution."""
+    """Upsample with nearest neighbours, then apply a 3x3x3 convolution."""
 
     def __init__(self, channels: int, scale: tuple[int, int, int]):
         super().__init__()
@@ -108,7 +108,7 @@ class FSQMagViTUpsample(nn.Module):
 
 
 def res_blocks(config: FSQMagViTConfig, in_channels: int, out_channels: int) -> list[nn.Module]:
-    """The residual blocks of one level; the first one changes the width."""
+    """Return the residual blocks of one level; the first one changes the width."""
     widths = [in_channels] + [out_channels] * config.num_res_blocks
     return [FSQMagViTResBlock(config, *pair) for pair in pairwise(widths)]
 
@@ -179,9 +179,9 @@ def patch_sizes(patch: tuple[int, ...]) -> dict[str, int]:
 
 
 class FSQMagViTTokenScorer(nn.Module):
-    """Two strided convolutions to the token grid; a token's importance is how far its feature moved since the slot before.
+    """Two strided convolutions to the token grid; a token's score is the distance of its feature from the previous slot's.
 
-    The paper states the two layers and the distance, not the kernels. Ours overlap in space but not in time.
+    The paper gives the two layers and the distance, but no kernel sizes. Our kernels overlap in space but not in time.
     """
 
     def __init__(self, config: FSQMagViTConfig):
@@ -202,15 +202,16 @@ class FSQMagViTTokenScorer(nn.Module):
 
     @staticmethod
     def distances(features: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
-        """Euclidean distance to the slot before: (B, size, t, h, w) -> float32 (B, t, h, w).
+        """Return the Euclidean distance of features from the previous slot's: (B, size, t, h, w) -> float32 (B, t, h, w).
 
-        `previous` (B, size, 1, h, w) is the slot before the first; without it the first slot takes the second's distance, and
-        a lone slot 0.
+        Args:
+            previous: features (B, size, 1, h, w) of the slot before the first. Without them, the first slot takes the second
+                slot's distance, or 0 if it is the only one.
         """
         features = features.float()
         if previous is not None:
             features = torch.cat([previous.float(), features], dim=2)
-        # 1e-6 keeps the gradient of the root finite where nothing moves.
+        # Without 1e-6, the gradient of the root would be infinite for still regions.
         distances = (features.diff(dim=2).square().sum(dim=1) + 1e-6).sqrt()
         if previous is not None:
             return distances
@@ -225,7 +226,7 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
     input_modalities = ["video"]
     supports_gradient_checkpointing = False
     _no_split_modules = ["FSQMagViTResBlock"]
-    # There is no attention: every implementation that a parent asks for is fine.
+    # The model has no attention, so every implementation that a parent asks for works.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -235,14 +236,14 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv3d):
-            # LeCun's scale, MAGVIT's default: a fixed deviation would let a deep stack of convolutions fade out.
+            # LeCun's scale, as in MAGVIT: with a fixed deviation, activations would fade in a deep stack of convolutions.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):
-    """The adaptive tokenizer (paper sections 3.3, 3.4; geometry and kernels are ours where the paper is silent)."""
+    """The adaptive tokenizer (paper sections 3.3 and 3.4; the paper does not give all sizes, which are our choice)."""
 
-    # The loss is a mean over pixels: Trainer must go on dividing it by the accumulation steps.
+    # The loss is a mean over pixels, so Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: FSQMagViTConfig):
@@ -256,16 +257,15 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
     @classmethod
     def from_image_tokenizer(cls, name_or_path: str | os.PathLike, config: FSQMagViTConfig) -> "FSQMagViTModel":
         r"""
-        A video tokenizer that starts from one trained on pictures, by MAGVIT's central inflation.
+        Start a video tokenizer from one that was trained on pictures, by MAGVIT's central inflation.
 
-        Every convolution takes the centre slice in time of the image tokenizer's kernel, the only one that a clip of one
-        frame trains, and zeros around it: of a clip that stands still, each frame is coded and reconstructed as the image
-        tokenizer does it. The other slices are learnt from videos. The scorer compares slots, of which a picture has one:
-        it was never trained, and starts anew.
+        A clip of one frame trains only the centre slice (in time) of each kernel. Every convolution takes this slice and has
+        zeros around it, so the frames of a still clip are coded and reconstructed as the image tokenizer does it. Videos then
+        train the other slices. The scorer starts with random weights: it compares slots, and a picture has only one.
 
         Args:
-            name_or_path: folder or Hub id of a tokenizer with `config.for_images()`; its `image_size` may be another.
-            config: of the video tokenizer.
+            name_or_path: folder or Hub id of a tokenizer with `config.for_images()`; its `image_size` may differ.
+            config: the video tokenizer's config.
 
         Raises:
             ValueError: the image tokenizer has another architecture.
@@ -293,27 +293,27 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             source: torch.Tensor = image_model.get_parameter(name)
             if source.ndim == 5:
                 source = centre_slice(source, 2, source.shape[2])
-            if name.startswith(first):  # of the frames that the stem folds into channels, one is read
+            if name.startswith(first):  # the stem folds several frames into channels: read the middle one
                 source = centre_slice(source.unflatten(1, (-1, 1, pixels)), 2, frames).flatten(1, 3)
-            if name.startswith(last):  # and all are written alike
+            if name.startswith(last):  # and write the same to all
                 source = source.unflatten(0, (-1, 1, pixels)).repeat_interleave(frames, dim=1).flatten(0, 2)
             weight.copy_(source)
 
     def encode(self, pixel_values_videos: torch.Tensor) -> FSQMagViTEncoderOutput:
         r"""
-        Tokenise clips of any length, window by window. Call it under `torch.no_grad()`: memory is then that of one window.
+        Tokenise clips of any length, window by window. Under `torch.no_grad()`, memory is that of one window.
 
-        A length that is no multiple of `config.window_size` is padded with its last frame; slots that hold padding alone are
-        dropped again, so T frames give ceil(T / tubelet_size) slots.
+        The last window is filled with the last frame; slots of such padding alone are dropped again, so T frames give
+        ceil(T / tubelet_size) slots.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): in [0, 1].
 
         Raises:
-            ValueError: another rank or channel count, integer pixels, or a size that is no multiple of
+            ValueError: another rank or channel count, integer pixels, or a frame size that is no multiple of
                 `config.patch_size`.
         """
-        slots = self._check_pixels(pixel_values_videos)
+        slots = self._grid_size(pixel_values_videos)[0]
         latents, scores, previous = [], [], None
         for window in self._windows(pixel_values_videos).unbind(dim=1):
             latents.append(self.encoder(window))
@@ -331,11 +331,12 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
 
     def decode(self, codes: torch.Tensor, grid_size: tuple[int, int, int] | None = None) -> torch.Tensor:
         r"""
-        Codes back to pixels, window by window; a window that `codes` fills in part is completed with its last slot.
+        Decode codes to pixels, window by window; the last window is filled with its last slot.
 
         Args:
             codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): in [-1, 1].
-            grid_size: the tokens (t, h, w) of the clip; by default h and w of `config.image_size` and t to match.
+            grid_size: the tokens (t, h, w) of the clip; by default, h and w follow from `config.image_size`, and t from
+                `seq_length`.
 
         Returns:
             (batch_size, t * config.tubelet_size, num_channels, height, width), about [0, 1], not clamped.
@@ -347,9 +348,10 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 f"Got codes of shape {tuple(codes.shape)} for a grid of {grid_size}, expected (batch, "
                 f"{math.prod(grid_size)}, {len(self.config.levels)}): pass the grid_size that they were encoded with."
             )
-        latents = codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1)
-        latents = pad_last(latents, self.config.window_size // self.config.tubelet_size, dim=2)
-        windows = latents.split(self.config.window_size // self.config.tubelet_size, dim=2)
+        slots = self.config.window_grid_size[0]
+        windows = pad_last(codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1), slots, dim=2).split(
+            slots, dim=2
+        )
         frames = torch.cat([self.decoder(window) for window in windows], dim=2)
         return frames[:, :, : grid_size[0] * self.config.tubelet_size].transpose(1, 2)
 
@@ -364,24 +366,23 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         **kwargs,
     ) -> FSQMagViTOutput:
         r"""
-        Reconstruct clips from their most important tokens. Each window is masked and coded on its own, as in training on
-        16-frame clips.
+        Reconstruct clips from their most important tokens. Each window is masked and coded independently.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): in [0, 1].
-            keep_ratio (`float`, *optional*): share of a window's tokens kept, in (0, 1]; by default `config.keep_ratio`, and in
-                training a draw from `config.min_keep_ratio` to it. In training the first slot is kept besides.
-            importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores to choose by instead of
-                the scorer's, which then learns nothing.
-            bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): the mask itself, True = kept;
-                nothing is chosen, and nothing kept besides.
-            topk_sigma (`float`, *optional*): noise of the perturbed top-k instead of `config.topk_sigma`.
+            keep_ratio (`float`, *optional*): share of a window's tokens that are kept, in (0, 1]; by default
+                `config.keep_ratio`, and in training a random share from `config.min_keep_ratio` to it. In training, the first
+                slot is kept in addition.
+            importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores that choose the tokens
+                instead of the scorer's. The scorer then learns nothing.
+            bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): exactly these tokens are kept
+                (True = kept), whatever the other arguments say.
+            topk_sigma (`float`, *optional*): noise of the perturbed top-k, instead of `config.topk_sigma`.
 
         Raises:
-            ValueError: as [`FSQMagViTModel.encode`], on a `keep_ratio` outside (0, 1], and on scores or a mask that are not
-                (batch_size, seq_length).
+            ValueError: as [`FSQMagViTModel.encode`]; a `keep_ratio` outside (0, 1]; scores or a mask of another shape.
         """
-        slots = self._check_pixels(pixel_values_videos)
+        slots = self._grid_size(pixel_values_videos)[0]
         batch_size, num_frames = pixel_values_videos.shape[:2]
         windows = self._windows(pixel_values_videos).flatten(0, 1)
         scores = self._per_window(importance_scores, "importance_scores", pixel_values_videos)
@@ -391,15 +392,15 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         if mask is None:
             mask = self.token_mask(scores, self._keep_ratio(keep_ratio, scores), topk_sigma)
         codes = self.quantizer(self.encoder(windows).movedim(1, -1) * mask.unsqueeze(-1))
-        frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype)).transpose(1, 2)
-        reconstruction = frames.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :num_frames]
+        frames = self.decoder(codes.movedim(-1, 1).to(windows.dtype))
+        frames = rearrange(frames, "(b windows) c t h w -> b (windows t) c h w", b=batch_size)[:, :num_frames]
 
         def per_clip(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.unflatten(0, (batch_size, -1)).flatten(1, 2)[:, :slots].flatten(1)
+            return rearrange(tokens, "(b windows) t h w -> b (windows t) h w", b=batch_size)[:, :slots].flatten(1)
 
         return FSQMagViTOutput(
-            loss=nn.functional.mse_loss(reconstruction.float(), pixel_values_videos.float()),
-            reconstruction=reconstruction,
+            loss=nn.functional.mse_loss(frames.float(), pixel_values_videos.float()),
+            reconstruction=frames,
             importance_scores=per_clip(scores),
             bool_kept_pos=per_clip(mask.detach() > 0),
             code_indices=per_clip(codes_to_indices(codes, self.config.levels)),
@@ -408,22 +409,29 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
     def token_mask(
         self, scores: torch.Tensor, keep_ratio: torch.Tensor, topk_sigma: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the latents are multiplied with: scores (B, t, h, w) and shares (B, 1) -> (B, t, h, w) in [0, 1],
-        differentiable in training."""
+        """Return the mask that latents are multiplied with, 1 = kept; it is differentiable in training.
+
+        Args:
+            scores: (windows, t, h, w).
+            keep_ratio: the share of each window that is kept, (windows, 1).
+
+        Returns:
+            (windows, t, h, w), zeros and ones.
+        """
         flat = scores.flatten(1)
         keep_count = (keep_ratio * flat.shape[1]).round().long().clamp(min=1)
         if not self.training:
             return topk_mask(flat, keep_count).to(scores.dtype).unflatten(1, scores.shape[1:])
-        # The first slot is kept besides, so the top-k chooses among the others.
+        # The first slot is always kept, so the top-k chooses among the others.
         rest = scores[:, 1:].flatten(1)
         kept = self._differentiable_topk(rest, keep_count.clamp(max=rest.shape[1]), topk_sigma)
         kept = torch.cat([kept.new_ones(flat.shape[0], flat.shape[1] - rest.shape[1]), kept], dim=1)
-        # torch.where, not a branch: under DDP the scorer needs its (zero) gradient in every step.
+        # torch.where rather than a branch: under DDP, the scorer needs a gradient in every step, even if it is zero.
         unmasked = torch.rand(kept.shape[0], 1, device=kept.device) < self.config.unmasked_clip_ratio
         return torch.where(unmasked, 1.0, kept).unflatten(1, scores.shape[1:])
 
     def _keep_ratio(self, keep_ratio: float | None, scores: torch.Tensor) -> torch.Tensor:
-        """The share of each window's tokens that is kept: (windows, 1)."""
+        """Return the share of each window's tokens that is kept: (windows, 1)."""
         low = high = self.config.keep_ratio if keep_ratio is None else keep_ratio
         if not 0 < high <= 1:
             raise ValueError(f"Got keep_ratio={high}, expected a share in (0, 1]: give a fraction, not a percentage.")
@@ -434,18 +442,19 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         return low + (high - low) * torch.rand(scores.shape[0], 1, device=scores.device)
 
     def _per_window(self, tokens: torch.Tensor | None, name: str, clips: torch.Tensor) -> torch.Tensor | None:
-        """A clip's values (B, seq_length) by window, (windows, t, h, w); the slots of padding take the last slot's."""
+        """Split a clip's values (B, seq_length) into windows, (windows, t, h, w); padding repeats the last slot's values."""
         if tokens is None:
             return None
-        patch_size = self.config.patch_size
-        grid_size = (self._check_pixels(clips), clips.shape[3] // patch_size, clips.shape[4] // patch_size)
-        if tuple(tokens.shape) != (clips.shape[0], math.prod(grid_size)):
+        grid_size = self._grid_size(clips)
+        expected = clips.shape[0], math.prod(grid_size)
+        if tuple(tokens.shape) != expected:
             raise ValueError(
-                f"Got {name} of shape {tuple(tokens.shape)}, expected {(clips.shape[0], math.prod(grid_size))} for a grid of "
-                f"{grid_size} tokens: make them from the same clips."
+                f"Got {name} of shape {tuple(tokens.shape)}, expected {expected} for a grid of {grid_size} tokens: make them "
+                "from the same clips."
             )
-        slots = self.config.window_size // self.config.tubelet_size
-        return pad_last(tokens.unflatten(1, grid_size), slots, dim=1).unflatten(1, (-1, slots)).flatten(0, 1)
+        slots = self.config.window_grid_size[0]
+        padded = pad_last(tokens.unflatten(1, grid_size), slots, dim=1)
+        return rearrange(padded, "b (windows t) h w -> (b windows) t h w", t=slots)
 
     def _differentiable_topk(
         self, scores: torch.Tensor, k: torch.Tensor, sigma: float | torch.Tensor | None
@@ -459,12 +468,12 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         return straight_through(topk_mask(scores, k).to(soft.dtype), soft)
 
     def _windows(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, H, W) -> (B, windows, C, window_size, H, W), the last one filled up with the last frame."""
+        """Split clips into windows, the last one filled with the last frame: (B, T, C, H, W) -> (B, windows, C, frames, H, W)."""
         frames = pad_last(pixel_values_videos, self.config.window_size, dim=1).to(self.dtype)
-        return frames.unflatten(1, (-1, self.config.window_size)).transpose(2, 3)
+        return rearrange(frames, "b (windows t) c h w -> b windows c t h w", t=self.config.window_size)
 
-    def _check_pixels(self, pixel_values_videos: torch.Tensor) -> int:
-        """The number of time slots of a clip; raises ValueError on clips that the tokenizer cannot take."""
+    def _grid_size(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
+        """Return the tokens (t, h, w) of a clip, t rounded up; raise ValueError on clips that do not fit the tokenizer."""
         shape = tuple(pixel_values_videos.shape)
         if len(shape) != 5 or shape[1] == 0 or shape[2] != self.config.num_channels:
             raise ValueError(
@@ -476,16 +485,17 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 f"Got pixels of {pixel_values_videos.dtype}, expected floating point in [0, 1]: divide by 255 "
                 "(LVMAEVideoProcessor with do_normalize=False does)."
             )
-        if shape[3] % self.config.patch_size or shape[4] % self.config.patch_size:
+        patch_size = self.config.patch_size
+        if shape[3] % patch_size or shape[4] % patch_size:
             raise ValueError(
-                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {self.config.patch_size} "
-                "pixels: resize or crop them."
+                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {patch_size} pixels: resize "
+                "or crop them."
             )
-        return math.ceil(shape[1] / self.config.tubelet_size)
+        return math.ceil(shape[1] / self.config.tubelet_size), shape[3] // patch_size, shape[4] // patch_size
 
 
 def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
-    """Repeat the last entry along `dim` until its length is a multiple; the tensor itself where it already is."""
+    """Repeat the last entry along `dim` until the length is a multiple; return the tensor itself if it already is."""
     missing = -tensor.shape[dim] % multiple
     if missing == 0:
         return tensor
@@ -494,7 +504,7 @@ def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
 
 
 def centre_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
-    """The middle entry along `dim`, in the middle of `length` entries that are otherwise zero."""
+    """Put the middle entry along `dim` in the middle of `length` entries that are otherwise zero."""
     shape = list(tensor.shape)
     shape[dim] = length
     centred = tensor.new_zeros(shape)
@@ -502,7 +512,7 @@ def centre_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     return centred
 
 
-# What makes the weights of an image tokenizer, and must agree with those of the video tokenizer that it starts.
+# Fields that decide the weights of an image tokenizer. They must agree with those of the video tokenizer that starts from it.
 IMAGE_TOKENIZER_FIELDS = (
     "window_size",
     "num_channels",

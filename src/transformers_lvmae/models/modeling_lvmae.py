@@ -1,11 +1,11 @@
 """LVMAE: a VideoMAE-style masked autoencoder whose decoder reconstructs only the tokens that matter.
 
 "Extending Video Masked Autoencoders to 128 frames" (NeurIPS 2024). Notable choices:
-- tubelets are gathered first and projected after, so hidden ones cost nothing; the projection is a Linear; where the targets are
-  cached, the visible tubelets are all that a model needs of a clip;
-- positions are sines and cosines computed for the tokens at hand, never stored: any clip length and picture size works;
+- visible tubelets are gathered before they are projected by a Linear, so hidden ones cost nothing; with cached targets, the model
+  does not even need the hidden tubelets;
+- sine and cosine positions are computed for the tokens of each batch and never stored: any clip length and frame size works;
 - outputs of norms and activations are recomputed in backward (recomputation.py): a third less memory, the same gradients;
-- the model takes plain tensors (masks, target codes) and never holds the tokenizer that makes them.
+- the model takes masks and target codes as plain tensors, and never holds the tokenizer that they come from.
 """
 
 import math
@@ -31,6 +31,7 @@ from .configuration_lvmae import LVMAEConfig
 from .fsq import level_losses, likeliest_codes
 from .masking import (
     ENCODER_MASKS,
+    check_mask,
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
@@ -46,12 +47,13 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor` of shape `(1,)`, *optional*): mean squared error, or cross-entropy with `target_type="levels"`,
-            over the tokens that are hidden from the encoder and decoded; None without targets.
+            over the tokens that are both hidden from the encoder and decoded; None without targets.
         logits (`torch.Tensor` of shape `(batch_size, token_budget, target_size)`): one row per decoded position, in
             ascending order of position.
-        channel_losses (`torch.Tensor` of shape `(channels,)`, *optional*): the parts whose mean is the loss, without a
-            gradient: of each FSQ channel, of each colour for pixels.
-        bool_masked_pos, bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): the masks used.
+        channel_losses (`torch.Tensor` of shape `(channels,)`, *optional*): the loss of each FSQ channel, or of each color for
+            pixels, without a gradient. Their mean is `loss`.
+        bool_masked_pos, bool_decoded_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`): the masks that were used,
+            given or drawn.
     """
 
     loss: torch.Tensor | None = None
@@ -64,18 +66,18 @@ class LVMAEForPreTrainingOutput(ModelOutput):
 
 
 def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Sine and cosine of each position, interleaved, as VideoMAE's table: (...) -> float32 (..., size).
+    """Return sines and cosines of positions, interleaved as in VideoMAE's table: (...) -> float32 (..., size).
 
-    Computed in float64: at position 12,543 a float32 angle is off by a thousandth.
+    They are computed in float64, because at position 12,543 a float32 angle is off by a thousandth.
     """
-    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # no float64 on mps
+    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float64) / size
     angles = positions.to(device, torch.float64).unsqueeze(-1) / 10000**exponents
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float().to(positions.device)
 
 
 class LVMAEPatchEmbeddings(nn.Module):
-    """Tubelets to vectors: one Linear over (channel, frame, row, column), the layout of VideoMAE's 3D convolution."""
+    """Project tubelets to vectors: one Linear over (channel, frame, row, column), as VideoMAE's 3D convolution lays them out."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
@@ -122,14 +124,9 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed tubelets.
+        """Embed tubelets (B, K, tubelet_size, C, patch_size, patch_size) to (B, K, hidden_size).
 
-        Args:
-            pixels: clips (B, T, C, H, W), or tubelets (B, K, tubelet_size, C, patch_size, patch_size).
-            positions: int64 (B, K), the tubelets of clips to embed; all of them by default.
-
-        Returns:
-            (B, K, hidden_size).
+        Or embed those tubelets of clips (B, T, C, H, W) that are at `positions`, int64 (B, K); all of them by default.
         """
         if not pixels.is_floating_point():
             raise ValueError(
@@ -142,7 +139,7 @@ class LVMAEPatchEmbeddings(nn.Module):
 
 
 class LVMAEEmbeddings(nn.Module):
-    """Tubelets, projected, plus their positions."""
+    """Project tubelets and add their positions."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
@@ -154,15 +151,6 @@ class LVMAEEmbeddings(nn.Module):
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
         return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
-
-
-def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `mask` is bool and has this shape (B, N)."""
-    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        raise ValueError(
-            f"Got {name} of shape {tuple(mask.shape)} and {mask.dtype}, expected {shape} (clips, tokens of a clip) and "
-            "torch.bool: draw the mask for the clip's own grid."
-        )
 
 
 def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
@@ -185,7 +173,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention with its weights: (B, heads, N, d) -> (B, N, heads, d) and (B, heads, N, N)."""
+    """Attend with queries (B, heads, M, d) to N keys and values; return outputs (B, M, heads, d) and weights (B, heads, M, N)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -195,7 +183,7 @@ def eager_attention_forward(
 
 
 class LVMAEAttention(nn.Module):
-    """Full multi-head attention, without a key bias as in VideoMAE. Sizes are arguments: the decoder's differ."""
+    """Multi-head attention over all tokens; as in VideoMAE, the key has no bias. Encoder and decoder pass their own sizes."""
 
     def __init__(self, config: LVMAEConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
@@ -219,7 +207,10 @@ class LVMAEAttention(nn.Module):
         first_query: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (B, N, D), from `first_query` on, or `query_states` (B, M, D) attend to all tokens. Returns output and weights."""
+        """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
+
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them.
+        """
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
@@ -229,16 +220,9 @@ class LVMAEAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.dropout if self.training else 0.0
         output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            is_causal=self.is_causal,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            **kwargs,
+            self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=dropout, **kwargs
         )
         return self.out_proj(output.flatten(2)), weights
 
@@ -258,7 +242,7 @@ class LVMAEMLP(nn.Module):
 
 
 class LVMAEDropPath(nn.Module):
-    """Stochastic depth: in training, a sample's branch is left out with probability `rate`, and scaled up otherwise."""
+    """Stochastic depth: in training, drop a sample's branch with probability `rate`, and otherwise divide it by 1 - `rate`."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -272,9 +256,10 @@ class LVMAEDropPath(nn.Module):
 
 
 class LVMAELayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer of the encoder and, with other sizes, of the decoder."""
+    """Pre-norm transformer layer, of the encoder and of the decoder."""
 
-    mlp_checkpointing = False  # LVMAEPreTrainedModel.activation_checkpointing_enable sets both
+    # LVMAEPreTrainedModel.activation_checkpointing_enable sets both.
+    mlp_checkpointing = False
     _gradient_checkpointing_func: Callable
 
     def __init__(
@@ -324,14 +309,9 @@ class LVMAEEncoder(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         depth = config.num_hidden_layers
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
         self.layers = nn.ModuleList(
-            LVMAELayer(
-                config,
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                drop_path_rate=config.drop_path_rate * number / max(depth - 1, 1),
-            )
+            LVMAELayer(config, *sizes, drop_path_rate=config.drop_path_rate * number / max(depth - 1, 1))
             for number in range(depth)
         )
         self.gradient_checkpointing = False
@@ -343,7 +323,7 @@ class LVMAEEncoder(nn.Module):
 
 
 class LVMAEDecoder(nn.Module):
-    """Encoded visible tokens and mask tokens at the decoded positions -> predictions at the decoded positions."""
+    """Append a mask token for each decoded position to the encoded tokens, run the layers, predict at the mask tokens."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
@@ -362,7 +342,7 @@ class LVMAEDecoder(nn.Module):
     def forward(
         self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Encoded tokens (B, V, D), their positions (B, V), the decoded positions (B, K) -> (B, K, target_size)."""
+        """Encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K) -> logits (B, K, target_size)."""
         (hidden_states,) = apply_linears(encoded, self.embed)
         positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
@@ -382,7 +362,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
     supports_gradient_checkpointing = True
-    # The patch embeddings inside the embeddings: FSDP2 gives input embeddings a unit of their own, which none around them may forestall.
+    # LVMAEPatchEmbeddings is listed besides LVMAEEmbeddings because FSDP2 gives the input embeddings a unit of their own.
     _no_split_modules = ["LVMAEEmbeddings", "LVMAEPatchEmbeddings", "LVMAELayer"]
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
@@ -398,10 +378,10 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """As in transformers, with one key more among the kwargs: `mlp_only=True` checkpoints each layer's MLP branch alone.
+        """Switch checkpointing on as in transformers; the additional key `mlp_only=True` checkpoints only each layer's MLP.
 
-        Attention, the dear part of long clips, is then not computed twice: a third less memory for 4 % more time, where whole
-        layers cost 37 % (benchmarks/run.py --cases step; ViT-B, 128 frames). From the command line:
+        Attention, which costs most on long clips, is then not computed twice: a third less memory for 4 % more time, where
+        whole layers cost 37 % (`python benchmarks/run.py --cases step`; ViT-B, 128 frames). From the command line:
         `--activation_checkpointing --activation_checkpointing_kwargs '{"mlp_only": true}'`.
         """
         checkpoint_kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
@@ -428,7 +408,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):
 
 
 class LVMAEModel(LVMAEPreTrainedModel):
-    """The encoder: a ViT with full space-time attention over a clip's visible tubelets."""
+    """The encoder: a ViT with full space-time attention over the visible tubelets of a clip."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
@@ -517,7 +497,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
     """Masked autoencoder with a masked decoder (paper section 3, Figure 2)."""
 
-    # The loss is a mean over tokens: Trainer must go on dividing it by the accumulation steps.
+    # The loss is a mean over tokens, so Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: LVMAEConfig):
@@ -558,9 +538,15 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
         visible = self.lvmae.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         bool_decoded_pos = bool_masked_pos if bool_decoded_pos is None else bool_decoded_pos
-        decoded = self.index_decoded(bool_masked_pos, bool_decoded_pos, visible, num_decoded)
+        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
+        if bool_decoded_pos is bool_masked_pos:
+            num_decoded = bool_masked_pos.shape[1] - visible.shape[1]
+        elif num_decoded is None and torch.compiler.is_compiling():
+            num_decoded = sum(self.config.decoder_token_counts(bool_masked_pos.shape[1]))
+        decoded = mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
         targets = self._wanted_targets(target_codes, target_latents, bool_decoded_pos)
-        encoded = self.forward_encoder(pixel_values_videos, visible_tubelets, visible, **kwargs)
+        inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
+        encoded = self.forward_encoder(visible, **inputs, **kwargs)
         logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, targets, decoded)
         losses = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
@@ -580,40 +566,14 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         mask = ENCODER_MASKS[self.config.encoder_mask](clips.shape[0], grid_size, ratio, device=clips.device)
         return mask, tube_visible_count(grid_size, ratio)
 
-    def index_decoded(
-        self,
-        bool_masked_pos: torch.Tensor,
-        bool_decoded_pos: torch.Tensor,
-        visible: torch.Tensor,
-        num_decoded: int | None,
-    ) -> torch.Tensor:
-        """Check the decoder's mask; return the positions that it decodes, ascending: int64 (B, K)."""
-        check_mask(bool_decoded_pos, "bool_decoded_pos", tuple(bool_masked_pos.shape))
-        tokens = bool_masked_pos.shape[1]
-        if bool_decoded_pos is bool_masked_pos:
-            num_decoded = tokens - visible.shape[1]
-        elif num_decoded is None and torch.compiler.is_compiling():
-            num_decoded = sum(self.config.decoder_token_counts(tokens))
-        return mask_to_indices(bool_decoded_pos, "bool_decoded_pos", num_decoded)
-
-    def forward_encoder(
-        self,
-        pixel_values_videos: torch.Tensor | None,
-        visible_tubelets: torch.Tensor | None,
-        visible: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
+    def forward_encoder(self, visible: torch.Tensor, **inputs: Any) -> BaseModelOutput:
         """Encode the tubelets at the visible positions (B, V): `last_hidden_state` (B, V, hidden_size)."""
-        return self.lvmae(pixel_values_videos, visible_tubelets=visible_tubelets, visible_positions=visible, **kwargs)
+        return self.lvmae(visible_positions=visible, **inputs)
 
     def forward_decoder(
-        self,
-        encoded: BaseModelOutput,
-        visible: torch.Tensor,
-        decoded: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
+        self, encoded: BaseModelOutput, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Predict at the decoded positions (B, K), from the encoder's output: logits (B, K, target_size)."""
+        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size)."""
         return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
 
     def _wanted_targets(
@@ -696,7 +656,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
 
 
 class LVMAEClassAttention(nn.Module):
-    """One class-attention layer (CaiT): a learnt query gathers what the classifier needs from unchanged tokens."""
+    """One class-attention layer (CaiT): a learned class token attends to the tokens, which stay as they are."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
@@ -723,7 +683,7 @@ class LVMAEMeanPooling(nn.Module):
 
 
 class LVMAEForVideoClassification(LVMAEPreTrainedModel):
-    """The encoder, pooled, normalised and classified."""
+    """The encoder, a pooling of its tokens, a LayerNorm and a linear classifier."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
@@ -742,24 +702,23 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
-        While training, the encoder sees only 1 - `config.tube_drop_ratio` of the tubes, drawn anew for every clip.
+        In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
-                `config.label_sets`, of shape `(batch_size, label sets)`: one class id of each set, counted from 0 in each.
-                With either, and `config.problem_type="single_label_classification"`, also probabilities of shape
-                `(batch_size, num_labels)` (each set's add up to 1): mixed clips have several classes. Without that
-                `problem_type`, floats are transformers' multi-label classification.
+                `config.label_sets`, the shape is `(batch_size, label sets)`: one class id for each set, counted from 0 in each.
+                With `config.problem_type="single_label_classification"`, labels may also be probabilities of shape
+                `(batch_size, num_labels)`, because mixed clips have several classes; those of a set add up to 1. Without that
+                `problem_type`, floats mean transformers' multi-label classification.
 
         Returns:
-            `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets` the loss is the mean
-            of the sets' cross-entropies, and the logits are the logarithms of the probabilities within each set: a softmax over
-            all of them, as the pipeline takes it, gives every class its probability within its set, divided by the number of
-            sets.
+            `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets`, the loss is the mean
+            of the sets' cross-entropies, and the logits are log-probabilities within each set. The pipeline's softmax over all
+            logits then gives every class its probability within its set, divided by the number of sets.
 
         Raises:
-            ValueError: as [`LVMAEModel`], and on labels of another shape than `config.label_sets` asks for.
+            ValueError: as [`LVMAEModel`]; labels whose shape does not fit `config.label_sets`.
         """
         dropped = num_visible = None
         if self.training and self.config.tube_drop_ratio > 0:
@@ -780,8 +739,11 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         )
 
     def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Cross-entropy of logits (B, num_labels) and labels: class ids (B,), or (B, sets) with label sets, its mean over the sets;
-        or probabilities (B, num_labels)."""
+        """Return the cross-entropy of logits (B, num_labels); with label sets, its mean over the sets.
+
+        Args:
+            labels: class ids (B,), or (B, sets) with label sets; or probabilities (B, num_labels).
+        """
         is_soft = labels.is_floating_point() and self.config.problem_type == "single_label_classification"
         slices = self.config.label_slices
         if not slices:
@@ -792,13 +754,13 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         if tuple(labels.shape) != expected:
             raise ValueError(
                 f"Got labels of shape {tuple(labels.shape)}, expected {expected} for the label sets {list(slices)}: give one "
-                "class id of each set."
+                "class id for each set."
             )
         if is_soft:
             chosen = labels * logits
         else:
             chosen = torch.stack([logits[:, part].gather(1, labels[:, [i]]) for i, part in enumerate(slices.values())])
-        # Trainer counts the labels of all accumulated batches, and every set's is one.
+        # Trainer passes the number of labels of all accumulated batches, where each set's label counts.
         count = kwargs.get("num_items_in_batch")
         return -chosen.sum() / (len(labels) * len(slices) if count is None else count)
 

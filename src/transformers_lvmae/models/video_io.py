@@ -1,8 +1,8 @@
-"""Video files: decode chosen frames, write a clip.
+"""Decode chosen frames of a video file, and write a clip to a file.
 
-Two decoders behind one function. torchcodec is used where it loads (it needs an FFmpeg on the system); PyAV, which carries
-its own FFmpeg, everywhere else. Frames are counted by demuxing or by an index that was checked (`video_seeking`), never read from the
-header: Matroska and WebM headers say 0, and a truncated file's header still promises the frames that were lost.
+Two decoders stand behind one function: torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles
+FFmpeg. The number of frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header:
+Matroska and WebM headers say 0, and the header of a truncated file counts the lost frames too.
 """
 
 import io
@@ -25,12 +25,13 @@ from .video_seeking import VideoReader, VideoReadError
 
 SampleIndices = Callable[[VideoMetadata], Sequence[int] | np.ndarray | torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
-BLOCK_BYTES = 4 * 2**20  # of frames that are resized or cropped in one call: for small ones the calls cost most
+# Frames are resized or cropped in blocks of this size, because for small frames the calls cost most.
+BLOCK_BYTES = 4 * 2**20
 FramesOf = Callable[[list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
 def video_name(source: Any) -> str:
-    """What error messages call `source`: its path where it has one, else what kind of thing it is."""
+    """Return the name of `source` for error messages: its path, or its type if it has none."""
     if isinstance(source, dict):
         return video_name(source.get("path") or source.get("bytes"))
     if isinstance(source, (str, os.PathLike)):
@@ -46,26 +47,26 @@ def decode_video(
     end: float | None = None,
     view: View | None = None,
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """Decode the frames that `sample_indices` asks for, and no others are kept in memory.
+    """Decode the frames that `sample_indices` chooses, and keep only these in memory.
 
     Args:
         source: a path, a URL, the bytes of a file, a file object, a `datasets` row of `Video(decode=False)` (a dict with
             `path` and `bytes`), or a torchcodec `VideoDecoder` (a row of `Video()`).
         sample_indices: called with the video's `VideoMetadata`; returns frame numbers in [0, total_num_frames), in any
-            order, repeats allowed.
-        backend: "torchcodec", "pyav" or None for torchcodec where it loads and PyAV otherwise, as for segments.
-        start, end: seconds; only the frames whose time stamp lies in [start, end), counted from the video's first frame, are
-            there to sample: metadata and frame numbers are those of this segment. Its cost does not depend on where in the
-            video it lies, in MP4, MOV, Matroska and WebM; other containers are decoded from their start (`video_seeking`).
-        view: called with frames, uint8 (N, 3, H, W), right after they are decoded (in ascending order, once), and what it
-            returns is kept in their place, always of one shape: with a resize or a crop here, no more frames of full size are
-            held than fit into 4 MiB (and their copy, side by side), or one.
+            order, with repeats if it likes.
+        backend: "torchcodec", "pyav", or None: PyAV for segments, and otherwise torchcodec if it loads, or else PyAV.
+        start, end: a segment in seconds from the video's first frame. It has the frames whose time stamps lie in [start, end);
+            metadata and frame numbers refer to it. In MP4, MOV, Matroska and WebM, its cost does not depend on its place in the
+            video; other containers are decoded from their start (`video_seeking`).
+        view: a resize or a crop, which saves memory because full frames are not kept. It is called with decoded frames, uint8
+            (N, 3, H, W), at most 4 MiB at a time (or one frame), in ascending order, and returns frames of one shape.
 
     Returns:
-        uint8 frames (T, 3, H, W), or of the view's shape, in the order asked for, and the metadata with `frames_indices` set.
+        The frames, uint8 (T, 3, H, W) or of the view's shape, in the order of `sample_indices`, and the metadata with
+        `frames_indices`.
 
     Raises:
-        VideoReadError: the file is missing, empty, damaged, has no video stream or fewer frames than it claims.
+        VideoReadError: the file is missing, empty or damaged, has no video stream, or fewer frames than it claims.
     """
     return decode_clips(source, [sample_indices], [view], backend, start, end)[0]
 
@@ -78,7 +79,7 @@ def decode_clips(
     start: float | None = None,
     end: float | None = None,
 ) -> list[tuple[torch.Tensor, VideoMetadata]]:
-    """Several clips from one decoding of a video, each with its own frames and its own view; otherwise as [`decode_video`]."""
+    """Decode a video once for several clips, each with its own sampler and view; otherwise as [`decode_video`]."""
     if backend is None:
         whole = start is None and end is None
         backend = "torchcodec" if whole and is_torchcodec_usable(decode="video") else "pyav"
@@ -101,15 +102,15 @@ def decode_clips(
 
 
 def _blocks(frames: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Frames that come one at a time with their numbers, as many at once as `BLOCK_BYTES` hold, but one at least."""
+    """Collect numbered frames into blocks of at most `BLOCK_BYTES`, with at least one frame each."""
     waiting: list[tuple[int, torch.Tensor]] = []
 
     def block() -> tuple[np.ndarray, torch.Tensor]:
         numbers, pictures = zip(*waiting)
         waiting.clear()
-        if len(pictures) == 1:  # a large one, not to be copied
+        if len(pictures) == 1:  # do not copy a large frame
             return np.array(numbers), pictures[0][None]
-        # In memory as decoders write them, channels last: copying is cheap.
+        # Decoders write channels last; copying is cheap in this layout.
         return np.array(numbers), torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
 
     for number, frame in frames:
@@ -123,7 +124,11 @@ def _blocks(frames: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[np.nda
 def _collect(
     blocks: Iterable[tuple[np.ndarray, torch.Tensor]], indices: list[np.ndarray], views: Sequence[View | None]
 ) -> list[torch.Tensor]:
-    """Clips (T, C, H, W) of blocks of frames (N, C, H, W) with their numbers, both ascending."""
+    """Make clips (T, C, H, W) from blocks of frames (N, C, H, W) and their numbers, which ascend.
+
+    Args:
+        indices: the frame numbers of each clip, in any order.
+    """
     clips: list[torch.Tensor | None] = [None] * len(indices)
     for numbers, frames in blocks:
         for clip, (wanted, view) in enumerate(zip(indices, views)):
@@ -140,7 +145,7 @@ def _collect(
 
 
 def _openable(source: Any) -> Any:
-    """Reduce the accepted sources to a path, a file object or a torchcodec decoder."""
+    """Turn a source into a path, a file object or a torchcodec decoder."""
     if isinstance(source, dict):
         data = source.get("bytes")
         source = data if data is not None else source.get("path")
@@ -157,7 +162,7 @@ def _openable(source: Any) -> Any:
     if source is None:
         raise VideoReadError("got neither a path nor bytes, expected one of them: check the dataset's video column.")
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
-        return io.BytesIO(source.read())  # a pipe: it is opened more than once
+        return io.BytesIO(source.read())  # a pipe cannot be read twice, but the file is opened more than once
     return source
 
 
@@ -165,7 +170,7 @@ def _download(url: str) -> bytes:
     try:
         return httpx.get(url, follow_redirects=True).raise_for_status().content
     except httpx.HTTPError as error:
-        raise VideoReadError(f"got {error}, expected a video at this address: check it.") from error
+        raise VideoReadError(f"got {error}, expected a video at this address: check the URL.") from error
 
 
 def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np.ndarray:
@@ -196,7 +201,7 @@ def _read_pyav(file: Any, start: float | None, end: float | None) -> tuple[Video
     )
 
     def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        # One converter for the clip: building it costs more than using it on a small frame.
+        # Build the converter once for the clip: for a small frame, building costs more than converting.
         reformatter = VideoReformatter()
         for number, frame in reader.frames(numbers):
             pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
@@ -210,7 +215,8 @@ def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple
         raise ValueError(
             f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
         )
-    if is_torchcodec_available():  # asked for by name where it is missing, it fails on the next line
+    # Without this condition, transformers would demand torchcodec of everybody who loads a model with this file from the Hub.
+    if is_torchcodec_available():
         from torchcodec.decoders import VideoDecoder
 
     decoder = file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
@@ -224,7 +230,7 @@ def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple
     )
 
     def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, len(numbers), 8):  # a call costs as much as some frames; memory holds no more than these
+        for first in range(0, len(numbers), 8):  # a call costs as much as a few frames; larger blocks need more memory
             block = numbers[first : first + 8]
             yield from zip(block, decoder.get_frames_at(indices=block).data)
 
@@ -232,9 +238,9 @@ def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf: int = 18) -> None:
-    """Write uint8 RGB frames (T, H, W, 3), H and W even, as H.264 in the container that the path's ending names.
+    """Write uint8 RGB frames (T, H, W, 3), H and W even, as H.264; the path's ending chooses the container.
 
-    The same frames give the same bytes: one encoder thread, no time stamps of the day.
+    The same frames always give the same bytes: one encoder thread and no date in the file.
     """
     frames = np.asarray(frames)
     if (
@@ -249,8 +255,8 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf:
             "convert or crop them."
         )
     with av.open(os.fspath(path), "w") as container:
-        # Macroblock-tree rate control reads memory it never wrote in x264's AVX-512 code, for pictures narrower than 256: with
-        # it, the same frames give other bytes from call to call.
+        # Without mbtree=0, the same frames can give different bytes: for frames narrower than 256 pixels, the AVX-512 code of
+        # x264's macroblock-tree rate control reads memory that it did not write.
         options = {"crf": str(crf), "preset": "fast", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]

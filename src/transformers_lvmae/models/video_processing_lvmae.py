@@ -1,8 +1,8 @@
-"""LVMAE video processor: files, arrays or frames to `pixel_values_videos`.
+"""LVMAE's video processor: files, arrays or frames to `pixel_values_videos`.
 
-Two decisions differ from transformers' own video processors:
-- A clip with fewer frames than asked for is stretched: its frames repeat evenly. transformers raises.
-- Files are decoded by `video_io.decode_video`: torchcodec where it loads, PyAV elsewhere. transformers has torchcodec only.
+It differs from transformers' own video processors in two ways:
+- a clip with fewer frames than asked for is stretched, so that its frames repeat evenly; transformers raises an error;
+- `video_io.decode_video` decodes files, with torchcodec if it loads and otherwise with PyAV; transformers has only torchcodec.
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ SampleIndices = Callable[[VideoMetadata], np.ndarray]
 
 
 class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
-    """Video to `pixel_values_videos` (B, T, C, H, W), float.
+    """Videos to `pixel_values_videos` (B, T, C, H, W), floating point.
 
     A video is a path, a URL, the bytes of a file, an open file, a `datasets` row (of `Video(decode=False)`, or the decoder
-    of `Video()`), an array (T, C, H, W) or (T, H, W, C), or a list of frames; a batch is a list of videos or an array of
-    rank 5. Pixels are in [0, 255]; with `do_rescale=False`, [0, 1].
+    of `Video()`), an array (T, C, H, W) or (T, H, W, C), or a list of frames. A batch is a list of videos or an array of
+    rank 5. Pixels are in [0, 255], or in [0, 1] with `do_rescale=False`.
 
-    Frames are sampled only with `do_sample_frames=True`, by `num_frames` or `fps`; otherwise every frame is kept. Of a file,
-    only the sampled frames are held in memory.
+    With `do_sample_frames=True`, `num_frames` or `fps` says which frames are sampled, and only these are read from a file into
+    memory. Otherwise every frame is kept.
 
     Raises:
         ValueError: wrong rank, unknown channel axis, `image_mean` of another length than the channels, or both
-            `num_frames` and `fps`; a `VideoReadError` names the file that cannot be read.
-        TypeError: something that is no video.
+            `num_frames` and `fps`. A `VideoReadError`, also a ValueError, names the file that cannot be read.
+        TypeError: the input is no video.
         ImportError: torchvision is not installed.
     """
 
@@ -51,7 +51,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
 
     def preprocess(self, videos: Any, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:
         """Preprocess a video or a batch of videos; the keywords override the processor's settings for this call."""
-        # The base class fills both from the settings: a saved fps would then collide with the pipeline's num_frames.
+        # The base class fills both from the settings, so a saved fps would collide with the pipeline's num_frames.
         if kwargs.get("num_frames") is not None:
             kwargs.setdefault("fps", None)
         elif kwargs.get("fps") is not None:
@@ -67,15 +67,15 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     ) -> np.ndarray:
         """Choose frames evenly over the whole video: frame `i * total // num_frames` for each i in [0, num_frames).
 
-        This is transformers' own rule, kept for clips shorter than `num_frames` too: their frames repeat, in order and as
-        evenly as can be (10 frames for 16 are 0 0 1 1 2 3 3 4 5 5 6 6 7 8 8 9). With `fps` instead, `num_frames` is the
-        video's duration times `fps`, at least 1. With neither, here or in the settings, every frame is taken.
+        This is transformers' own rule. Here it also holds for clips shorter than `num_frames`, whose frames repeat evenly
+        (16 of 10 frames are 0 0 1 1 2 3 3 4 5 5 6 6 7 8 8 9). With `fps`, `num_frames` is the video's duration times `fps`,
+        at least 1. Without both, here and in the settings, every frame is taken.
 
         Returns:
             Ascending frame numbers (num_frames,) in [0, metadata.total_num_frames).
 
         Raises:
-            ValueError: both `num_frames` and `fps`, or `fps` for a video whose own frame rate is unknown.
+            ValueError: both `num_frames` and `fps`, or `fps` for a video of unknown frame rate.
         """
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
@@ -96,7 +96,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: SampleIndices | None = None
     ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple[Any, ...]]:
-        """Decode a video file, or a list of them, keeping only the frames that `sample_indices_fn` chooses (None: all).
+        """Decode a video file, or a list of them, and keep the frames that `sample_indices_fn` chooses; all by default.
 
         Returns:
             uint8 frames (T, 3, H, W) and their metadata; for a list, a tuple of each.
@@ -121,7 +121,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def _read_clip(
         self, clip: Any, metadata: VideoMetadata | None, sample: SampleIndices | None
     ) -> tuple[Any, VideoMetadata]:
-        """Frames of one clip, still as they came; a file's metadata is the file's own."""
+        """Return the sampled frames of one clip, not processed yet, and its metadata, which a file provides itself."""
         if is_video_source(clip):
             return self.fetch_videos(clip, sample)
         if not isinstance(clip, (list, np.ndarray, torch.Tensor)):
@@ -157,7 +157,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         self, video: Any, do_convert_rgb: bool | None, input_data_format: str | ChannelDimension | None
     ) -> torch.Tensor:
         if isinstance(video, list):
-            # PIL converts its own images: only it knows their palette.
+            # PIL images are converted by PIL, because only PIL knows their palette.
             frames = [
                 self.process_image(
                     frame,
@@ -179,14 +179,14 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         return video.contiguous()
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """Grey (T, 1, H, W) or RGBA (T, 4, H, W), blended onto white, to RGB (T, 3, H, W); others stay as they are."""
+        """Convert gray (T, 1, H, W) or RGBA (T, 4, H, W), blended onto white, to RGB (T, 3, H, W); others stay as they are."""
         if video.shape[1] not in (1, 4):
             return video
-        # The base class's method for video takes the opaque end of the alpha channel for 255 even in [0, 1] floats.
+        # The base class's method for videos takes 255 as opaque, even for floats in [0, 1].
         return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
 
     def fit(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (..., C, H, W) of any size to the model's: resize and centre crop, as in a call; dtype and values stay."""
+        """Resize and centre-crop frames (..., C, H, W) to the model's size; dtype and range of values stay."""
         if self.do_resize:
             frames = self.resize(frames, self.size, resample=self.resample)
         return self.center_crop(frames, self.crop_size) if self.do_center_crop else frames

@@ -1,17 +1,17 @@
-"""Chosen frames of a video file for as little demuxing and decoding as its container allows, through PyAV.
+"""Read chosen frames of a video file through PyAV, with as little demuxing and decoding as the container allows.
 
 Frames are numbered in the order in which they are shown.
-- MP4, MOV, Matroska and WebM give every frame its own time stamp, so that a frame is known wherever reading begins. Decoding begins
-  at the last keyframe before a wanted frame and goes on from there, or jumps to a later keyframe where that saves work.
-- MP4 and MOV have an index of all frames, which counts them. It is believed once the file, read from the index's last keyframe on,
-  ends where the index does: that of a fragmented file does not, nor that of a truncated one. In all other containers, the frames of a
-  whole video are counted by demuxing it.
-- Other containers (AVI, MPEG-TS, MPEG-PS, ...) make up time stamps while they read. They are decoded from the start, and so is a file
-  with doubled time stamps, and one whose decoder does not come up with a frame after any of the last keyframes before it. That is
-  exact, and the longer the later in the video a frame is.
+- In MP4, MOV, Matroska and WebM, every frame has its own time stamp, which identifies it wherever reading begins. Decoding begins
+  at the last keyframe before a wanted frame. It goes on from there, or jumps to a later keyframe if that saves work.
+- MP4 and MOV have an index of all frames, which gives their number. It is trusted if the file, read from the last keyframe of the
+  index on, ends where the index ends; in a fragmented or truncated file it does not. In all other containers, the frames of a whole
+  video are counted by demuxing it.
+- Other containers (AVI, MPEG-TS, MPEG-PS, ...) compute time stamps while they are read. They are decoded from the start. So are
+  files in which two frames have the same time stamp, and files whose decoder does not return a frame after any of the last keyframes
+  before it. This is exact, but takes longer for later frames.
 
-No codec shows a frame before more than 16 frames that are stored ahead of it (the size of H.264's and HEVC's picture buffer). What comes
-after 17 packets with later time stamps is therefore later itself, and the first frame shown is among the first 17 packets.
+A codec stores at most 16 frames ahead of a frame that is shown before them (the size of the picture buffer of H.264 and HEVC). So
+after 17 packets with later time stamps, all other packets are later too, and the first frame shown is among the first 17 packets.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,27 +32,31 @@ TOLERANCE = 1e-6  # seconds
 
 
 class VideoReadError(ValueError):
-    """A video that cannot be read; the message names the file and its fault."""
+    """A video cannot be read; the message names the file and the fault."""
 
 
 class _CannotSeek(Exception):
-    """A frame that only decoding from the start brings."""
+    """A frame can only be found by decoding from the start."""
 
 
 @dataclass
 class _Timeline:
-    """What packets tell of the frames of a video, or of a stretch of it."""
+    """The times of the frames of a video, or of a part of it, as its packets give them; in the stream's time base."""
 
-    stamps: list[int | None] = field(default_factory=list)  # of shown frames, in the stream's time base
-    keys: list[int] = field(default_factory=list)  # time stamps of the packets that decoding can begin at
+    stamps: list[int | None] = field(default_factory=list)  # when frames are shown, in storage order
+    keys: list[int] = field(default_factory=list)  # when keyframes are shown; decoding can begin at them
     decoding_times: list[int | None] = field(default_factory=list)
-    is_at_end: bool = True  # whether there are no more packets
+    is_at_end: bool = True  # whether there were no more packets
 
     @classmethod
     def read(
         cls, packets: Iterable[av.Packet], is_behind: Callable[["_Timeline"], bool] = lambda timeline: False
     ) -> "_Timeline":
-        """Of all packets up to the 17th that `is_behind` says lies behind the stretch, asked after each."""
+        """Read packets until 17 of them lie behind the part that is wanted: that covers reordering.
+
+        Args:
+            is_behind: called after each packet with what was read so far; says whether this packet lies behind the part.
+        """
         timeline, behind = cls(), 0
         for packet in packets:
             timeline._add(packet)
@@ -71,7 +75,7 @@ class _Timeline:
 
     @property
     def is_stamped(self) -> bool:
-        """Whether each frame has a time stamp of its own."""
+        """Whether each frame has its own time stamp."""
         return bool(self.keys) and None not in self.stamps and len(set(self.stamps)) == len(self.stamps)
 
     @property
@@ -83,15 +87,15 @@ class _Timeline:
 
 
 class VideoReader:
-    """The frames of a file, or those of a segment of it.
+    """Reads frames of a file, or of a segment of it.
 
     Args:
         file: a path or a file object that can seek.
-        start, end: seconds from the first frame; a segment has the frames whose time stamp lies in [start, end).
+        start, end: seconds from the first frame; a segment has the frames whose time stamps lie in [start, end).
 
     Attributes:
         total: number of frames, counted without decoding.
-        fps: mean rate in frames a second, None where the container does not tell.
+        fps: mean number of frames per second, or None if the container does not say.
         width, height: in pixels.
 
     Raises:
@@ -103,11 +107,11 @@ class VideoReader:
         self.start, self.end = start, end
         self.is_whole = start is None and end is None
         self.total = 0
-        self._skipped: int | None = 0  # frames of the file before our first one; None where nobody has counted them
-        self._index: tuple[np.ndarray, np.ndarray] | None = None  # all frames' decoding times, and which are keyframes
-        self._stamps: np.ndarray | None = None  # frames' time stamps, ascending, from number `_first` on
+        self._skipped: int | None = 0  # number of frames before the segment; None if they were not counted
+        self._index: tuple[np.ndarray, np.ndarray] | None = None  # decoding times of all frames; numbers of keyframes
+        self._stamps: np.ndarray | None = None  # time stamps of the frames from number `_first` on, ascending
         self._first = 0
-        self._keys = np.empty(0, np.int64)  # keyframes' time stamps, ascending
+        self._keys = np.empty(0, np.int64)  # time stamps of keyframes, ascending
         with self._open() as (container, stream):
             self.fps = float(stream.average_rate) if stream.average_rate else None
             self.width, self.height = stream.width, stream.height
@@ -120,7 +124,7 @@ class VideoReader:
             self._read_whole()
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number, frame) for numbers in [0, total), ascending, each once; raises VideoReadError where the file is damaged."""
+        """Yield (number, frame) for numbers in [0, total), ascending, each once; raises VideoReadError on damaged files."""
         wanted = sorted(set(numbers))
         found = 0
         with suppress(_CannotSeek):
@@ -133,7 +137,7 @@ class VideoReader:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        """The file from its first byte, as a container and its first video stream."""
+        """Open the file at its first byte; yield the container and its first video stream."""
         if hasattr(self.file, "seek"):
             self.file.seek(0)
         with av.open(self.file) as container:
@@ -148,7 +152,7 @@ class VideoReader:
             yield container, stream
 
     def _read_whole(self) -> None:
-        """Count by demuxing the file from end to end."""
+        """Count the frames by demuxing the whole file."""
         timeline = self._whole_timeline()
         stamps = timeline.sorted_stamps()
         self._may_seek &= timeline.is_stamped
@@ -159,7 +163,7 @@ class VideoReader:
         with self._open() as (container, stream):
             timeline = _Timeline.read(_packets(container, stream))
             packets, promised = len(timeline.decoding_times), len(stream.index_entries)
-            # A file cut between two frames plays without a complaint. Only MP4 and MOV have an index that promises exactly.
+            # A file that was cut between two frames plays without an error. Only the index of MP4 and MOV shows the loss.
             if "mp4" in container.format.name and packets < promised:
                 raise VideoReadError(
                     f"got {packets} frames, expected {promised} by its index: it is truncated, download it again or remove it."
@@ -169,7 +173,7 @@ class VideoReader:
         return timeline
 
     def _cut_out(self, stamps: np.ndarray, first_stamp: int) -> int:
-        """Keep the time stamps that lie in the segment; how many lie before it."""
+        """Keep the time stamps that lie in the segment; return how many lie before it."""
         seconds = (stamps - first_stamp) * self.time_base
         low = 0 if self.start is None else int(np.searchsorted(seconds, self.start - TOLERANCE))
         high = len(stamps) if self.end is None else int(np.searchsorted(seconds, self.end - TOLERANCE))
@@ -182,7 +186,7 @@ class VideoReader:
         return low
 
     def _read_index(self, container: Any, stream: Any) -> None:
-        """Count by the index, where there is one of all frames."""
+        """Count the frames by the index, if it has all of them."""
         entries = list(stream.index_entries)
         keys = np.flatnonzero([entry.is_keyframe for entry in entries])
         if "mp4" not in container.format.name or not len(keys) or any(entry.is_discard for entry in entries):
@@ -194,7 +198,7 @@ class VideoReader:
             self.total, self._index = len(times), (np.array(times), keys)
 
     def _read_segment(self, container: Any, stream: Any) -> None:
-        """Count the segment's frames by demuxing from the keyframe before it to its end."""
+        """Count the frames of the segment by demuxing from the keyframe before it to its end."""
         head = _Timeline.read(islice(_packets(container, stream), MAX_REORDER + 1))
         if not head.is_stamped:
             return
@@ -215,7 +219,7 @@ class VideoReader:
             self._skipped = None
 
     def _seeking_pays(self, wanted: list[int]) -> bool:
-        """Whether a jump saves more frames than a decoder holds back; finds the time stamps that jumps need."""
+        """Return whether jumping saves more frames than a decoder holds back; find the time stamps that jumps need."""
         if not self._may_seek or not self.is_whole:
             return self._may_seek
         keys = self._index[1] if self._index else np.searchsorted(self._stamps, self._keys)  # type: ignore[arg-type]
@@ -225,10 +229,10 @@ class VideoReader:
         return self._stamps is not None or self._stamp_stretch(wanted)
 
     def _stamp_stretch(self, wanted: list[int]) -> bool:
-        """Find the time stamps from the first wanted frame to the last, of a file with an index; False where they cannot be told."""
+        """Find the time stamps from the first to the last wanted frame of a file with an index; return whether that worked."""
         times, keys = self._index  # type: ignore[misc]
 
-        def number(read: _Timeline) -> int:  # in storage order, of the packet that reading began at
+        def number(read: _Timeline) -> int:  # of the first packet that was read, in storage order
             return int(np.searchsorted(times, read.decoding_times[0] or 0))
 
         with self._open() as (container, stream):
@@ -240,7 +244,7 @@ class VideoReader:
                 if not stretch.is_stamped or times[number(stretch)] != stretch.decoding_times[0]:
                     return False
                 stamps = stretch.sorted_stamps()
-                # Frames that are shown before the keyframe and stored after it come before it in our count.
+                # Frames that are stored after the keyframe but shown before it are counted before it.
                 if number(stretch) + int(np.searchsorted(stamps, stretch.keys[0])) <= wanted[0]:
                     self._stamps, self._first, self._keys = stamps, number(stretch), np.array(stretch.keys)
                     return True
@@ -249,7 +253,7 @@ class VideoReader:
     def _frames_by_jumps(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         stamps: Any = self._stamps
         keys = self._first + np.searchsorted(stamps, self._keys)
-        position = 0 if self.is_whole else -MAX_REORDER - 1  # number of the next frame to come
+        position = 0 if self.is_whole else -MAX_REORDER - 1  # number of the next frame that the decoder returns
         with self._open() as (container, stream):
             frames = _decode(container.demux(stream))
             for number in wanted:
@@ -285,7 +289,7 @@ def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
 
 
 def _seek(container: Any, stream: Any, stamp: int) -> None:
-    """Go to a keyframe at or before a time stamp, as far as the container can tell."""
+    """Go to a keyframe at or before a time stamp; the container may go to another place."""
     try:
         container.seek(stamp, stream=stream)
     except av.FFmpegError:
@@ -303,13 +307,13 @@ def _decode(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
 
 
 def _frame_at(frames: Iterator[av.VideoFrame], stamp: int) -> av.VideoFrame | None:
-    """The frame with this time stamp; None where another one, or none, comes in its place."""
+    """Return the frame with this time stamp, or None if it does not come."""
     frame = next((frame for frame in frames if frame.pts is None or frame.pts >= stamp), None)
     return frame if frame is not None and frame.pts == stamp and not frame.is_corrupt else None
 
 
 def _packets_from_keys(container: Any, stream: Any, stamp: int) -> Iterator[tuple[av.Packet, Iterator[av.Packet]]]:
-    """A keyframe at or before a time stamp and the packets that follow it: for the last such keyframe, then for earlier ones."""
+    """Yield keyframes at or before a time stamp, the last one first, each with the packets that follow it."""
     target = stamp
     for _ in range(MOST_LANDINGS):
         _seek(container, stream, target)
@@ -323,14 +327,14 @@ def _packets_from_keys(container: Any, stream: Any, stamp: int) -> Iterator[tupl
 
 
 def _land(container: Any, stream: Any, stamp: int) -> tuple[Iterator[av.VideoFrame], av.VideoFrame]:
-    """Decode from a keyframe before a frame: the frames that follow it, and this one."""
+    """Decode from a keyframe before the frame with this time stamp; return the frames that follow it, and this frame."""
     for key, packets in _packets_from_keys(container, stream, stamp):
-        # What is shown before the keyframe and stored after it needs frames that were not decoded; nothing else needs it.
+        # Skip frames that are stored after the keyframe but shown before it: they need frames that were not decoded.
         leads: Any = key.pts
         follow = (packet for packet in packets if packet.pts is None or packet.pts > leads)
         frames = _decode(chain([key], follow))
         first = next(frames, None)
-        # H.264 with periodic intra refresh marks frames as keyframes from which the picture only gradually becomes right.
+        # With periodic intra refresh, H.264 marks frames as keyframes after which the picture is complete only gradually.
         if first is not None and first.pts == key.pts and first.pict_type == PictureType.I:
             frame = _frame_at(chain([first], frames), stamp)
             if frame is not None:

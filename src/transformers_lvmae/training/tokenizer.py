@@ -1,4 +1,4 @@
-"""The tokenizer's Trainer, and the figures by which it is judged."""
+"""The tokenizer's Trainer and its metrics."""
 
 import re
 from typing import Any
@@ -21,13 +21,13 @@ logger = logging.get_logger(__name__)
 
 
 def peak_signal_to_noise_ratio(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-    """dB per clip for values in [0, 1] (the prediction is clamped): (B, ...) twice -> (B,)."""
+    """Return the PSNR of each clip in dB: two tensors (B, ...) in [0, 1] -> (B,). The prediction is clamped."""
     error = (prediction.clamp(0, 1).float() - clips.float()).square().flatten(1).mean(dim=1)
     return -10 * error.clamp(min=1e-10).log10()
 
 
 def structural_similarity(prediction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-    """SSIM per clip, the mean over its frames, for values in [0, 1] (the prediction is clamped): (B, T, C, H, W) twice -> (B,)."""
+    """Return the SSIM of each clip, a mean over frames: two tensors (B, T, C, H, W) in [0, 1] -> (B,); clamps the prediction."""
     frames = (prediction.clamp(0, 1).float().flatten(0, 1), clips.float().flatten(0, 1))
     similarity: Any = structural_similarity_index_measure(*frames, data_range=1.0, reduction="none")
     return similarity.view(clips.shape[:2]).mean(dim=1)
@@ -37,27 +37,26 @@ KEPT_SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
 
 
 class FSQMagViTTrainer(AveragingTrainer):
-    """Trains [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`): squared error, and as the arguments
-    ask a perceptual and an adversarial term (MAGVIT's recipe).
+    """Train [`FSQMagViTModel`] on clips of one window (`FSQMagViTTrainingArguments`).
 
-    A batch may bring `importance_scores` (B, N), by which tokens are then chosen instead of by the scorer's.
+    The loss is the squared error and, if the arguments ask for them, a perceptual and an adversarial term (MAGVIT's recipe). Logs
+    have every term without its weight. If a batch has `importance_scores` (B, N), they choose the tokens instead of the scorer's.
 
-    `evaluate()` reports, besides the loss at `config.keep_ratio`:
-    - PSNRs in dB, means over clips: of all tokens (`psnr`); of the first slot and, among the others, the most important 5, 10,
-      15, 25 and 50 % of the window's number of tokens (`psnr_kept_5`, ...) and `config.keep_ratio` (`psnr_kept`), as in training;
-      of copying every window's first frame (`psnr_first_frame`), which a tokenizer must beat;
-    - `ssim` of all tokens, and of copying (`ssim_first_frame`);
-    - for each FSQ channel, the share of its levels that occur (`level_usage_0`, ...) and the entropy of its levels in bits
-      (`level_entropy_0`, ..., at most log2 of the levels), of all tokens of all clips.
-    Of a clip only these figures and a histogram of its codes are kept, never its pixels.
+    Metrics of `evaluate()`, besides the loss at `config.keep_ratio`; PSNR (dB) and SSIM are means over clips:
+    - `psnr`, `ssim`: reconstruction from all tokens;
+    - `psnr_first_frame`, `ssim_first_frame`: a copy of each window's first frame, which a tokenizer must beat;
+    - `psnr_kept`: reconstruction from the tokens that are kept in training, i.e. the first slot and the most important other
+      tokens, a share `config.keep_ratio` of all; `psnr_kept_5`, ...: the same for shares of 5, 10, 15, 25 and 50 %;
+    - `level_usage_0`, ...: for each FSQ channel, the share of its levels that occur among all tokens of all clips;
+    - `level_entropy_0`, ...: the entropy of these levels in bits, at most log2 of their number.
+    Only these numbers and a histogram of the codes are kept of each clip.
 
-    With `ema_decay` above 0 the averaged weights are the ones that are evaluated and saved, in checkpoints too; `model` holds
-    those of the last step. Discriminator, both optimizers and schedules, averaged and plain weights are resumed together,
-    from `tokenizer_training.pt` of a checkpoint. Logs have every part of the loss before its weight.
+    With `ema_decay` above 0, the averaged weights are evaluated and saved, also in checkpoints; `model` has the weights of the last
+    step. A checkpoint's `tokenizer_training.pt` holds the discriminator, its optimizer and schedule, and the averaged and plain
+    weights, so that a run is resumed exactly.
 
     Raises:
-        ValueError: an adversarial term or averaged weights under DeepSpeed or FSDP, or a checkpoint to resume from without
-            their state.
+        ValueError: an adversarial term or averaged weights under DeepSpeed or FSDP, or a checkpoint that lacks their state.
     """
 
     args: FSQMagViTTrainingArguments
@@ -91,8 +90,8 @@ class FSQMagViTTrainer(AveragingTrainer):
     def _make_perceptual_loss(self) -> PerceptualLoss | None:
         if self.args.perceptual_model is None:
             logger.warning(
-                "The perceptual term is off: no perceptual_model was given. MAGVIT uses a ResNet-50 of ImageNet; give the "
-                "folder or Hub id of an image classifier, or perceptual_weight=0 to silence this."
+                "The perceptual term is off: no perceptual_model was given. MAGVIT uses a ResNet-50 trained on ImageNet. Give the "
+                "folder or Hub id of an image classifier, or perceptual_weight=0 to silence this message."
             )
             return None
         loss = PerceptualLoss.from_pretrained(self.args.perceptual_model, self.args.perceptual_frames)
@@ -109,7 +108,7 @@ class FSQMagViTTrainer(AveragingTrainer):
 
     @property
     def is_adversarial(self) -> bool:
-        """Whether the adversarial term has set in."""
+        """Whether the adversarial term has started."""
         return self.adversary is not None and self.state.global_step >= self.args.adversarial_start_step
 
     def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> torch.Tensor:
@@ -138,7 +137,7 @@ class FSQMagViTTrainer(AveragingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _add_terms(self, loss: torch.Tensor, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """The generator's whole loss; the discriminator's turn, with the same reconstruction, comes after its backward."""
+        """Return the generator's loss, and keep the pair of clips for the discriminator, whose turn comes after backward."""
         parts, weights = {"reconstruction_loss": loss}, {"reconstruction_loss": 1.0}
         with self.accelerator.autocast():
             if self.perceptual_loss is not None:
@@ -170,10 +169,10 @@ class FSQMagViTTrainer(AveragingTrainer):
         return {"adversary": self.adversary, **super().stateful_parts()}
 
     def topk_sigma(self) -> torch.Tensor:
-        """The noise of the perturbed top-k at this step: a geometric fall from `config.topk_sigma` to `topk_sigma_end`."""
+        """Return the noise of the top-k at this step, which falls geometrically from `config.topk_sigma` to `topk_sigma_end`."""
         start = self.accelerator.unwrap_model(self.model).config.topk_sigma
         done = self.state.global_step / max(1, self.state.max_steps)
-        # A tensor, because torch.compile would build a graph for each float.
+        # It is a tensor because torch.compile would build another graph for each float.
         return torch.tensor(start * (self.args.topk_sigma_end / start) ** done)
 
     def _check_range(self, clips: torch.Tensor) -> None:
@@ -192,13 +191,13 @@ class FSQMagViTTrainer(AveragingTrainer):
             kept = model(**inputs)
             if prediction_loss_only:
                 return kept.loss.detach(), None, None
-            metrics, histograms = self._judge(model, inputs["pixel_values_videos"], kept.importance_scores)
+            metrics, histograms = self._measure(model, inputs["pixel_values_videos"], kept.importance_scores)
         return kept.loss.detach(), (*metrics.values(), histograms), histograms
 
-    def _judge(
+    def _measure(
         self, model: nn.Module, clips: torch.Tensor, scores: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Figures of each clip (B,), and how often each channel takes each level (B, channels, levels)."""
+        """Return the metrics of each clip (B,), and the histograms of its codes (B, channels, levels)."""
         config = self.accelerator.unwrap_model(model).config
         first_slot = scores.shape[1] * config.tubelet_size // clips.shape[1]
         copied = clips[:, :: config.window_size].repeat_interleave(config.window_size, dim=1)[:, : clips.shape[1]]

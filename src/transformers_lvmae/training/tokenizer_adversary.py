@@ -1,4 +1,4 @@
-"""The discriminator's side of the tokenizer's training."""
+"""The discriminator's optimizer and steps in the tokenizer's training."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -12,10 +12,10 @@ from .tokenizer_losses import AdversarialLoss
 
 
 class Adversary:
-    """The discriminator's side of the tokenizer's training: its own optimizer and schedule.
+    """The discriminator with its own optimizer and schedule.
 
-    Its gradients are gathered from the same reconstructions as the generator's and with the same weights, and both step
-    together, as in MAGVIT. Its warm-up and cosine begin where the adversarial term sets in.
+    Both sides compute gradients from the same reconstructions, before either changes its weights, and then step together, as in
+    MAGVIT. The discriminator's schedule starts with the adversarial term.
     """
 
     optimizer: Any = None
@@ -28,7 +28,7 @@ class Adversary:
         self.accelerator = accelerator
 
     def prepare(self, num_training_steps: int) -> None:
-        """Devices and processes are accelerate's; called at the start of each training."""
+        """Build the optimizer and the schedule, and let accelerate place and wrap the discriminator; called before training."""
         args = self.args
         if self.optimizer is None:
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -46,7 +46,7 @@ class Adversary:
         )
 
     def backward(self, real: torch.Tensor, fake: torch.Tensor, accumulation_steps: int) -> dict[str, torch.Tensor]:
-        """Add the gradients of one small batch of clips (B, T, C, H, W); returns the parts of the loss."""
+        """Add the gradients of one small batch of clips (B, T, C, H, W); return the terms of the loss."""
         synchronized = self.accelerator.sync_gradients
         with nullcontext() if synchronized else self.accelerator.no_sync(self.wrapped):
             parts = self.wrapped(real, fake)
@@ -54,7 +54,7 @@ class Adversary:
         return parts
 
     def step(self) -> dict[str, torch.Tensor]:
-        """One step after as many small batches as the generator's."""
+        """Step after as many small batches as the generator does; return the norm of the gradient."""
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.args.max_grad_norm or float("inf"))
         self.optimizer.step()
         self.scheduler.step()
@@ -66,7 +66,7 @@ class Adversary:
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Version 0.1 kept two running averages besides the discriminator.
+        # Files of version 0.1 also hold two running averages, which are not used any more.
         averages = {"average_real", "average_fake"}
         self.losses.load_state_dict({name: value for name, value in state["losses"].items() if name not in averages})
         self.optimizer.load_state_dict(state["optimizer"])

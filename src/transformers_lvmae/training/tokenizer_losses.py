@@ -1,6 +1,6 @@
-"""What trains the tokenizer besides squared error: an adversarial and a perceptual term, MAGVIT's (App. B.2 and its released code).
+"""The tokenizer's adversarial and perceptual losses, as in MAGVIT (appendix B.2 and its released code).
 
-Nothing here is part of a model: neither the discriminator nor the perceptual network is in a checkpoint for the Hub.
+The discriminator and the perceptual network belong to training: they are not in the saved model.
 """
 
 import math
@@ -15,14 +15,16 @@ from transformers.image_utils import PILImageResampling
 
 
 def halve(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Mean over 2 x 2 x 2 cells: (B, C, T, H, W) -> each axis half as long, rounded up; an axis of length 1 stays as it is."""
+    """Average over cells of 2 x 2 x 2: (B, C, T, H, W) -> T, H and W half as long, rounded up."""
     cell = [min(2, length) for length in hidden_states.shape[2:]]
-    full = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))  # a CPU pools no half precision
+    full = hidden_states.to(
+        torch.promote_types(hidden_states.dtype, torch.float32)
+    )  # torch does not pool half precision on a CPU
     return nn.functional.avg_pool3d(full, cell, ceil_mode=True, count_include_pad=False).to(hidden_states.dtype)
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3x3 convolutions around a halving; beside them a halving and a 1x1x1 convolution; their sum over sqrt(2)."""
+    """A residual block that halves its input: two 3x3x3 convolutions, a 1x1x1 shortcut, and their sum over sqrt(2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -37,13 +39,13 @@ class DiscriminatorBlock(nn.Module):
 
 
 class VideoDiscriminator(nn.Module):
-    """MAGVIT's 3D StyleGAN discriminator: one logit a clip, higher = taken for a real one.
+    """MAGVIT's 3D StyleGAN discriminator: one logit for each clip, higher = more likely real.
 
     Args:
         size: frames, height and width of the clips.
         num_channels: channels of a frame.
-        base_channels: width before the first halving (MAGVIT-B 64, L 128).
-        channel_multipliers: width after each halving of time, height and width, as multiples of `base_channels`.
+        base_channels: channels before the first halving (MAGVIT-B 64, L 128).
+        channel_multipliers: channels after each halving of time, height and width, as multiples of `base_channels`.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class VideoDiscriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, H, W) in about [0, 1] -> logits (B,); raises ValueError on clips of another size than it was made for."""
+        """Clips (B, T, C, H, W) in about [0, 1] -> logits (B,); raises ValueError on clips of another size than `size`."""
         size = (clips.shape[1], *clips.shape[3:])
         if size != self.size:
             raise ValueError(
@@ -87,34 +89,34 @@ class VideoDiscriminator(nn.Module):
 
 
 def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """The non-saturating loss, -log sigmoid(D(fake)): logits (B,) -> their mean loss."""
+    """Return the non-saturating loss, the mean of -log sigmoid(D(fake)), of logits (B,)."""
     return nn.functional.softplus(-fake_logits).mean()
 
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(D(real)) - log(1 - sigmoid(D(fake))): logits (B,) twice -> a mean of each, summed."""
+    """Return the mean of -log sigmoid(D(real)) plus the mean of -log(1 - sigmoid(D(fake))), of logits (B,) each."""
     return nn.functional.softplus(-real_logits).mean() + nn.functional.softplus(fake_logits).mean()
 
 
 def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """E |dD(x)/dx|^2 over real clips, the sum of squares of all pixels: a scalar that can be differentiated again.
+    """Return E |dD(x)/dx|^2 over real clips, with the sum over all pixels of a clip: a scalar that can be differentiated.
 
-    MAGVIT's convention, without StyleGAN's factor 1/2: its cost of 10 is StyleGAN's gamma = 20.
+    As in MAGVIT, it lacks StyleGAN's factor 1/2: a weight of 10 is StyleGAN's gamma = 20.
 
     Args:
-        real_logits: (B,), made from `real`, a clip's logit from that clip alone.
-        real: (B, ...), requiring its gradient.
+        real_logits: (B,), made from `real`; each logit must depend on its own clip only.
+        real: (B, ...), with `requires_grad`.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
     return gradient.square().flatten(1).sum(dim=1).mean()
 
 
 class AdversarialLoss(nn.Module):
-    """A discriminator with the losses of both sides. Its forward is the whole of the discriminator's loss, one call for DDP.
+    """A discriminator with the losses of both sides; its forward is the discriminator's whole loss, because DDP needs one call.
 
     Args:
-        discriminator: clips (B, T, C, H, W) to logits (B,), without norms that mix clips.
-        r1_weight: of [`r1_penalty`], which is computed in every step, as MAGVIT does.
+        discriminator: maps clips (B, T, C, H, W) to logits (B,); it has no norms that mix clips.
+        r1_weight: weight of [`r1_penalty`], which is computed in every step as in MAGVIT.
     """
 
     def __init__(self, discriminator: nn.Module, r1_weight: float = 10.0):
@@ -124,7 +126,7 @@ class AdversarialLoss(nn.Module):
 
     @torch.compiler.disable  # compiled graphs cannot be differentiated twice, as R1 needs
     def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The discriminator's `loss` on clips (B, T, C, H, W), its unweighted parts, and the mean logits of both kinds."""
+        """Return the discriminator's `loss` on clips (B, T, C, H, W), its terms without weights, and the mean logits."""
         real = real.detach().requires_grad_(self.r1_weight > 0)
         real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake.detach()).float()
         parts = {"discriminator_loss": discriminator_loss(real_logits, fake_logits)}
@@ -137,22 +139,22 @@ class AdversarialLoss(nn.Module):
 
     @torch.compiler.disable
     def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
-        """What clips (B, T, C, H, W) cost the generator; the discriminator's own weights get no gradient from it."""
+        """Return the generator's loss on clips (B, T, C, H, W); the discriminator's weights get no gradient from it."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return generator_loss(functional_call(self.discriminator, frozen, (fake,)).float())
 
 
 class PerceptualLoss(nn.Module):
-    """Mean squared error between the logits that a frozen image model gives to two clips' frames (MAGVIT: a ResNet-50).
+    """Mean squared error between a frozen image model's logits for the frames of two clips (MAGVIT: a ResNet-50).
 
-    Frames are brought to the model's input size whole, not cropped, and normalised as its image processor says, in a way that
-    gradients pass.
+    Frames are resized to the model's input size without a crop, and normalised with the numbers of its image processor. Gradients
+    pass through both.
 
     Args:
         model: a transformers model for image classification.
-        processor: its image processor; `size` (or `crop_size` where it crops), `resample`, `image_mean`, `image_std` and
-            `rescale_factor` are taken from it.
-        num_frames: frames compared per clip, drawn anew in every call; all of them by default.
+        processor: its image processor; `size` (or `crop_size` if it crops), `resample`, `image_mean`, `image_std` and
+            `rescale_factor` are read.
+        num_frames: how many frames of a clip are compared, drawn in every call; all of them by default.
     """
 
     scale: torch.Tensor
@@ -171,16 +173,16 @@ class PerceptualLoss(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, num_frames: int | None = None) -> "PerceptualLoss":
-        """Model and processor from a local folder or from the Hub."""
+        """Load model and processor from a local folder or from the Hub."""
         model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32)
         return cls(model, AutoImageProcessor.from_pretrained(name_or_path), num_frames)
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stays in evaluation mode: batch norms keep the statistics that they were trained with."""
+        """Stay in evaluation mode: batch norms must keep the statistics of their training."""
         return super().train(False)
 
     def forward(self, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """Clips (B, T, C, H, W) in about [0, 1], twice -> a scalar; gradients go to the first."""
+        """Two clips (B, T, C, H, W) in about [0, 1] -> a scalar; only the reconstruction gets gradients."""
         frames = self.draw_frames(clips.shape[0], clips.shape[1]).to(clips.device)
         rows = torch.arange(clips.shape[0], device=clips.device).unsqueeze(1)
         with torch.no_grad():
@@ -188,7 +190,7 @@ class PerceptualLoss(nn.Module):
         return nn.functional.mse_loss(self.logits(reconstruction[rows, frames].flatten(0, 1)).float(), target.float())
 
     def draw_frames(self, batch_size: int, num_frames: int) -> torch.Tensor:
-        """Numbers of the compared frames of each clip, (B, frames), without repeats, from torch's CPU generator."""
+        """Draw the frames of each clip that are compared, without repeats, from torch's CPU generator: int64 (B, frames)."""
         if self.num_frames is None or self.num_frames >= num_frames:
             return torch.arange(num_frames).expand(batch_size, -1)
         return torch.rand(batch_size, num_frames).topk(self.num_frames, dim=1).indices
@@ -200,7 +202,7 @@ class PerceptualLoss(nn.Module):
 
 
 def input_size(processor: Any) -> list[int]:
-    """Height and width that an image processor hands to its model; raises ValueError where it has no fixed one."""
+    """Return the height and width of an image processor's output; raise ValueError if they are not fixed."""
     crops = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
     size = dict(processor.crop_size if crops else processor.size)
     if size.get("height") and size.get("width"):
