@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -217,7 +216,7 @@ class FSQMagViTTrainer(AveragingTrainer):
         *metrics, histograms = prediction.predictions
         levels = self.accelerator.unwrap_model(self.model).config.levels
         return {
-            **{name: float(np.mean(values)) for name, values in zip(self._metric_names, metrics)},
+            **{name: float(values.mean()) for name, values in zip(self._metric_names, metrics)},
             **level_statistics(torch.from_numpy(histograms.sum(axis=0)), levels),
         }
 
