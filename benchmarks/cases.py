@@ -50,17 +50,17 @@ class Case:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "LVMAE": {},
-    "LVMAE, nothing rebuilt": {"rebuild": False},
+    "LVMAE, nothing recomputed": {"recompute": False},
     "LVMAE, MLP checkpointed": {"checkpointing": "mlp"},
     "LVMAE, layers checkpointed": {"checkpointing": "layer"},
 }
 
 
 def lvmae_figures(
-    size: Any, frames: int, attention: Any, budget: float = 0.15, rebuild: bool = True, checkpointing: Any = "none"
+    size: Any, frames: int, attention: Any, budget: float = 0.15, recompute: bool = True, checkpointing: Any = "none"
 ) -> dict[str, float]:
     """FLOPs and saved bytes of `model_work.lvmae_step`."""
-    config = LVMAEConfig.from_size(size, num_frames=frames, recompute_activations=rebuild)
+    config = LVMAEConfig.from_size(size, num_frames=frames, recompute_activations=recompute)
     hidden = frames // 2 * int(0.9 * 196)
     decoded = hidden if budget == 1 else int(budget * config.seq_length)
     cost = pretraining_cost(config, attention=attention, checkpointing=checkpointing, decoded_tokens=decoded)

@@ -24,12 +24,12 @@ LABELS: dict[str, Any] = {"num_labels": 48}  # Diving48's
 
 
 def lvmae_step(
-    size: str, frames: int, attention: str, budget: float = 0.15, rebuild: bool = True, checkpointing: str = "none"
+    size: str, frames: int, attention: str, budget: float = 0.15, recompute: bool = True, checkpointing: str = "none"
 ) -> Built:
     """A pre-training step with given codes. `budget` is the share of all tokens that is decoded; 1 decodes every hidden token."""
     from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
 
-    fields = {"recompute_activations": rebuild, "attn_implementation": attention}
+    fields = {"recompute_activations": recompute, "attn_implementation": attention}
     config = LVMAEConfig.from_size(size, num_frames=frames, **fields)  # type: ignore[arg-type]
     model = LVMAEForPreTraining(config).train()
     checkpoint(model, checkpointing)
@@ -86,11 +86,11 @@ def videomae_v2_step(size: str, frames: int, attention: str) -> Built:
 
 
 def lvmae_classifier(
-    frames: int, layers: int, training: bool, rebuild: bool = True, checkpointing: str = "none"
+    frames: int, layers: int, training: bool, recompute: bool = True, checkpointing: str = "none"
 ) -> Built:
     from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
 
-    config = LVMAEConfig(num_frames=frames, num_hidden_layers=layers, recompute_activations=rebuild, **LABELS)
+    config = LVMAEConfig(num_frames=frames, num_hidden_layers=layers, recompute_activations=recompute, **LABELS)
     model = LVMAEForVideoClassification(config).train(training)
     checkpoint(model, checkpointing)
     return classifier_work(model, frames, training)
