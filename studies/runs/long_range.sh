@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two CPU cores, 25 minutes beside other work: count how often a digit flashes in 128 frames, from scratch. Each flash lasts 2 frames,
-# so no model of 32 frames, however good, is right on more than 0.40 of the clips (make_digits.py prints the ceilings).
+# so a model that sees one view of 32 evenly spaced frames is right on at most 0.40 of the clips (make_digits.py prints the ceilings).
 # Patches are as fine as they are because a white digit then fills some of them, which a single Linear can tell.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
