@@ -48,7 +48,7 @@ class VideoDataArguments:
     )
     min_crop_scale: float = field(
         default=1.0,
-        metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
+        metadata={"help": "In training, crop at random down to this share of the area; 1 = center crop only."},
     )
     crop_scales: list[float] = field(
         default_factory=list,

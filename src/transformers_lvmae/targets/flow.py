@@ -70,11 +70,11 @@ def _dis() -> FlowEstimator:
     logger.warning("Optical flow is OpenCV's DIS (RAFT's weights are not in the torch hub cache).")
 
     def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        grey = [
+        gray = [
             (_at_least(images, MIN_FLOW_SIZE).mean(dim=1).clamp(0, 1) * 255).round().byte().cpu().numpy()
             for images in (frames, others)
         ]
-        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*grey)])
+        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*gray)])
         return _flow_at(flow.permute(0, 3, 1, 2).to(frames.device), frames)
 
     return "DIS", estimate
