@@ -179,11 +179,11 @@ class VideoClips(Dataset):
         return self.items(index)[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The items of a batch, with all clips of each video. Data loaders call this."""
+        """Return the items of a batch, with all clips of each video. Data loaders call this."""
         return [item for index in indices for item in self.items(index)]
 
     def items(self, index: int) -> list[dict[str, Any]]:
-        """All clips of a row's video, or of the video that takes its place."""
+        """Return all clips of a row's video, or of the video that takes its place."""
         numbers = (self.seed, self.epoch if self.training else 0, index)
         with seeded(*numbers):
             items = self.try_row(self.rows[index])
@@ -199,7 +199,7 @@ class VideoClips(Dataset):
         return items
 
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """All clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted and gives None."""
+        """Return all clips of a row's video. With `on_error="skip"`, count a video that cannot be read and return None."""
         self.broken.tried += 1
         try:
             return [self.make_item(row, clip) for clip in self.read_clips(row)]
@@ -221,11 +221,11 @@ class VideoClips(Dataset):
         return [clip for clip, _ in clips]
 
     def draw_view(self) -> View:
-        """Draw what a clip shows of its frames: crop and mirroring."""
+        """Draw the crop and the mirroring of a clip."""
         return draw_view(self.processor.fit, self.crop, self.augmentation.horizontal_flip)
 
     def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        """Make an item of a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
+        """Make an item from a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
         if self.recolor is not None:
             clip = self.recolor(clip)
         pixels = clip if self.as_bytes else to_pixels(clip, self.processor)
@@ -238,7 +238,7 @@ class VideoClips(Dataset):
 
 
 class ImageClips(VideoClips):
-    """Pictures as clips of one frame, for a tokenizer that starts on images.
+    """A dataset of pictures as clips of one frame, for a tokenizer that starts on images.
 
     Args:
         rows: a split of [`load_image_dataset`].
@@ -267,7 +267,7 @@ class MaskedVideoClips(VideoClips):
     """Clips for pre-training.
 
     An item has uint8 pixels, which [`LVMAEPreTrainer`] normalizes on the device; `bool_masked_pos` (N,), True = hidden from the
-    encoder; and `noise` (N,), uniform random numbers that settle the decoder's random tokens.
+    encoder; and `noise` (N,), uniform random numbers that decide the decoder's random tokens.
 
     Args:
         grid_size: tokens (t, h, w) of a clip, `config.grid_size`.
