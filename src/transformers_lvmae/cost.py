@@ -1,8 +1,8 @@
-"""What a training step or a forward pass costs: FLOPs and memory, counted without computing anything.
+"""FLOPs and memory of a training step or a forward pass, counted without computing anything.
 
-The real model runs on PyTorch's meta device, where tensors have shapes but no values. A ViT-B on 128 frames is counted in a second.
-Counted are matrix products and convolutions (a multiply-add is 2 FLOPs, attention as in its eager form) and the bytes of all tensors.
-Not counted are the FLOPs of norms, activations, softmax and copies, and the scratch memory of kernels and of the allocator.
+The real model runs on PyTorch's meta device, where tensors have shapes but no values. Counting a ViT-B on 128 frames takes a second.
+The count includes matrix products and convolutions (a multiply-add is 2 FLOPs, attention as in its eager form) and the bytes of all
+tensors. It excludes the FLOPs of norms, activations, softmax and copies, and the scratch memory of kernels and of the allocator.
 """
 
 import copy
@@ -36,8 +36,8 @@ class StepCost:
     """The cost of one training step, or of one forward pass, on one device.
 
     Args:
-        parameters, trainable_parameters: numbers of weights. Each takes 4 bytes; autocast to bfloat16 keeps float32 weights, too.
-        flops: of the whole batch, forward and backward. What checkpointing recomputes is included.
+        parameters, trainable_parameters: numbers of weights. Each takes 4 bytes, also with bfloat16: autocast keeps float32 weights.
+        flops: of the whole batch, forward and backward, with the layers that checkpointing recomputes.
         saved_bytes: activations kept from forward to backward; with bfloat16, also the rounded copies of the weights.
         working_bytes: temporaries at the peak, beyond the larger of kept activations and gradients.
         input_bytes: the clips of the batch in float32.
@@ -74,7 +74,7 @@ def pretraining_cost(
     checkpointing: Checkpointing = "none",
     decoded_tokens: int | None = None,
 ) -> StepCost:
-    """Count a pre-training step of `LVMAEForPreTraining`, the targets given.
+    """Count a pre-training step of `LVMAEForPreTraining`, without the making of targets.
 
     Args:
         decoded_tokens: tokens decoded per clip; by default `config.token_budget`.
@@ -86,7 +86,7 @@ def pretraining_cost(
         codes = torch.zeros(*mask.shape, len(config.levels))
     inputs: dict[str, Any] = {
         "bool_masked_pos": mask,
-        "bool_decoded_pos": mask.clone(),  # the model takes one and the same tensor for "decode every hidden token"
+        "bool_decoded_pos": mask.clone(),  # a clone, because the same tensor means "decode every hidden token"
         "num_visible": tube_visible_count(config.grid_size, config.mask_ratio),
         "num_decoded": config.token_budget if decoded_tokens is None else decoded_tokens,
     }
@@ -108,7 +108,7 @@ def classification_cost(
     """Count a fine-tuning step of `LVMAEForVideoClassification`, or a forward pass with `training=False`.
 
     Args:
-        mixing: MixUp or CutMix makes a second batch out of the first.
+        mixing: count the second batch that MixUp or CutMix makes.
         adapt: changes the model before it is counted, for example wraps it with LoRA adapters.
     """
     with torch.device("meta"):
@@ -149,8 +149,8 @@ def count_step(
 ) -> StepCost:
     """Count a step of a model on the meta device: forward and backward in training mode, else forward alone.
 
-    With bfloat16 the model's weights are changed to bfloat16. The meta device has no autocast; activations are then those of
-    autocast, and each matrix that backward needs is one rounded copy.
+    The meta device has no autocast. With bfloat16, the model's weights are cast instead. This gives autocast's activations, and each
+    matrix that backward needs counts as one rounded copy.
 
     Args:
         clips: the model's first argument, on the meta device.
@@ -167,7 +167,7 @@ def count_step(
             outputs.loss.backward()
         return kept
 
-    # Two runs: the FLOP counter holds tensors longer than a step does.
+    # Run twice, because the FLOP counter keeps tensors alive longer than a step does.
     with torch.device("meta"), torch.set_grad_enabled(model.training):
         _, flops = count_flops(run)
         model.zero_grad()
@@ -190,8 +190,8 @@ def count_step(
 def count_flops(work: Callable[[], Result]) -> tuple[Result, int]:
     """Run `work`; return its result and its FLOPs in matrix products and convolutions (a multiply-add is 2).
 
-    Attention counts as its eager form: 2 matrix products forward, 4 backward. What a fused kernel recomputes to save memory does
-    not count. PyTorch's counter knows no FLOPs for fused attention on a CPU, so the formulas stand here.
+    Attention counts as its eager form: 2 matrix products forward, 4 backward. The FLOPs that a fused kernel recomputes
+    do not count. PyTorch's counter has no formula for fused attention on a CPU, so this function adds one.
     """
     aten = torch.ops.aten
     formulas = {
@@ -213,14 +213,14 @@ def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *args
 
 
 def count_saved_bytes(model: nn.Module, work: Callable[[], Result]) -> tuple[Result, int]:
-    """Run `work`; return its result and the bytes that it keeps for backward. Each storage counts once, the model's own do not."""
+    """Run `work`; return its result and the bytes that it keeps for backward. Each storage counts once; the model's own do not count."""
     result, kept = _kept_bytes(work)
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     return result, sum(nbytes for key, nbytes in kept.items() if key not in own)
 
 
 def _kept_bytes(work: Callable[[], Result]) -> tuple[Result, dict[int, int]]:
-    """The result of `work` and the bytes of each storage that it keeps for backward, by the storage's address."""
+    """Return the result of `work` and the bytes of each storage that it keeps for backward, by the storage's address."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -231,12 +231,12 @@ def _kept_bytes(work: Callable[[], Result]) -> tuple[Result, dict[int, int]]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = work()
     kept = {key: storage.nbytes() for key, storage in storages.items()}
-    storages.clear()  # the graph holds `pack`, so that they would outlive their use in backward
+    storages.clear()  # the graph holds `pack`, which would keep them alive after backward freed them
     return result, kept
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the bytes of all tensors that exist at the same time, without those of the given tensors."""
+    """Measure the bytes of all tensors that exist at the same time, except the tensors in `excluded`."""
 
     def __init__(self, excluded: list[torch.Tensor]):
         super().__init__()
@@ -267,7 +267,7 @@ def _fused_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Fused attention (B, heads, N, d) -> (B, N, heads, d). On the meta device, PyTorch's own choice would be the eager form."""
+    """Run fused attention (B, heads, N, d) -> (B, N, heads, d). On the meta device, PyTorch itself would choose the eager form."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output = fused(query, key, value, dropout, False, attn_mask=attention_mask, scale=scaling)[0]
     return output.transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""From files of videos to clips: rows, frames, crops, augmentation, broken videos, and the annotations of benchmarks.
+"""Turn video files into clips: rows, frames, crops, augmentation, broken videos, and the annotations of benchmarks.
 
 Nothing here knows targets, losses or trainers. Decoding lives in `models/video_io.py`, because processors need it too.
 """

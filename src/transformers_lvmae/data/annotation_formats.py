@@ -314,7 +314,7 @@ def read_annotations(name: str, paths: Iterable[str | os.PathLike]) -> Annotatio
 
 
 def compare_with_known(name: str, annotations: Annotations) -> list[str]:
-    """Say for each split and label column in one sentence whether its size is the published one."""
+    """Return a sentence for each split and label column that compares its size with the published one."""
     known = BENCHMARKS[name]
     sizes = [
         (split, len(clips), "annotated clips", known.sizes.get(split, ()))

@@ -22,7 +22,7 @@ class AnnotationError(ValueError):
 
 @dataclass
 class ClipAnnotation:
-    """A labelled clip.
+    """A labeled clip.
 
     Args:
         video: file name of the video, with or without its ending, or its path within the folder of videos.

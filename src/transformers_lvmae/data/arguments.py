@@ -14,8 +14,8 @@ class VideoDataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of them, several of these as "
-            "train=A,validation=B, a folder of save_to_disk, or a dataset id on the Hub."
+            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of videos, several lists or tables as "
+            "train=A,validation=B, a folder that save_to_disk wrote, or a dataset id on the Hub."
         }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
@@ -48,7 +48,7 @@ class VideoDataArguments:
     )
     min_crop_scale: float = field(
         default=1.0,
-        metadata={"help": "In training, crop at random down to this share of the area; 1 = centre crop only."},
+        metadata={"help": "In training, crop at random down to this share of the area; 1 = center crop only."},
     )
     crop_scales: list[float] = field(
         default_factory=list,
@@ -58,7 +58,7 @@ class VideoDataArguments:
     num_clips: int = field(
         default=1,
         metadata={
-            "help": "In training, number of clips of each video, from one decoding; a batch has as many times more clips."
+            "help": "In training, number of clips of each video, from one decoding. A batch then has this many times more clips."
         },
     )
     on_error: str = field(
@@ -82,14 +82,14 @@ class VideoDataArguments:
         return self.label_column.split(",") if "," in self.label_column else self.label_column
 
     def sampling(self) -> FrameSampling:
-        """Which frames the clips of every split have."""
+        """Return the rule for the frames of a clip, in every split."""
         return FrameSampling(self.frame_stride, self.frame_jitter, self.short_videos)
 
     def augmentation(self) -> ClipAugmentation:
-        """The random changes of training clips."""
+        """Return the random changes of training clips."""
         return ClipAugmentation(self.min_crop_scale, self.crop_scales, self.horizontal_flip)
 
     def reading(self, output_dir: str | None) -> VideoReading:
-        """How training videos are read. Each process records broken videos in the folder `broken_videos` of `output_dir`."""
+        """Return how training videos are read. Processes record broken videos in the folder `broken_videos` of `output_dir`."""
         folder = os.path.join(output_dir or ".", "broken_videos")
         return VideoReading(self.num_clips, self.on_error, self.max_broken_share, folder, self.video_column)

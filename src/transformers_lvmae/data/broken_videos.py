@@ -55,7 +55,7 @@ class BrokenVideos:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Report the broken videos of all processes when the block ends, also after an error; the main process does it."""
+        """On the main process, report the broken videos of all processes when the block ends, also after an error."""
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the centre.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the center.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
@@ -85,18 +85,18 @@ class VideoReading:
 
 
 def to_pixels(clip: torch.Tensor, processor: LVMAEVideoProcessor) -> torch.Tensor:
-    """Rescale and normalise frames (T, C, H, W), uint8, as the processor's settings say."""
+    """Rescale and normalize frames (T, C, H, W), uint8, as the processor's settings say."""
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     return processor.rescale_and_normalize(clip, **{name: getattr(processor, name) for name in names})
 
 
 class VideoClips(Dataset):
-    """A map-style dataset of clips: decode, sample, crop, normalise.
+    """A map-style dataset of clips: decode, sample, crop, normalize.
 
     An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels`: a class id, or a list of them
     for several columns. A row with `start` or `end`, in seconds, is a segment of its video.
 
-    Frames get the model's size right after they are decoded: by the processor's resize and centre crop, or by a random crop of the
+    Frames get the model's size right after they are decoded: by the processor's resize and center crop, or by a random crop of the
     stored frames, the same for the whole clip. So memory holds at most 4 MiB of full-size frames at a time, or one frame.
 
     With `reading.num_clips`, a data loader's batch of B videos holds B x num_clips clips, and the clips of a video follow each
@@ -106,7 +106,7 @@ class VideoClips(Dataset):
 
     Args:
         rows: a split of [`load_video_dataset`].
-        processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalises.
+        processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalizes.
         num_frames: frames of a clip.
         training: draw frames, and apply `augmentation`, anew in every epoch. Otherwise a clip is always the same.
         sampling: which frames a clip has; by default, frames evenly over the whole video.
@@ -121,7 +121,7 @@ class VideoClips(Dataset):
         ValueError: random erasing for uint8 clips.
     """
 
-    as_bytes: ClassVar[bool] = False  # whether items have uint8 pixels, neither rescaled nor normalised
+    as_bytes: ClassVar[bool] = False  # whether items have uint8 pixels, neither rescaled nor normalized
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class VideoClips(Dataset):
         if self.as_bytes and self.erase is not None:
             raise ValueError(
                 f"Got random_erasing_prob={self.augmentation.random_erasing_prob} for uint8 clips, expected 0: the boxes are noise "
-                "in normalised pixels."
+                "in normalized pixels."
             )
 
     @property
@@ -179,11 +179,11 @@ class VideoClips(Dataset):
         return self.items(index)[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The items of a batch, with all clips of each video. Data loaders call this."""
+        """Return the items of a batch, with all clips of each video. Data loaders call this."""
         return [item for index in indices for item in self.items(index)]
 
     def items(self, index: int) -> list[dict[str, Any]]:
-        """All clips of a row's video, or of the video that takes its place."""
+        """Return all clips of a row's video, or of the video that takes its place."""
         numbers = (self.seed, self.epoch if self.training else 0, index)
         with seeded(*numbers):
             items = self.try_row(self.rows[index])
@@ -199,7 +199,7 @@ class VideoClips(Dataset):
         return items
 
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """All clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted and gives None."""
+        """Return all clips of a row's video. With `on_error="skip"`, count a video that cannot be read and return None."""
         self.broken.tried += 1
         try:
             return [self.make_item(row, clip) for clip in self.read_clips(row)]
@@ -221,11 +221,11 @@ class VideoClips(Dataset):
         return [clip for clip, _ in clips]
 
     def draw_view(self) -> View:
-        """Draw what a clip shows of its frames: crop and mirroring."""
+        """Draw the crop and the mirroring of a clip."""
         return draw_view(self.processor.fit, self.crop, self.augmentation.horizontal_flip)
 
     def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        """Make an item of a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
+        """Make an item from a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
         if self.recolor is not None:
             clip = self.recolor(clip)
         pixels = clip if self.as_bytes else to_pixels(clip, self.processor)
@@ -238,7 +238,7 @@ class VideoClips(Dataset):
 
 
 class ImageClips(VideoClips):
-    """Pictures as clips of one frame, for a tokenizer that starts on images.
+    """A dataset of pictures as clips of one frame, for a tokenizer that starts on images.
 
     Args:
         rows: a split of [`load_image_dataset`].
@@ -266,8 +266,8 @@ class ImageClips(VideoClips):
 class MaskedVideoClips(VideoClips):
     """Clips for pre-training.
 
-    An item has uint8 pixels, which [`LVMAEPreTrainer`] normalises on the device; `bool_masked_pos` (N,), True = hidden from the
-    encoder; and `noise` (N,), uniform random numbers that settle the decoder's random tokens.
+    An item has uint8 pixels, which [`LVMAEPreTrainer`] normalizes on the device; `bool_masked_pos` (N,), True = hidden from the
+    encoder; and `noise` (N,), uniform random numbers that decide the decoder's random tokens.
 
     Args:
         grid_size: tokens (t, h, w) of a clip, `config.grid_size`.

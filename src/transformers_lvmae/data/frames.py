@@ -1,4 +1,4 @@
-"""Which frames of a video a clip has."""
+"""The choice of the frames of a clip."""
 
 from dataclasses import dataclass
 

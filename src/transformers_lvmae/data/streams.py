@@ -40,8 +40,8 @@ class VideoStream(datasets.IterableDataset):
 
     @property
     def num_shards(self) -> int:
-        """Number of shards that accelerate sees. It lets a stream with enough shards for all processes split itself, by `shard`; other
-        streams it reads on every process and cuts their batches."""
+        """Number of shards that accelerate sees. If there are enough for all processes, it calls `shard`. Otherwise it reads the whole
+        stream on every process and cuts the batches."""
         return 2**31 if self.clips.training else 1
 
     @property
@@ -50,7 +50,7 @@ class VideoStream(datasets.IterableDataset):
         return self.clips.num_clips
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> "VideoStream":
-        """The part of process `index` out of `num_shards`: whole shards of the dataset if their number divides, else every n-th row."""
+        """Return the part of process `index` of `num_shards`: whole shards of the dataset if their number divides, else every n-th row."""
         clips = copy.copy(self.clips)
         clips.rows = split_dataset_by_node(self.clips.rows, rank=index, world_size=num_shards)
         return VideoStream(clips, self.buffer_size)
@@ -79,7 +79,7 @@ class VideoStream(datasets.IterableDataset):
             return self.clips.try_row(row) or []
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's position: its epoch, and the row that was read last."""
+        """Return the stream's position: its epoch, and the row that was read last."""
         epoch, rows = self._current
         return {"epoch": epoch, "rows": None if rows is None else rows.state_dict()}
 

@@ -18,7 +18,7 @@ class MultiScaleCrop(v2.Transform):
     """VideoMAE's random crop, GroupMultiScaleCrop (from TSN): crop with one of a few sizes at one of 13 places, then resize.
 
     The height and the width of the crop are shares of the frame's shorter side. They are drawn together, at most one step of `scales`
-    apart. The places are the four corners, the middles of the four sides, the centre, and the points halfway from the centre to each
+    apart. The places are the four corners, the middles of the four sides, the center, and the points halfway from the center to each
     corner.
 
     Args:
@@ -72,14 +72,14 @@ MAX_MAGNITUDE = 10
 
 
 def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Transform:
-    """RandAugment of uint8 clips (T, C, H, W), as in the recipes of timm and VideoMAE ("rand-m7-n4").
+    """Return RandAugment of uint8 clips (T, C, H, W), as in the recipes of timm and VideoMAE ("rand-m7-n4").
 
-    One of torchvision's 14 operations (identity, shear, translation, rotation, brightness, colour, contrast, sharpness, posterize,
+    One of torchvision's 14 operations (identity, shear, translation, rotation, brightness, color, contrast, sharpness, posterize,
     solarize, auto-contrast, equalize) is drawn `num_ops` times. Each draw is applied with probability 0.5, as in timm.
 
     Args:
         magnitude: strength in [0, 10]. At 10, the ranges of torchvision and timm are the same.
-        fill: colour of the pixels that move in from outside, in [0, 255], one number for each channel.
+        fill: color of the pixels that move in from outside, in [0, 255], one number for each channel.
     """
     bins = {"num_magnitude_bins": MAX_MAGNITUDE + 1, "interpolation": InterpolationMode.BILINEAR, "fill": list(fill)}
     operation = v2.RandAugment(num_ops=1, magnitude=magnitude, **bins)
@@ -87,8 +87,7 @@ def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Tran
 
 
 def random_erasing(probability: float) -> v2.Transform:
-    """Random erasing of normalised clips (T, C, H, W): with `probability`, fill a box of 2 to 33 % of the area with normal noise, the
-    same in all frames."""
+    """Return random erasing of normalized clips (T, C, H, W): it fills a box of 2 to 33 % of the area with noise, the same in all frames."""
     return v2.RandomErasing(probability, value="random")
 
 
@@ -133,7 +132,7 @@ class ClipAugmentation:
         return crop or self.horizontal_flip or self.rand_augment_num_ops > 0 or self.random_erasing_prob > 0
 
     def crop(self, size: tuple[int, int]) -> v2.Transform | None:
-        """The random crop to `size` (height, width), or None."""
+        """Return the random crop to `size` (height, width), or None."""
         if self.crop_scales:
             return MultiScaleCrop(size, self.crop_scales)
         if self.min_crop_scale == 1:
@@ -141,12 +140,12 @@ class ClipAugmentation:
         return v2.RandomResizedCrop(size, scale=(self.min_crop_scale, 1.0), antialias=True)
 
     def recolor(self, image_mean: Sequence[float]) -> v2.Transform | None:
-        """RandAugment of uint8 frames, or None. Pixels that move in from outside get the colour `image_mean`, in [0, 1]."""
+        """Return RandAugment of uint8 frames, or None. Pixels that move in from outside get the color `image_mean`, in [0, 1]."""
         if self.rand_augment_num_ops <= 0:
             return None
         fill = [255 * mean for mean in image_mean]
         return rand_augment(self.rand_augment_num_ops, self.rand_augment_magnitude, fill)
 
     def erase(self) -> v2.Transform | None:
-        """Random erasing of normalised frames, or None."""
+        """Return random erasing of normalized frames, or None."""
         return random_erasing(self.random_erasing_prob) if self.random_erasing_prob > 0 else None

@@ -1,6 +1,6 @@
 """Probes: small classifiers that are trained on frozen features.
 
-- linear: logistic regression on standardised clip features;
+- linear: logistic regression on standardized clip features;
 - attentive: a learned query that attends to all tokens, and a linear layer (V-JEPA's protocol, Bardes et al. 2024).
 
 Both choose their settings on validation videos, and use the test videos once, with the chosen settings. A video of several clips is
@@ -24,7 +24,7 @@ from ..models.configuration_lvmae import LVMAEConfig
 from ..models.modeling_lvmae import LVMAEClassAttention, LVMAEPreTrainedModel
 
 
-REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+REGULARIZATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # The sweep of V-JEPA 2.
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
 WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
@@ -136,9 +136,9 @@ Scores = Callable[[ProbeData], np.ndarray]
 
 
 def linear_probe(
-    train: ProbeData, validation: ProbeData, num_labels: int, regularisations: Sequence[float] = REGULARISATIONS
+    train: ProbeData, validation: ProbeData, num_labels: int, regularizations: Sequence[float] = REGULARIZATIONS
 ) -> tuple[dict[str, float], Scores]:
-    """Train logistic regressions on standardised features (n, D), and choose the inverse regularisation that validates best.
+    """Train logistic regressions on standardized features (n, D), and choose the inverse regularization that validates best.
 
     Returns:
         The chosen settings with their `validation_accuracy`, and a function from clips to probabilities (n, num_labels).
@@ -156,11 +156,11 @@ def linear_probe(
         return scores
 
     best: tuple[dict[str, float], Scores] | None = None
-    for value in regularisations:
+    for value in regularizations:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=2000))
         scores = scores_of(classifier.fit(train.features, train.labels))
         accuracy = validation.accuracy(scores(validation))
-        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equally good ones, the most regularised
+        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equally good ones, the most regularized
             best = {"C": value, "validation_accuracy": accuracy}, scores
     assert best is not None
     return best

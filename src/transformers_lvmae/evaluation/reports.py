@@ -122,8 +122,8 @@ def draw_confusion_matrix(path: str | os.PathLike, counts: np.ndarray, names: Se
         axes.set_yticks(range(size), names, fontsize=7)
     if size <= CELL_LIMIT:
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=9)

@@ -38,7 +38,7 @@ class VideoViews(Dataset):
 
     Args:
         rows: a split of [`load_video_dataset`], not a stream.
-        processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalises.
+        processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalizes.
         num_frames: frames of a clip.
         sampling: which frames a view has; by default, frames evenly over its part of the video.
         temporal_views, spatial_views: how many of each; every temporal view is cropped at every place.

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 class FSQMagViTConfig(PreTrainedConfig):
     r"""
     Configuration of [`FSQMagViTModel`]. By default a token covers 2 x 8 x 8 pixels: 128 frames of 112 x 112 pixels give
-    64 x 14 x 14 tokens, the grid of the ViT at 224 pixels. The paper does not give these sizes; they fit its numbers of tokens.
-    The layout is MAGVIT's with its two finest levels folded into channels. Coding a clip then costs a third of the
-    pre-training step that uses the codes; with MAGVIT's own layout it costs twice that step (model_cards/cost.md).
-    [`FSQMagViTConfig.from_size`] has other sizes, also MAGVIT's.
+    64 x 14 x 14 tokens, the grid of the ViT at 224 pixels. The paper does not give these sizes; they give its numbers of tokens.
+    The layout is MAGVIT's with its two finest levels folded into channels. Encoding a clip then costs a third of the
+    pre-training step that uses the codes. With MAGVIT's own layout it costs twice that step (model_cards/cost.md).
+    [`FSQMagViTConfig.from_size`] has other sizes, MAGVIT's included.
 
     Args:
         image_size (`int` or pair (height, width), defaults to 112): size in pixels of the frames that the tokenizer is made
@@ -23,7 +23,7 @@ class FSQMagViTConfig(PreTrainedConfig):
         window_size (`int`, defaults to 16): frames that are encoded at once; longer clips are encoded window by window.
         num_channels (`int`, defaults to 3): channels of a frame.
         pixel_mean, pixel_std (`float`, defaults to 0.45 and 0.225): mean and standard deviation of pixels in [0, 1]; the
-            defaults are those of natural pictures. Clips are standardised with them before the first convolution, and
+            defaults are those of natural pictures. Clips are standardized with them before the first convolution, and
             transformed back after the last. If they are far from the videos' own, training starts slowly.
         base_channels (`int`, defaults to 64): feature channels at the finest level (MAGVIT-B 64, L 128).
         channel_multipliers (`tuple[int]`, defaults to (2, 4)): channels of each level as multiples of `base_channels`, the
@@ -177,7 +177,7 @@ class FSQMagViTConfig(PreTrainedConfig):
         for name, expected in DELETED_FIELDS.items():
             if getattr(self, name, expected) != expected:
                 raise ValueError(
-                    f"Got {name}={getattr(self, name)!r}, expected {expected!r}, the only choice that is left: train a new "
+                    f"Got {name}={getattr(self, name)!r}, expected {expected!r}, the only value still supported: train a new "
                     "tokenizer, or use this one with version 0.1."
                 )
 

@@ -12,15 +12,15 @@ class DecoderMask(NamedTuple):
 
     Args:
         scores: name of the scores that rank the tokens; None for a mask that decodes every hidden token.
-        random_besides: whether `decoder_random_ratio` of the tokens is drawn at random from those that the scores left over. Otherwise
-            the scores choose that share too, so that all masks decode equally many tokens.
+        random_besides: True draws a share `decoder_random_ratio` of the tokens at random from the tokens that the scores did not
+            choose. With False, the scores choose this share too, so that all masks decode the same number of tokens.
     """
 
     scores: str | None
     random_besides: bool = False
 
 
-# Every value of `LVMAEConfig.decoder_mask`. What each kind of scores needs stands in `targets/scores.py`.
+# All values of `LVMAEConfig.decoder_mask`. `targets/scores.py` computes the scores.
 DECODER_MASKS = {
     "none": DecoderMask(None),
     "random": DecoderMask("random"),
@@ -40,8 +40,8 @@ class LVMAEConfig(PreTrainedConfig):
     paper's base model: ViT-B, 128 frames of 224 x 224 pixels, 64 x 14 x 14 = 12,544 tokens, of which pre-training hides
     90 % from the encoder and decodes 15 %. Other sizes: [`LVMAEConfig.from_size`].
 
-    `image_size` and `num_frames` describe the clips that the model is made for. It takes other lengths and sizes with the same
-    weights, because positions are computed; only `num_channels`, `patch_size` and `tubelet_size` decide shapes of weights.
+    `image_size` and `num_frames` describe the clips that the model is made for. The same weights also take other sizes and lengths,
+    because positions are computed. Only `num_channels`, `patch_size` and `tubelet_size` decide the shapes of weights.
 
     Args:
         image_size (`int` or pair (height, width), defaults to 224): size of a frame in pixels; a multiple of `patch_size`.
@@ -53,7 +53,7 @@ class LVMAEConfig(PreTrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the encoder (ViT-B: 768, 12, 12, 3072).
         hidden_act (`str`, defaults to `"gelu"`): the MLPs' activation.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default 0): dropout in the layers.
-        drop_path_rate (`float`, defaults to 0): stochastic depth of the last encoder layer, rising linearly from 0.
+        drop_path_rate (`float`, defaults to 0): stochastic depth: the drop rate rises linearly from 0 to this.
         initializer_range (`float`, defaults to 0.02): standard deviation of the weights at the start.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of the LayerNorms, as in the original VideoMAE.
         qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key projection has none, as in
@@ -72,13 +72,13 @@ class LVMAEConfig(PreTrainedConfig):
 
             - `"none"`: every hidden token;
             - `"random"`: random tokens;
-            - `"uniform"`: whole time slots at even distances, and a part of the last one if the budget is no multiple of a slot;
-            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance between
-              their patch embedding and that of the previous slot; and `decoder_random_ratio` at random;
+            - `"uniform"`: whole time slots in bit-reversed order, nearly evenly spaced at every budget. The last one may be in part;
+            - `"motion"`, `"flow"`, `"everest"`: the tokens with the largest frame difference, optical flow, or distance of the
+              patch embedding from the previous slot's; and a share `decoder_random_ratio` at random;
             - `"adaptive"`: the tokens that are most important to the tokenizer;
-            - `"adaptive_random"`: these, and `decoder_random_ratio` at random (the paper's choice).
-        decoder_mask_ratio (`float`, defaults to 0.9): share of all tokens that importance leaves out, so that the most
-            important 1 - `decoder_mask_ratio` are decoded (the paper's rho_d).
+            - `"adaptive_random"`: these, and a share `decoder_random_ratio` at random (the paper's choice).
+        decoder_mask_ratio (`float`, defaults to 0.9): the tokens with the highest scores are decoded, a share of
+            1 - `decoder_mask_ratio` of all tokens (`decoder_mask_ratio` is the paper's rho_d).
         decoder_random_ratio (`float`, defaults to 0.05): share of all tokens that are decoded at random in addition (rho_r).
         target_type (`str`, defaults to `"codes"`): what the decoder predicts.
 
@@ -88,7 +88,7 @@ class LVMAEConfig(PreTrainedConfig):
             - `"pixels"`: the pixels of the tubelet, by squared error (the paper's baseline).
         levels (`tuple[int]`, defaults to six times 8): FSQ levels of the tokenizer whose codes are predicted. The decoder has
             one output for each channel, or for each level with `target_type="levels"`.
-        norm_pix_loss (`bool`, defaults to `True`): standardise each channel of a target tubelet by its own mean and deviation;
+        norm_pix_loss (`bool`, defaults to `True`): standardize each channel of a target tubelet by its own mean and deviation;
             only for pixels.
         pooling (`"mean"` or `"class_attention"`, defaults to `"mean"`): how the classifier pools tokens: their mean, or
             one CaiT class-attention layer (the paper's choice for ViT-L).
@@ -97,8 +97,8 @@ class LVMAEConfig(PreTrainedConfig):
         label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels, such as EPIC-Kitchens' verb and noun:
             the name of each set, and the range [first, end) of its classes among the `num_labels` outputs. Together they cover
             all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
-        recompute_activations (`bool`, defaults to `True`): recompute the outputs of norms and activations in backward, rather
-            than keep them: a third less memory, bit-equal gradients, 0.5 % more CPU time
+        recompute_activations (`bool`, defaults to `True`): recompute the outputs of norms and activations in backward
+            instead of keeping them. This needs a third less memory and 0.5 % more CPU time, and gives bit-equal gradients
             (`python benchmarks/run.py --cases step`, medians of six runs). Switch it off for `torch.func`. Version 0.1 called
             it `rebuild_activations`, which still works.
     """
@@ -142,7 +142,7 @@ class LVMAEConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: Literal["small", "base", "large", "huge"], **overrides) -> "LVMAEConfig":
-        """Return the config of a ViT of that size and its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
+        """Return the config of a ViT of this size and its decoder (VideoMAE V2's table); `overrides` are fields of the config."""
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
@@ -202,7 +202,7 @@ class LVMAEConfig(PreTrainedConfig):
         return DECODER_MASKS[self.decoder_mask].scores
 
     def decoder_token_counts(self, seq_length: int) -> tuple[int, int]:
-        """Return how many of `seq_length` tokens `decoder_mask` chooses by its scores, and how many at random, rounded down.
+        """Return how many of `seq_length` tokens are chosen by scores, and how many at random, both rounded down.
 
         With `decoder_mask="none"`, the numbers have no meaning: every hidden token is decoded.
         """
@@ -254,7 +254,7 @@ class LVMAEConfig(PreTrainedConfig):
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
-                "expected at most as many random tokens as importance leaves out: lower decoder_random_ratio."
+                "expected at most as many random tokens as the scores leave out: lower decoder_random_ratio."
             )
 
     def _check_label_sets(self) -> None:

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (FSQ, Mentzer et al. 2024): the quantizer, and pure functions of codes, levels and indices.
+"""Finite scalar quantization (FSQ, Mentzer et al. 2024): the quantizer, and pure functions of codes, levels and indices.
 
 One token is described in three ways. Each has one entry per channel, except the index:
 - code: float32 in [-1, 1], what the networks read;
@@ -29,13 +29,13 @@ class FiniteScalarQuantizer(nn.Module):
         self.levels = tuple(levels)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., len(levels)) -> codes of the same shape in [-1, 1], with a straight-through gradient."""
+        """Round latents (..., len(levels)) to codes of the same shape in [-1, 1], with a straight-through gradient."""
         with maybe_autocast(device_type=latents.device.type, enabled=False):
             bounded, half_width = self._bound(latents)
             return straight_through(bounded.detach().round(), bounded) / half_width
 
     def bounded_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return what `forward` rounds, on the scale of the codes: (..., len(levels)) -> float32 of the same shape.
+        """Return the values that `forward` rounds, on the scale of the codes: (..., len(levels)) -> float32 of the same shape.
 
         Values are in [-1, 1] to within 1e-3, and at most half a level from the code. 0 goes to 0.
         """
@@ -44,7 +44,7 @@ class FiniteScalarQuantizer(nn.Module):
             return bounded / half_width
 
     def _bound(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squash latents to the range of the levels, one apart; return them and the width (len(levels),) of half a range."""
+        """Squash latents to the range of the levels, whose step is 1. Return them and half of each range, (len(levels),)."""
         counts = integer_tensor(self.levels, latents.device)
         half_range = (counts.float() - 1) * (1 + 1e-3) / 2
         offset = torch.where(counts % 2 == 0, 0.5, 0.0)  # an even number of levels has one more below 0 than above
@@ -52,18 +52,18 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 def codes_to_levels(codes: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Codes (..., len(levels)) -> int64 of the same shape, each in [0, L)."""
+    """Convert codes (..., len(levels)) to levels, int64 of the same shape, each in [0, L)."""
     return ((codes.float() + 1) * (integer_tensor(levels, codes.device) // 2)).round().long()
 
 
 def codes_to_indices(codes: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Codes (..., len(levels)) -> int64 (...)."""
+    """Convert codes (..., len(levels)) to indices, int64 (...)."""
     basis = integer_tensor([math.prod(levels[:channel]) for channel in range(len(levels))], codes.device)
     return (codes_to_levels(codes, levels) * basis).sum(dim=-1)
 
 
 def indices_to_levels(indices: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Integers (...) -> int64 (..., len(levels)), each in [0, L)."""
+    """Convert indices, integers (...), to levels, int64 (..., len(levels)), each in [0, L)."""
     channels, rest = [], indices.long()
     for level in levels:
         channels.append(rest % level)
@@ -72,19 +72,19 @@ def indices_to_levels(indices: torch.Tensor, levels: Sequence[int]) -> torch.Ten
 
 
 def levels_to_codes(channel_levels: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """int64 (..., len(levels)), each in [0, L) -> float32 codes of the same shape, equal to the quantizer's in every bit."""
-    # A tensor divides here, not a Python number: by that, a GPU multiplies with the reciprocal, which can be off by one bit.
+    """Convert levels, int64 (..., len(levels)), to float32 codes of the same shape, equal to the quantizer's in every bit."""
+    # Divide by a tensor: for a Python number, a GPU multiplies by the reciprocal, which can be off by one bit.
     half_width = integer_tensor(levels, channel_levels.device) // 2
     return (channel_levels - half_width) / half_width
 
 
 def indices_to_codes(indices: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Integers (...) -> float32 codes (..., len(levels)) in [-1, 1], equal to the quantizer's in every bit."""
+    """Convert indices, integers (...), to float32 codes (..., len(levels)) in [-1, 1], equal to the quantizer's in every bit."""
     return levels_to_codes(indices_to_levels(indices, levels), levels)
 
 
 def level_losses(logits: torch.Tensor, codes: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Cross-entropy in nats of each channel's level, a softmax of L logits per channel.
+    """Return the cross-entropy of each channel's level in nats, with a softmax of L logits per channel.
 
     Args:
         logits: (..., sum(levels)), the channels' logits one after another.

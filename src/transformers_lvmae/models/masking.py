@@ -20,7 +20,7 @@ def random_tube_mask(
 
     Args:
         grid_size: tokens (t, h, w).
-        mask_ratio: share of cells hidden, in [0, 1); `int(mask_ratio * h * w)` cells are, as in VideoMAE.
+        mask_ratio: share in [0, 1); `int(mask_ratio * h * w)` cells are hidden, as in VideoMAE.
 
     Returns:
         bool (B, t * h * w), True = hidden, the same number in every row.
@@ -92,11 +92,11 @@ def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> 
     Args:
         name: the mask's name in error messages.
         count: K, if the caller knows it. Without it, K is read from the mask: an accelerator has to wait for that, and
-            torch.compile breaks its graph. With it, the mask is checked on its device.
+            torch.compile breaks its graph. With it, the mask is checked on its own device.
 
     Raises:
-        ValueError: the rows have different numbers of True, none, or not `count`. It is a RuntimeError with a shorter message
-            on accelerators (some steps later) and in compiled graphs, if `count` is given.
+        ValueError: the rows have different numbers of True, no True at all, or not `count`. If `count` is given, accelerators and
+            compiled graphs raise a RuntimeError with a shorter message instead, possibly some steps later.
     """
     if count is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling()):
         count = _equal_count(mask, name, count)
@@ -162,12 +162,12 @@ def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
 
 
 def first_slot_and_topk_mask(scores: torch.Tensor, first_slot: int, keep_ratio: float) -> torch.Tensor:
-    """Keep the tokens of a window that the tokenizer keeps in training: its first slot, and the best of the others.
+    """Keep the first slot of a window and the best of its other tokens, as the tokenizer does in training.
 
     Args:
         scores: (B, N), higher = keep first.
         first_slot: the number of tokens of a slot.
-        keep_ratio: the share of N that is kept besides the first slot, but not more than there are.
+        keep_ratio: share of N that is kept in addition to the first slot, at most all other tokens.
 
     Returns:
         bool (B, N), True = kept.
@@ -180,9 +180,9 @@ def first_slot_and_topk_mask(scores: torch.Tensor, first_slot: int, keep_ratio: 
 class _PerturbedTopK(torch.autograd.Function):
     """Estimate E_Z[topk(s + sigma Z)] from samples, and its vector-Jacobian product from the same samples.
 
-    d E[m_i] / d s_j = E[m_i Z_j] / sigma. The incoming gradient g is contracted before the mean over samples, which needs
-    samples x N numbers, never N x N. From each <m, g> the mean over the other samples is subtracted: this baseline keeps the
-    expectation and removes most of the variance.
+    d E[m_i] / d s_j = E[m_i Z_j] / sigma. The product with the incoming gradient g is taken before the mean over samples. This
+    needs samples x N numbers, never N x N. The mean of <m, g> over the other samples is subtracted from each <m, g>. This baseline
+    keeps the expectation and removes most of the variance.
     """
 
     @staticmethod
@@ -200,8 +200,8 @@ class _PerturbedTopK(torch.autograd.Function):
         (grad_mask,) = grad_outputs
         value = (kept * grad_mask.unsqueeze(1)).sum(dim=-1, keepdim=True)
         samples = value.shape[1]
-        centred = (value - value.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
-        return (noise * centred).mean(dim=1) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
+        centered = (value - value.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        return (noise * centered).mean(dim=1) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
 
 
 def perturbed_topk_mask(
@@ -211,7 +211,7 @@ def perturbed_topk_mask(
     num_samples: int,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Differentiable top-k by Gaussian perturbation (Cordonnier et al. 2021).
+    """Return a differentiable top-k mask, by Gaussian perturbation (Cordonnier et al. 2021).
 
     Args:
         scores: (B, N), in [0, 1] for `sigma` to have its usual meaning.

@@ -1,10 +1,10 @@
-"""The adaptive tokenizer: MAGVIT's 3D CNN around finite scalar quantisation, and a scorer that learns which tokens matter.
+"""The adaptive tokenizer: MAGVIT's 3D CNN around finite scalar quantization, and a scorer that learns which tokens matter.
 
 It is the left half of Figure 2 of "Extending Video Masked Autoencoders to 128 frames". Notable choices:
 - a clip is encoded window by window (16 frames, stride 16), so memory does not grow with its length;
 - the scorer's kernels stay within one time slot, so its features, and the distances between them, do not depend on where a clip is
   cut into windows;
-- unimportant latents are set to zero before quantisation. Zero is also a code of FSQ: the decoder can tell masked tokens only by
+- unimportant latents are set to zero before quantization. Zero is also a code of FSQ: the decoder can tell masked tokens only by
   their context.
 """
 
@@ -31,7 +31,7 @@ class FSQMagViTEncoderOutput(ModelOutput):
     """
     Args:
         latents (`torch.Tensor` of shape `(batch_size, t, h, w, len(levels))`): the encoder's output before FSQ.
-        codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): the quantised latents, in [-1, 1].
+        codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): the quantized latents, in [-1, 1].
         code_indices (`torch.LongTensor` of shape `(batch_size, seq_length)`): the codes as integers in
             [0, config.codebook_size).
         importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`): float32, at least 0; higher = more important.
@@ -96,7 +96,7 @@ class FSQMagViTDownsample(nn.AvgPool3d):
 
 
 class FSQMagViTUpsample(nn.Module):
-    """Upsample with nearest neighbours, then apply a 3x3x3 convolution."""
+    """Upsample with nearest neighbors, then apply a 3x3x3 convolution."""
 
     def __init__(self, channels: int, scale: tuple[int, int, int]):
         super().__init__()
@@ -160,14 +160,14 @@ class FSQMagViTDecoder(nn.Module):
 
 
 def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
-    """(B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
+    """Fold patches into channels: (B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
     return rearrange(
         pixel_values, "b c (t frames) (h rows) (w columns) -> b (c frames rows columns) t h w", **patch_sizes(patch)
     )
 
 
 def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `space_to_depth`."""
+    """Undo `space_to_depth`."""
     return rearrange(
         features, "b (c frames rows columns) t h w -> b c (t frames) (h rows) (w columns)", **patch_sizes(patch)
     )
@@ -179,9 +179,9 @@ def patch_sizes(patch: tuple[int, ...]) -> dict[str, int]:
 
 
 class FSQMagViTTokenScorer(nn.Module):
-    """Two strided convolutions to the token grid; a token's score is the distance of its feature from the previous slot's.
+    """Compute features with two strided convolutions. A token's score is the distance of its feature from the previous slot's.
 
-    The paper gives the two layers and the distance, but no kernel sizes. Our kernels overlap in space but not in time.
+    The paper gives the two layers and the distance, but no kernel sizes. These kernels overlap in space but not in time.
     """
 
     def __init__(self, config: FSQMagViTConfig):
@@ -197,7 +197,7 @@ class FSQMagViTTokenScorer(nn.Module):
         self.conv2 = nn.Conv3d(size, size, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, H, W) -> features (B, size, t, h, w)."""
+        """Compute features on the token grid: (B, C, T, H, W) -> (B, size, t, h, w)."""
         return self.conv2(nn.functional.gelu(self.conv1(pixel_values)))
 
     @staticmethod
@@ -241,7 +241,7 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
 
 
 class FSQMagViTModel(FSQMagViTPreTrainedModel):
-    """The adaptive tokenizer (paper sections 3.3 and 3.4; the paper does not give all sizes, which are our choice)."""
+    """The adaptive tokenizer (paper sections 3.3 and 3.4, which do not give all sizes)."""
 
     # The loss is a mean over pixels, so Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
@@ -259,7 +259,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         r"""
         Start a video tokenizer from one that was trained on pictures, by MAGVIT's central inflation.
 
-        A clip of one frame trains only the centre slice (in time) of each kernel. Every convolution takes this slice and has
+        A clip of one frame trains only the center slice (in time) of each kernel. Every convolution takes this slice and has
         zeros around it, so the frames of a still clip are coded and reconstructed as the image tokenizer does it. Videos then
         train the other slices. The scorer starts with random weights: it compares slots, and a picture has only one.
 
@@ -292,18 +292,18 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 continue
             source: torch.Tensor = image_model.get_parameter(name)
             if source.ndim == 5:
-                source = centre_slice(source, 2, source.shape[2])
-            if name.startswith(first):  # the stem folds several frames into channels: read the middle one
-                source = centre_slice(source.unflatten(1, (-1, 1, pixels)), 2, frames).flatten(1, 3)
-            if name.startswith(last):  # and write the same to all
+                source = center_slice(source, 2, source.shape[2])
+            if name.startswith(first):  # the stem folds frames into channels: only the middle one counts
+                source = center_slice(source.unflatten(1, (-1, 1, pixels)), 2, frames).flatten(1, 3)
+            if name.startswith(last):  # every frame of a token gets the same weights
                 source = source.unflatten(0, (-1, 1, pixels)).repeat_interleave(frames, dim=1).flatten(0, 2)
             weight.copy_(source)
 
     def encode(self, pixel_values_videos: torch.Tensor) -> FSQMagViTEncoderOutput:
         r"""
-        Tokenise clips of any length, window by window. Under `torch.no_grad()`, memory is that of one window.
+        Tokenize clips of any length, window by window. Under `torch.no_grad()`, memory is that of one window.
 
-        The last window is filled with the last frame; slots of such padding alone are dropped again, so T frames give
+        The last window is filled by repeating the last frame. Slots of padding alone are dropped afterwards, so T frames give
         ceil(T / tubelet_size) slots.
 
         Args:
@@ -331,7 +331,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
 
     def decode(self, codes: torch.Tensor, grid_size: tuple[int, int, int] | None = None) -> torch.Tensor:
         r"""
-        Decode codes to pixels, window by window; the last window is filled with its last slot.
+        Decode codes to pixels, window by window; the last window is filled by repeating its last slot.
 
         Args:
             codes (`torch.Tensor` of shape `(batch_size, seq_length, len(levels))`): in [-1, 1].
@@ -409,7 +409,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
     def token_mask(
         self, scores: torch.Tensor, keep_ratio: torch.Tensor, topk_sigma: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the mask that latents are multiplied with, 1 = kept; it is differentiable in training.
+        """Return the mask that multiplies the latents, 1 = kept; it is differentiable in training.
 
         Args:
             scores: (windows, t, h, w).
@@ -503,13 +503,13 @@ def pad_last(tensor: torch.Tensor, multiple: int, dim: int) -> torch.Tensor:
     return torch.cat([tensor, last.repeat_interleave(missing, dim=dim)], dim=dim)
 
 
-def centre_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+def center_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     """Put the middle entry along `dim` in the middle of `length` entries that are otherwise zero."""
     shape = list(tensor.shape)
     shape[dim] = length
-    centred = tensor.new_zeros(shape)
-    centred.select(dim, length // 2).copy_(tensor.select(dim, tensor.shape[dim] // 2))
-    return centred
+    centered = tensor.new_zeros(shape)
+    centered.select(dim, length // 2).copy_(tensor.select(dim, tensor.shape[dim] // 2))
+    return centered
 
 
 # Fields that decide the weights of an image tokenizer. They must agree with those of the video tokenizer that starts from it.

@@ -77,7 +77,7 @@ def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class LVMAEPatchEmbeddings(nn.Module):
-    """Project tubelets to vectors: one Linear over (channel, frame, row, column), as VideoMAE's 3D convolution lays them out."""
+    """Project tubelets to vectors: one Linear over (channel, frame, row, column), the order of VideoMAE's 3D convolution."""
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
@@ -126,11 +126,11 @@ class LVMAEPatchEmbeddings(nn.Module):
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Embed tubelets (B, K, tubelet_size, C, patch_size, patch_size) to (B, K, hidden_size).
 
-        Or embed those tubelets of clips (B, T, C, H, W) that are at `positions`, int64 (B, K); all of them by default.
+        Of clips (B, T, C, H, W), embed the tubelets at `positions`, int64 (B, K), or all tubelets by default.
         """
         if not pixels.is_floating_point():
             raise ValueError(
-                f"Got pixels of {pixels.dtype}, expected floating point as LVMAEVideoProcessor returns it: normalise them with "
+                f"Got pixels of {pixels.dtype}, expected floating point as LVMAEVideoProcessor returns it: normalize them with "
                 "the processor (LVMAEPreTrainer does it for bytes)."
             )
         if pixels.ndim == 5:
@@ -146,7 +146,7 @@ class LVMAEEmbeddings(nn.Module):
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """As [`LVMAEPatchEmbeddings.forward`]; tubelets need their positions."""
+        """Embed as [`LVMAEPatchEmbeddings.forward`] does, and add the positions. Tubelets need `positions`."""
         embeddings = self.patch_embeddings(pixels, positions)
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
@@ -154,7 +154,7 @@ class LVMAEEmbeddings(nn.Module):
 
 
 def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
-    """Return the clips of a batch without `bool_masked_pos`; raise ValueError unless it has clips and nothing else."""
+    """Return the clips of a batch without `bool_masked_pos`; raise ValueError unless it has clips and no tubelets."""
     if pixel_values_videos is None or visible_tubelets is not None:
         raise ValueError(
             f"Got {'no pixel_values_videos' if visible_tubelets is None else 'visible_tubelets'} and no bool_masked_pos, "
@@ -282,7 +282,7 @@ class LVMAELayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """(B, N, D) -> the tokens from `first_query` on, which attend to all N tokens."""
+        """Compute the tokens from `first_query` on, which attend to all N tokens: (B, N, D) -> (B, N - first_query, D)."""
         # Checkpointing already recomputes this layer; do not recompute its outputs a second time.
         recompute = self.recompute and not (self.gradient_checkpointing and self.training)
         attended = self._attention_branch(hidden_states, first_query, recompute, **kwargs)
@@ -342,7 +342,7 @@ class LVMAEDecoder(nn.Module):
     def forward(
         self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K) -> logits (B, K, target_size)."""
+        """Predict logits (B, K, target_size) from encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K)."""
         (hidden_states,) = apply_linears(encoded, self.embed)
         positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
@@ -380,8 +380,8 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Switch checkpointing on as in transformers; the additional key `mlp_only=True` checkpoints only each layer's MLP.
 
-        Attention, which costs most on long clips, is then not computed twice: a third less memory for 4 % more time, where
-        whole layers cost 37 % (`python benchmarks/run.py --cases step`; ViT-B, 128 frames). From the command line:
+        Attention costs most on long clips, and is then not recomputed. This needs a third less memory and 4 % more time; with whole
+        layers it is 37 % more time (`python benchmarks/run.py --cases step`; ViT-B, 128 frames). From the command line:
         `--activation_checkpointing --activation_checkpointing_kwargs '{"mlp_only": true}'`.
         """
         checkpoint_kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
@@ -429,7 +429,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         num_visible: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Check arguments as `forward` takes them; return the positions that the encoder sees, ascending: int64 (B, V)."""
+        """Check the arguments of `forward`, and return the positions that the encoder sees, ascending: int64 (B, V)."""
         patches = self.embeddings.patch_embeddings
         if pixel_values_videos is not None and visible_tubelets is None:
             grid_size = patches.grid_size(pixel_values_videos)
@@ -461,15 +461,15 @@ class LVMAEModel(LVMAEPreTrainedModel):
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
-                [`LVMAEVideoProcessor`] returns them, standardised by ImageNet's mean and deviation.
+                [`LVMAEVideoProcessor`] returns them, standardized by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
                 number in every row. Without it the encoder sees every token.
-            num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this number, no
-                accelerator has to wait until the mask is counted. torch.compile needs it: there the default follows from
+            num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this
+                number, an accelerator need not wait for a count of the mask. Under torch.compile, the default follows from
                 `config.mask_ratio`.
             visible_tubelets (`torch.Tensor` of shape `(batch_size, visible tokens, tubelet_size, num_channels, patch_size, patch_size)`, *optional*):
                 only those tubelets of the clips that `bool_masked_pos` leaves visible, in ascending order of position
-                (`masking.gather_tubelets`), normalised in the same way. They take the place of `pixel_values_videos`.
+                (`masking.gather_tubelets`), normalized in the same way. They take the place of `pixel_values_videos`.
             visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): what `index_visible`
                 returned for the other arguments, which are then not checked again.
 
@@ -478,8 +478,8 @@ class LVMAEModel(LVMAEPreTrainedModel):
 
         Raises:
             ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
-                pixels; a mask of another shape or with different counts per row; tubelets without a mask, or not as many as it
-                leaves visible; both clips and tubelets.
+                pixels; a mask of another shape or with different counts per row; tubelets without a mask, or another
+                number of tubelets than it leaves visible; both clips and tubelets.
         """
         if bool_masked_pos is None and visible_positions is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
@@ -529,10 +529,10 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
                 number in every row. By default every hidden token is decoded.
             target_codes (`torch.Tensor` of shape `(batch_size, seq_length, len(config.levels))`, *optional*): the tokenizer's
                 codes in [-1, 1], for `target_type="codes"` and `"levels"`. Without targets there is no loss. Pixel targets are
-                taken from the clip, and `visible_tubelets` do not have them.
+                taken from whole clips, not from `visible_tubelets`.
             target_latents (`torch.Tensor` of the same shape, *optional*): the tokenizer's `FiniteScalarQuantizer.bounded_latents`,
                 for `target_type="latents"`.
-            num_decoded (`int`, *optional*): how many tokens of a row are decoded; as `num_visible`.
+            num_decoded (`int`, *optional*): how many tokens of a row are decoded; see `num_visible`.
         """
         if bool_masked_pos is None:
             bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
@@ -561,13 +561,13 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         )
 
     def draw_mask(self, clips: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Draw `config.encoder_mask` for clips (B, T, C, H, W): bool (B, N), True = hidden, and how many it leaves visible."""
+        """Draw `config.encoder_mask` for clips (B, T, C, H, W): bool (B, N), True = hidden, and the number of visible tokens."""
         grid_size, ratio = self.lvmae.embeddings.patch_embeddings.grid_size(clips), self.config.mask_ratio
         mask = ENCODER_MASKS[self.config.encoder_mask](clips.shape[0], grid_size, ratio, device=clips.device)
         return mask, tube_visible_count(grid_size, ratio)
 
     def forward_encoder(self, visible: torch.Tensor, **inputs: Any) -> BaseModelOutput:
-        """Encode the tubelets at the visible positions (B, V): `last_hidden_state` (B, V, hidden_size)."""
+        """Encode the tubelets at the visible positions (B, V) to `last_hidden_state` (B, V, hidden_size)."""
         return self.lvmae(visible_positions=visible, **inputs)
 
     def forward_decoder(
@@ -619,11 +619,10 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return pixels.flatten(2)
 
     def forward_loss(self, logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """Loss of each channel: squared error (paper eq. 1 and 2) or cross-entropy; their mean is the model's loss.
+        """Return the loss of each channel: squared error (paper eq. 1 and 2) or cross-entropy; their mean is the model's loss.
 
-        It is a mean over those decoded tokens of a clip that are hidden from the encoder, then over clips. Every clip counts
-        alike, however many such tokens it has: accumulated small batches and several processes then give the gradient of one
-        large batch.
+        It is a mean over the tokens of a clip that are both decoded and hidden from the encoder, and then a mean over clips. Each
+        clip has the same weight, so accumulated small batches and several processes give the gradient of one large batch.
 
         Args:
             logits: (B, K, target_size).
@@ -667,7 +666,7 @@ class LVMAEClassAttention(nn.Module):
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
     def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(B, N, D) -> (B, D)."""
+        """Pool tokens: (B, N, D) -> (B, D)."""
         class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         states = self.layer_norm1(torch.cat([class_token, tokens], dim=1))
         attended, _ = self.attention(states, query_states=states[:, :1], **kwargs)
@@ -678,7 +677,7 @@ class LVMAEClassAttention(nn.Module):
 
 class LVMAEMeanPooling(nn.Module):
     def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(B, N, D) -> (B, D)."""
+        """Pool tokens: (B, N, D) -> (B, D)."""
         return tokens.mean(dim=1)
 
 
@@ -709,8 +708,8 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
                 `config.label_sets`, the shape is `(batch_size, label sets)`: one class id for each set, counted from 0 in each.
                 With `config.problem_type="single_label_classification"`, labels may also be probabilities of shape
-                `(batch_size, num_labels)`, because mixed clips have several classes; those of a set add up to 1. Without that
-                `problem_type`, floats mean transformers' multi-label classification.
+                `(batch_size, num_labels)`, for mixed clips; they add up to 1 within each set. Without this `problem_type`, floats
+                mean transformers' multi-label classification.
 
         Returns:
             `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets`, the loss is the mean

@@ -1,10 +1,10 @@
-"""Recompute the outputs of cheap functions in backward, rather than keep them.
+"""Recompute the outputs of cheap functions in backward instead of keeping them.
 
-A norm or an activation in front of a Linear is kept twice: its input for its own gradient, its output for the Linear's gradient.
-The output is cheap to compute, and makes up a third of what a transformer layer keeps. So `recompute_in_backward` keeps only the
+For a norm or an activation in front of a Linear, autograd keeps the input for its own gradient, and the output for the Linear's.
+The outputs are cheap to compute, and make up a third of what a transformer layer keeps. So `recompute_in_backward` keeps only the
 input, and `apply_linears` lets each Linear keep a small note (dtype and shape) in place of the output. Notable choices:
-- the Linears are called as modules: LoRA, quantised and sharded layers work, and each keeps whatever else it needs;
-- autograd's own means keep everything else: activation checkpointing and offloading work around it;
+- the Linears are called as modules, so LoRA, quantized and sharded layers work;
+- autograd keeps all other tensors as usual, so activation checkpointing and offloading work;
 - under torch.compile both functions are plain calls, because its partitioner recomputes cheap outputs by itself.
 """
 
@@ -46,7 +46,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input and output of a `_Recomputed`: computed at the first call in a backward pass, dropped by the node's backward."""
+    """Return input and output of a `_Recomputed` node. The first call in a backward pass computes them; the node's backward drops them."""
     if node.recomputed is None:
         (tensor,) = node.saved_tensors
         if not torch.is_grad_enabled():  # no second derivatives: cut the tensor off from its history
@@ -72,7 +72,7 @@ def recompute_in_backward(function: nn.Module, tensor: torch.Tensor, enabled: bo
 
 
 def apply_linears(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ...]:
-    """Apply each of `linears` to `tensor`; they do not keep a tensor that [`recompute_in_backward`] returned."""
+    """Apply each of `linears` to `tensor`. They do not keep it if [`recompute_in_backward`] returned it."""
     if torch.compiler.is_compiling() or not isinstance(tensor.grad_fn, _Recomputed._backward_cls):
         return tuple(linear(tensor) for linear in linears)
     with _notes(tensor):
@@ -80,7 +80,7 @@ def apply_linears(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tens
 
 
 class _Note(NamedTuple):
-    """What a Linear keeps in place of a recomputed tensor."""
+    """The dtype and shape that a Linear keeps in place of a recomputed tensor."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -88,9 +88,9 @@ class _Note(NamedTuple):
 
 @contextmanager
 def _notes(tensor: torch.Tensor) -> Iterator[None]:
-    """Inside, `tensor` and its reshaped or cast copies are kept as a `_Note`; everything else is kept as outside."""
+    """Inside this context, autograd keeps a `_Note` in place of `tensor` and of its reshaped or cast copies."""
     node, numel = tensor.grad_fn, tensor.numel()
-    # These hooks hide outer ones, such as those of checkpointing and offloading, so pass other tensors on to the outer hooks.
+    # These hooks hide the hooks of checkpointing and offloading. So pass all other tensors on to those outer hooks.
     outer = torch._C._autograd._top_saved_tensors_default_hooks(False) or (torch.Tensor.detach, lambda kept: kept)
 
     def pack(kept: torch.Tensor) -> Any:

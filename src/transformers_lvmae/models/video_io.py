@@ -1,7 +1,6 @@
 """Decode chosen frames of a video file, and write a clip to a file.
 
-Two decoders stand behind one function: torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles
-FFmpeg. The number of frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header:
+The decoder is torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles FFmpeg. The number of frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header:
 Matroska and WebM headers say 0, and the header of a truncated file counts the lost frames too.
 """
 
@@ -53,8 +52,8 @@ def decode_video(
         source: a path, a URL, the bytes of a file, a file object, a `datasets` row of `Video(decode=False)` (a dict with
             `path` and `bytes`), or a torchcodec `VideoDecoder` (a row of `Video()`).
         sample_indices: called with the video's `VideoMetadata`; returns frame numbers in [0, total_num_frames), in any
-            order, with repeats if it likes.
-        backend: "torchcodec", "pyav", or None: PyAV for segments, and otherwise torchcodec if it loads, or else PyAV.
+            order, also repeated.
+        backend: "torchcodec", "pyav", or None: torchcodec for whole videos if it loads, otherwise PyAV.
         start, end: a segment in seconds from the video's first frame. It has the frames whose time stamps lie in [start, end);
             metadata and frame numbers refer to it. In MP4, MOV, Matroska and WebM, its cost does not depend on its place in the
             video; other containers are decoded from their start (`video_seeking`).
@@ -215,7 +214,7 @@ def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple
         raise ValueError(
             f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
         )
-    # Without this condition, transformers would demand torchcodec of everybody who loads a model with this file from the Hub.
+    # Without this condition, transformers would require torchcodec to load any model from the Hub whose folder holds this file.
     if is_torchcodec_available():
         from torchcodec.decoders import VideoDecoder
 
@@ -243,13 +242,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf:
     The same frames always give the same bytes: one encoder thread and no date in the file.
     """
     frames = np.asarray(frames)
-    if (
-        frames.ndim != 4
-        or frames.shape[-1] != 3
-        or frames.dtype != np.uint8
-        or frames.shape[1] % 2
-        or frames.shape[2] % 2
-    ):
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or np.any(np.mod(frames.shape[1:3], 2)):
         raise ValueError(
             f"Got frames of shape {frames.shape} and dtype {frames.dtype}, expected uint8 (T, H, W, 3) with even H and W: "
             "convert or crop them."

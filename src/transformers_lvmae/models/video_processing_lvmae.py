@@ -186,7 +186,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
 
     def fit(self, frames: torch.Tensor) -> torch.Tensor:
-        """Resize and centre-crop frames (..., C, H, W) to the model's size; dtype and range of values stay."""
+        """Resize and center-crop frames (..., C, H, W) to the model's size; dtype and range of values stay."""
         if self.do_resize:
             frames = self.resize(frames, self.size, resample=self.resample)
         return self.center_crop(frames, self.crop_size) if self.do_center_crop else frames

@@ -6,9 +6,9 @@ Frames are numbered in the order in which they are shown.
 - MP4 and MOV have an index of all frames, which gives their number. It is trusted if the file, read from the last keyframe of the
   index on, ends where the index ends; in a fragmented or truncated file it does not. In all other containers, the frames of a whole
   video are counted by demuxing it.
-- Other containers (AVI, MPEG-TS, MPEG-PS, ...) compute time stamps while they are read. They are decoded from the start. So are
-  files in which two frames have the same time stamp, and files whose decoder does not return a frame after any of the last keyframes
-  before it. This is exact, but takes longer for later frames.
+- In other containers (AVI, MPEG-TS, MPEG-PS, ...), time stamps are computed while the file is read. They are decoded from the
+  start. So are files in which two frames have the same time stamp, and files in which decoding from the last few keyframes before a
+  frame does not return it. This is exact, but takes longer for later frames.
 
 A codec stores at most 16 frames ahead of a frame that is shown before them (the size of the picture buffer of H.264 and HEVC). So
 after 17 packets with later time stamps, all other packets are later too, and the first frame shown is among the first 17 packets.
@@ -46,7 +46,7 @@ class _Timeline:
     stamps: list[int | None] = field(default_factory=list)  # when frames are shown, in storage order
     keys: list[int] = field(default_factory=list)  # when keyframes are shown; decoding can begin at them
     decoding_times: list[int | None] = field(default_factory=list)
-    is_at_end: bool = True  # whether there were no more packets
+    is_at_end: bool = True  # True if the file had no more packets
 
     @classmethod
     def read(
@@ -55,7 +55,7 @@ class _Timeline:
         """Read packets until 17 of them lie behind the part that is wanted: that covers reordering.
 
         Args:
-            is_behind: called after each packet with what was read so far; says whether this packet lies behind the part.
+            is_behind: called after each packet with the timeline so far; returns whether this packet lies behind the part.
         """
         timeline, behind = cls(), 0
         for packet in packets:
@@ -219,7 +219,7 @@ class VideoReader:
             self._skipped = None
 
     def _seeking_pays(self, wanted: list[int]) -> bool:
-        """Return whether jumping saves more frames than a decoder holds back; find the time stamps that jumps need."""
+        """Return whether jumps skip more than the 16 frames of a decoder's buffer; find the time stamps that jumps need."""
         if not self._may_seek or not self.is_whole:
             return self._may_seek
         keys = self._index[1] if self._index else np.searchsorted(self._stamps, self._keys)  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ class VideoReader:
         """Find the time stamps from the first to the last wanted frame of a file with an index; return whether that worked."""
         times, keys = self._index  # type: ignore[misc]
 
-        def number(read: _Timeline) -> int:  # of the first packet that was read, in storage order
+        def number(read: _Timeline) -> int:  # number of the first packet that was read, in storage order
             return int(np.searchsorted(times, read.decoding_times[0] or 0))
 
         with self._open() as (container, stream):
@@ -289,7 +289,7 @@ def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
 
 
 def _seek(container: Any, stream: Any, stamp: int) -> None:
-    """Go to a keyframe at or before a time stamp; the container may go to another place."""
+    """Go to a keyframe at or before a time stamp. Some containers end up elsewhere, so callers check the place."""
     try:
         container.seek(stamp, stream=stream)
     except av.FFmpegError:
@@ -307,7 +307,7 @@ def _decode(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
 
 
 def _frame_at(frames: Iterator[av.VideoFrame], stamp: int) -> av.VideoFrame | None:
-    """Return the frame with this time stamp, or None if it does not come."""
+    """Return the frame with this time stamp, or None if the decoder does not return it."""
     frame = next((frame for frame in frames if frame.pts is None or frame.pts >= stamp), None)
     return frame if frame is not None and frame.pts == stamp and not frame.is_corrupt else None
 

@@ -1,4 +1,4 @@
-"""What the decoder predicts and where: scores of tokens, target codes and latents, decoder masks, and caches of them on disk.
+"""Make what the decoder predicts: scores of tokens, target codes and latents, decoder masks, and caches of targets on disk.
 
-Everything here works on tensors and clips and knows no Trainer. The frozen tokenizer is used here and trained in `training/`.
+Everything here works on tensors and clips and knows no Trainer. The tokenizer is frozen here; `training/` trains it.
 """

@@ -1,7 +1,7 @@
-"""From a batch of clips to what `LVMAEForPreTraining.forward` takes: targets, and the tokens that the decoder reconstructs.
+"""Turn a batch of clips into the inputs of `LVMAEForPreTraining.forward`: targets, and the tokens that the decoder reconstructs.
 
-A batch takes one way. Bytes become pixels in [0, 1], once. The frozen tokenizer turns pixels into codes or latents, and into scores. Scores
-and noise become the decoder mask. What a batch brings already, from a cache, is not computed.
+Bytes become pixels in [0, 1], once. The frozen tokenizer turns pixels into codes or latents, and into scores. Scores and noise become
+the decoder mask. Targets and scores that the batch already has, from a cache, are not computed.
 """
 
 import functools
@@ -25,11 +25,11 @@ class TargetBuilder:
     """Make targets and decoder masks for batches of clips. Pre-training, the cache, pictures and reports all use it.
 
     Args:
-        config: the autoencoder's `LVMAEConfig`. Its `target_type`, `decoder_mask` and two ratios say what is made.
-        processor: the [`LVMAEVideoProcessor`] that made the clips. Only what is made from pixels needs it.
+        config: the autoencoder's `LVMAEConfig`. `target_type`, `decoder_mask` and the two decoder ratios are read.
+        processor: the [`LVMAEVideoProcessor`] that made the clips. Not needed if nothing is made from pixels.
         tokenizer ([`FSQMagViTModel`], *optional*): makes targets and learned scores. It is frozen and moved to `device`.
-        embed: the autoencoder's patch embedding, normalized clips -> (B, N, size), which `decoder_mask="everest"` compares.
-            Without it EVEREST compares the tokens' own pixels.
+        embed: the autoencoder's patch embedding, normalized clips -> (B, N, size), for `decoder_mask="everest"`. Without it,
+            EVEREST compares the pixels of the tokens.
         raft_weights: as in [`flow_estimator`].
         device: where the batches are.
 
@@ -55,12 +55,12 @@ class TargetBuilder:
 
     @functools.cached_property
     def scale(self) -> PixelScale:
-        """The numbers of the processor, on `device`."""
+        """The processor's mean, deviation and scale, on `device`."""
         return PixelScale(self.processor, self.device)
 
     @functools.cached_property
     def flow(self) -> FlowEstimator:
-        """The estimator of optical flow. The log says which one it is."""
+        """The estimator of optical flow. It writes its name to the log."""
         return flow_estimator(self.raft_weights)
 
     @torch.no_grad()
@@ -73,11 +73,11 @@ class TargetBuilder:
                 - `code_indices` (B, N), `target_codes` or `target_latents` (B, N, channels): targets. Those that
                   `target_type` does not use are dropped.
                 - `importance_scores` (B, N): scores of any kind, by which tokens are chosen.
-                - `noise` (B, N) in [0, 1): settles random tokens and ties, so that a clip's mask depends on the clip alone.
+                - `noise` (B, N) in [0, 1): decides random tokens and ties, so that a clip's mask depends on the clip alone.
                 - `bool_decoded_pos` (B, N): the decoder mask itself.
 
         Raises:
-            ValueError: targets or scores are missing, and so is the tokenizer, the processor or the whole clip to make them.
+            ValueError: targets or scores are missing, and there is no tokenizer, processor or whole clip to make them from.
         """
         config, batch = self.config, dict(batch)
         clips = ClipViews(self, batch.get("pixel_values_videos"))
@@ -113,7 +113,7 @@ class TargetBuilder:
         return self.tokenizer.quantizer.bounded_latents(latents).flatten(1, 3)
 
     def _scores(self, given: Batch, clips: "ClipViews", noise: torch.Tensor) -> torch.Tensor:
-        """Scores (B, N) of `config.decoder_mask`: those that the batch brought, or made from its clips or its noise."""
+        """Return the scores (B, N) of `config.decoder_mask`: the batch's own, or made from its clips or its noise."""
         name = self.config.decoder_scores
         needs, function = SCORES[name]
         if needs == "noise":
@@ -124,10 +124,10 @@ class TargetBuilder:
 
 
 class ClipViews:
-    """The clips of one batch as tokenizer and scores see them. Each view is computed at most once.
+    """The clips of one batch in the forms that tokenizer and scores take. Each form is computed at most once.
 
     Args:
-        builder: of the batch.
+        builder: the [`TargetBuilder`] of the batch.
         raw: clips (B, T, C, H, W), uint8 or normalized; None for a batch of visible tubelets.
     """
 
@@ -147,7 +147,7 @@ class ClipViews:
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
-        """Tokens (t, h, w) of a clip of any size; the config's for a batch of visible tubelets."""
+        """Tokens (t, h, w) of the clips, which may have any size; for visible tubelets, those of the config."""
         config = self.builder.config
         if self.raw is None:
             return config.grid_size
@@ -160,7 +160,7 @@ class ClipViews:
         return self.builder.scale.restore(self.whole)
 
     def tokens(self, wanted: str) -> Any:
-        """The tokenizer's output for these clips. `wanted` is what the batch lacks, for the error message.
+        """Return the tokenizer's output for these clips. `wanted` names the missing part of the batch in the error message.
 
         Raises:
             ValueError: there is no tokenizer.
@@ -178,7 +178,7 @@ class ClipViews:
         return self._tokens
 
     def scores(self, name: str) -> torch.Tensor:
-        """Scores (B, N) that the tokenizer or the pixels give."""
+        """Return the scores `name` (B, N), made by the tokenizer or from the pixels."""
         builder, (needs, function) = self.builder, SCORES[name]
         if needs == "tokenizer":
             return self.tokens("importance_scores").importance_scores

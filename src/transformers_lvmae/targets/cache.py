@@ -1,18 +1,19 @@
 """Read a target cache: the tokenizer's codes and scores of a data set, computed once by `scripts/cache_targets.py`.
 
-A cache has a folder for each split. Its `manifest.json` says from what it was made. Its Arrow files hold a fixed number of rows each, for
-each epoch of random draws. A file gets its final name when it is complete. After a kill, the complete files are kept.
+A cache has a folder for each split. Its `manifest.json` describes the data and settings that it was made from. Each Arrow file
+holds a fixed number of rows of one epoch of random draws. A file gets its final name when it is complete, so complete files survive a kill.
 
-Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized before. If nothing is
-drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer training sees their
+Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized in advance. If nothing
+is drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer training shows their
 clips again, in turn, under new masks. Clips are never transformed after caching, because the codes of a flipped clip are not the flipped codes
 of the clip. Training with other draws than the cache's is refused.
 
-A video that cannot be read is treated as in training: it ends the run, or another video takes its place, the same one in both.
+A video that cannot be read is treated as in training: it ends the run, or another video takes its place, the same video in both cases.
 """
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,7 +67,11 @@ def fingerprint(tokenizer: Any) -> dict[str, str]:
 
 def video_key(path: str | None, start: float | None = None, end: float | None = None) -> str:
     """Return a name for a row that does not depend on where the data set lies: the end of its path, and its times in seconds."""
-    times = [f" {name} {time}" for name, time in (("start", start), ("end", end)) if time is not None and time == time]
+    times = [
+        f" {name} {time}"
+        for name, time in (("start", start), ("end", end))
+        if time is not None and not math.isnan(time)
+    ]
     return "/".join(Path(path or "").parts[-2:]) + "".join(times)
 
 
@@ -98,12 +103,8 @@ class Shard:
 def list_shards(manifest: dict[str, Any]) -> list[Shard]:
     """List all files of a complete cache, in order."""
     total, size = manifest["rows"], manifest["clips_per_shard"]
-    starts = range(0, total, size)
-    return [
-        Shard(epoch, range(start, min(start + size, total)))
-        for epoch in range(manifest["num_epochs"])
-        for start in starts
-    ]
+    parts = [range(start, min(start + size, total)) for start in range(0, total, size)]
+    return [Shard(epoch, rows) for epoch in range(manifest["num_epochs"]) for rows in parts]
 
 
 class TargetCache:
@@ -153,15 +154,11 @@ class TargetCache:
         """
         table = self.epochs[epoch][row]
         self._check(f"the video shown as number {row}", table["video"][0].as_py(), video)
-        columns = {
-            name: table[name].combine_chunks()
-            for name in ("importance_scores", "code_indices")
-            if name in table.column_names
-        }
-        values = {name: column.flatten().to_numpy() for name, column in columns.items()}
+        kinds = {"importance_scores": np.float16, "code_indices": np.int32}
         return {
-            name: torch.from_numpy(array.astype(np.int32 if name == "code_indices" else array.dtype))
-            for name, array in values.items()
+            name: torch.from_numpy(table[name].combine_chunks().flatten().to_numpy().astype(kind))
+            for name, kind in kinds.items()
+            if name in table.column_names
         }
 
     def check_clips(self, clips: MaskedVideoClips) -> None:
@@ -196,7 +193,7 @@ class TargetCache:
         if got != expected:
             raise ValueError(
                 f"Got a target cache ({self.folder}) with {name}: {got}, expected {expected}: run scripts/cache_targets.py with the "
-                "options of this run, or this run with the cache's, or leave the cache out to tokenize on the fly."
+                "options of this run, use the cache's options here, or leave the cache out to tokenize on the fly."
             )
 
 
@@ -213,8 +210,8 @@ class CachedVideoClips(MaskedVideoClips):
         kwargs: arguments of [`MaskedVideoClips`], the same as the cache was made with.
 
     Raises:
-        ValueError: the cache was made from another data set or other clips; or (on access) a video that could be read when the cache was
-            made cannot be read now, or the other way round, so that the cache has the targets of another video.
+        ValueError: the cache was made from another data set or other clips. On access: the cache has the targets of another video, because a
+            video was readable when the cache was made and is not now, or the other way round.
     """
 
     def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):

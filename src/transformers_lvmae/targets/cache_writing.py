@@ -73,7 +73,7 @@ class TargetMaker:
         scores: name of the scores (`SCORES`). `"everest"` compares the tokens' own pixels, which no training changes.
 
     Raises:
-        ValueError: scores that need no clip (`"random"`, `"uniform"`), unknown ones, or learned ones without a tokenizer.
+        ValueError: scores that need no clip (`"random"`, `"uniform"`), unknown scores, or learned scores without a tokenizer.
     """
 
     def __init__(self, builder: TargetBuilder, scores: str = "learned"):
@@ -102,7 +102,7 @@ class TargetMaker:
 
     @torch.no_grad()
     def __call__(self, clips: torch.Tensor) -> Targets:
-        """Clips (B, T, C, H, W), uint8 -> `importance_scores` (B, N), float16, and `code_indices` (B, N) with a tokenizer."""
+        """Make `importance_scores` (B, N), float16, and with a tokenizer `code_indices` (B, N), of uint8 clips (B, T, C, H, W)."""
         views, targets = ClipViews(self.builder, clips.to(self.builder.device)), {}
         if self.tokenizer is not None:
             targets["code_indices"] = views.tokens("code_indices").code_indices
@@ -140,11 +140,10 @@ def write_targets(
 ) -> int:
     """Write this process's share of the missing files. Return the number of clips that were read.
 
-    The clips of a file go through the tokenizer in the same batches whichever process writes it.
+    The content of a file does not depend on the process that writes it, because its batches are always the same.
     """
-    todo = [
-        shard for shard in list_shards(manifest)[process_index::num_processes] if not (folder / shard.name).exists()
-    ]
+    own = list_shards(manifest)[process_index::num_processes]
+    todo = [shard for shard in own if not (folder / shard.name).exists()]
     total = sum(len(shard.rows) for shard in todo)
     keys = row_keys(clips.rows, clips.video_column)
     with tqdm(total=total, unit="clip", desc=folder.name, disable=process_index > 0) as progress:

@@ -1,4 +1,4 @@
-"""Optical flow between frames: RAFT where its weights are at hand, OpenCV's DIS otherwise."""
+"""Optical flow between frames: RAFT if its weights are found, otherwise OpenCV's DIS."""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +15,12 @@ logger = logging.get_logger(__name__)
 # A name ("RAFT" or "DIS") and a function: frames (P, C, H, W) in [0, 1], and the frames to compare them with -> flow (P, 2, H, W) in pixels.
 FlowEstimator = tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
-# RAFT's correlation pyramid takes no smaller frames, and DIS finds little in them.
+# Smaller frames do not fit RAFT's correlation pyramid, and DIS finds little motion in them.
 MIN_FLOW_SIZE = 128
 
 
 def flow_estimator(raft_weights: Path | str | None = None) -> FlowEstimator:
-    """Return RAFT-small if its weights are found, and OpenCV's DIS otherwise. The log says which one it is.
-
-    Nothing is downloaded.
+    """Return RAFT-small if its weights are found, otherwise OpenCV's DIS. Its name is logged. Nothing is downloaded.
 
     Args:
         raft_weights: file of torchvision's `Raft_Small_Weights.C_T_V2`. By default the torch hub cache is searched for it.
@@ -70,11 +68,11 @@ def _dis() -> FlowEstimator:
     logger.warning("Optical flow is OpenCV's DIS (RAFT's weights are not in the torch hub cache).")
 
     def estimate(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        grey = [
+        gray = [
             (_at_least(images, MIN_FLOW_SIZE).mean(dim=1).clamp(0, 1) * 255).round().byte().cpu().numpy()
             for images in (frames, others)
         ]
-        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*grey)])
+        flow = torch.stack([torch.as_tensor(dis.calc(frame, other, None)) for frame, other in zip(*gray)])
         return _flow_at(flow.permute(0, 3, 1, 2).to(frames.device), frames)
 
     return "DIS", estimate
@@ -90,7 +88,7 @@ def _at_least(images: torch.Tensor, size: int, multiple: int = 1) -> torch.Tenso
 
 
 def _flow_at(flow: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Scale the flow (P, 2, H', W') of enlarged frames to the size of `frames`: fewer places, shorter vectors."""
+    """Scale the flow (P, 2, H', W') of enlarged frames to the size of `frames`, the vectors too."""
     if flow.shape[-2:] == frames.shape[-2:]:
         return flow
     height, width = (small / large for small, large in zip(frames.shape[-2:], flow.shape[-2:]))

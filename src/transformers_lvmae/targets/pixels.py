@@ -1,7 +1,7 @@
 """Pixels as the two models take them: normalized for the autoencoder, in [0, 1] and in its own size for the tokenizer.
 
-Training on the fly and a target cache both use these functions, so that both see the same bits. The functions move no Python numbers
-to the device, because each one would make an accelerator wait.
+Training on the fly and a target cache use the same functions, so both get the same bits. The functions move no Python numbers to the
+device, because each number would make an accelerator wait.
 """
 
 from typing import Any
@@ -41,8 +41,8 @@ class PixelScale:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return pixels (..., C, H, W) as the autoencoder takes them, bit for bit as the processor returns them.
 
-        uint8 pixels are normalized. Floating point pixels were normalized before and are returned as they are. Without normalization
-        the processor multiplies by 1/255 and this function divides by 255.
+        uint8 pixels are normalized; floating point pixels already are, and are returned unchanged. With `do_normalize=False` the last
+        bit may differ, because the processor multiplies by 1/255 and this function divides by 255.
         """
         if pixels.is_floating_point():
             return pixels
@@ -51,8 +51,8 @@ class PixelScale:
     def restore(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return uint8 or normalized pixels (..., C, H, W) in [0, 1].
 
-        A byte has only 256 values in a channel, so bytes are looked up. They give the same bits as their normalized pixels do: a
-        cache holds the same targets whichever of the two it was made from.
+        A byte has only 256 values in a channel, so bytes are looked up in a table. Bytes and their normalized pixels give the same
+        bits, so a cache made from either holds the same targets.
         """
         if pixels.is_floating_point():
             return (pixels * self.deviation.to(pixels.dtype) + self.mean.to(pixels.dtype)).clamp(0, 1)

@@ -1,12 +1,12 @@
-"""How much each token matters, by several measures: the tokenizer's learned importance and those that it is compared with.
+"""Scores of tokens: the tokenizer's learned importance, and simpler scores to compare it with.
 
 A score ranks the tokens of a clip, the highest first. `LVMAEConfig.decoder_mask` names a score and says whether some tokens are drawn at
-random besides (`DECODER_MASKS`). `SCORES` has each score's function and what it needs.
+random in addition (`DECODER_MASKS`). `SCORES` has each score's function and its input.
 
 The functions take clips (B, T, C, H, W) in [0, 1] and a token grid (t, h, w) and return float32 (B, t * h * w). H and W are multiples of
 h and w, and T frames fill t slots of equal length (the last frame is repeated to complete the last slot). So a grid scores the same tokens at
-any picture size. Motion is measured against the moment before, as in the token scorer. A clip's first frame or slot has no moment
-before it and takes the score of the second.
+any picture size. Motion is the difference from the previous frame or slot, as in the token scorer. The first frame or slot has no
+previous one and takes the score of the second.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def split_tubes(pixels: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
 
 
 def frame_difference(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Motion: the mean absolute difference of a token's pixels from the frame before, in [0, 1]."""
+    """Return the mean absolute difference of a token's pixels from the previous frame, in [0, 1]."""
     difference = clips.float().diff(dim=1).abs()
     return split_tubes(_repeat_first(difference, clips), grid_size).mean(dim=-1).flatten(1)
 
@@ -49,12 +49,11 @@ def frame_difference(clips: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
 def everest(
     clips: torch.Tensor, grid_size: GridSize, embed: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """EVEREST (ICML 2024): the Euclidean distance of a token's patch embedding from the one in the slot before.
+    """Return the Euclidean distance of a token's patch embedding from the one in the previous slot (EVEREST, ICML 2024).
 
     Args:
         clips: normalized as the embedding learned them, if `embed` is given.
-        embed: the ViT's patch embedding, clips -> (B, N, size). Without it the tokens' own pixels are compared, as an embedding
-            that keeps distances would compare them.
+        embed: the ViT's patch embedding, clips -> (B, N, size). Without it, the pixels of the tokens are compared.
     """
     with torch.no_grad():
         tokens = split_tubes(clips, grid_size) if embed is None else embed(clips).unflatten(1, grid_size)
@@ -63,12 +62,12 @@ def everest(
 
 
 def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstimator | None = None) -> torch.Tensor:
-    """The mean absolute flow over a token's pixels and both axes, as a share of the whole clip's (paper section 4.2, "Flow").
+    """Return the mean absolute flow over a token's pixels and both axes, as a share of the whole clip's (paper section 4.2, "Flow").
 
-    The flow is that of each frame's pixels, to where they were in the frame before.
+    The flow points from each pixel of a frame to its place in the previous frame.
 
     Args:
-        estimator: from [`flow_estimator`], whose default is used without it.
+        estimator: from [`flow_estimator`], by default called without arguments.
     """
     _, estimate = estimator or flow_estimator()
     pairs = [frames.flatten(0, 1).float() for frames in (clips[:, 1:], clips[:, :-1])]
@@ -80,9 +79,9 @@ def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstima
 
 
 def uniform_frames(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Whole time slots in bit-reversed order: at every budget the chosen slots lie nearly evenly apart (paper section 4.2, "Uniform").
+    """Score whole time slots in bit-reversed order: at every budget the best slots are nearly evenly spaced (paper section 4.2, "Uniform").
 
-    A budget may fill its last slot in part. `noise` (B, N) in [0, 1) chooses the cells of that slot.
+    The last slot of a budget may be chosen in part. `noise` (B, N) in [0, 1) then chooses its cells.
     """
     slots, cells = grid_size[0], grid_size[1] * grid_size[2]
     bits = (slots - 1).bit_length()
@@ -90,24 +89,24 @@ def uniform_frames(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
     reversed_bits = torch.zeros_like(numbers)
     for bit in range(bits):
         reversed_bits += (numbers >> bit & 1) << (bits - 1 - bit)
-    places = reversed_bits.argsort().argsort()  # of each slot in the bit-reversed order
+    places = reversed_bits.argsort().argsort()  # place of each slot in the bit-reversed order
     return (slots - places).repeat_interleave(cells) + noise
 
 
 def random_tokens(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """The noise (B, N) itself."""
+    """Return the noise (B, N) itself."""
     return noise
 
 
 def _repeat_first(differences: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Give the first moment the second's difference: (B, T - 1, ...) -> (B, T, ...). Zeros if there is only one moment."""
+    """Repeat the first difference for the first frame or slot: (B, T - 1, ...) -> (B, T, ...); zeros if there is only one."""
     if values.shape[1] == 1:
         return torch.zeros_like(values[..., 0] if differences.ndim < values.ndim else values, dtype=torch.float32)
     return torch.cat([differences[:, :1], differences], dim=1)
 
 
 class TokenScore(NamedTuple):
-    """What a score is made from, and its function: (clips, grid_size) for pixels, (noise, grid_size) for noise, None for the tokenizer."""
+    """The input of a score, and its function: of (clips, grid_size) or (noise, grid_size); None for the tokenizer's scores."""
 
     needs: Literal["tokenizer", "pixels", "noise"]
     function: Any = None
@@ -121,12 +120,12 @@ SCORES = {
     "everest": TokenScore("pixels", everest),
     "flow": TokenScore("pixels", optical_flow),
 }
-# What a clip's pixels or noise alone decide.
+# Scores that need no tokenizer.
 UNLEARNED = tuple(name for name, score in SCORES.items() if score.function is not None)
 
 
 def score_tokens(name: str, clips: torch.Tensor, grid_size: GridSize, **options: Any) -> torch.Tensor:
-    """Scores (B, N) of one of `UNLEARNED`, for clips (B, T, C, H, W) in [0, 1]. `options` are those of the score's function."""
+    """Return the scores (B, N) of one of `UNLEARNED` for clips (B, T, C, H, W) in [0, 1]. The function gets `options`."""
     score = SCORES[name]
     if score.needs == "noise":
         tokens = grid_size[0] * grid_size[1] * grid_size[2]
@@ -135,10 +134,10 @@ def score_tokens(name: str, clips: torch.Tensor, grid_size: GridSize, **options:
 
 
 def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
-    """Scores (B, N) as a cache stores them and as tokens are always chosen by them: float16, scaled to [0, 1] within each clip.
+    """Convert scores (B, N) to the form that caches store and masks use: float16, scaled to [0, 1] within each clip.
 
-    Only the order within a clip decides. It survives, except that neighbors closer than about 1/2048 of the clip's range tie, and
-    noise breaks ties. Scaling first keeps shares of a whole clip (optical flow) from vanishing in float16. Compacting twice
+    Only the order within a clip matters. It is kept, but scores closer than about 1/2048 of the clip's range become equal, and noise
+    decides between them. Without the scaling, shares of a whole clip (optical flow) would vanish in float16. A second conversion
     changes nothing.
     """
     scores = importance_scores.float()
@@ -147,7 +146,7 @@ def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
 
 
 class SelectionCollator:
-    """Collate clips for the tokenizer with `importance_scores` (B, N), by which its tokens are chosen in place of its scorer's.
+    """Collate clips for the tokenizer with `importance_scores` (B, N), which choose its tokens instead of its scorer.
 
     Args:
         selection: names of `SCORES`. Each batch draws one of them. "learned" adds no scores.

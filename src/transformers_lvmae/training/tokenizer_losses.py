@@ -147,7 +147,7 @@ class AdversarialLoss(nn.Module):
 class PerceptualLoss(nn.Module):
     """Mean squared error between a frozen image model's logits for the frames of two clips (MAGVIT: a ResNet-50).
 
-    Frames are resized to the model's input size without a crop, and normalised with the numbers of its image processor. Gradients
+    Frames are resized to the model's input size without a crop, and normalized with the numbers of its image processor. Gradients
     pass through both.
 
     Args:

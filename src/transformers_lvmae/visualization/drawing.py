@@ -36,7 +36,7 @@ def show_kept(frames: Frames, kept: torch.Tensor, grid_size: tuple[int, int, int
 
 
 def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int, int]) -> Frames:
-    """Draw scores (N,) as a heat map over grey frames, from the clip's lowest (dark) to its highest (yellow)."""
+    """Draw scores (N,) as a heat map over gray frames, from the clip's lowest (dark) to its highest (yellow)."""
     scores = scores.detach().float()
     scaled = (scores - scores.min()) / (scores.max() - scores.min() + 1e-12)
     heat = matplotlib.colormaps["inferno"](spread_tokens(scaled, grid_size, frames.shape))[..., :3]
@@ -46,7 +46,7 @@ def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int,
 def save_rows(
     path: str | os.PathLike | IO[bytes], rows: dict[str, Frames], moments: list[int], title: str = ""
 ) -> None:
-    """Write a PNG with one labelled row for each clip in `rows` (of any size) and one column for each frame number."""
+    """Write a PNG with one labeled row for each clip in `rows` (of any size) and one column for each frame number."""
     height = max(frames.shape[1] / frames.shape[2] for frames in rows.values())
     figure = Figure(figsize=(1.2 * len(moments) + 2.2, 1.25 * height * len(rows) + 0.5), dpi=110)
     axes = figure.subplots(len(rows), len(moments), squeeze=False)
@@ -86,14 +86,14 @@ def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) ->
 def save_film(
     path: str | os.PathLike, panels: dict[str, Frames], columns: int, fps: int = 12, width: int = 224
 ) -> None:
-    """Write a film of labelled clips of the same length, `columns` side by side, each enlarged to `width` pixels."""
-    tiles = [_labelled(frames, label, width) for label, frames in panels.items()]
+    """Write a film of labeled clips of the same length, `columns` side by side, each enlarged to `width` pixels."""
+    tiles = [_labeled(frames, label, width) for label, frames in panels.items()]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=2) for start in range(0, len(tiles), columns)]
     write_video(path, np.concatenate(rows, axis=1), fps)
 
 
-def _labelled(frames: Frames, label: str, width: int) -> np.ndarray:
+def _labeled(frames: Frames, label: str, width: int) -> np.ndarray:
     """Return uint8 frames (T, H, width, 3), H even, below a line with their label."""
     height = round(width * frames.shape[1] / frames.shape[2] / 2) * 2
     banner = Image.new("RGB", (width, 24), "white")
