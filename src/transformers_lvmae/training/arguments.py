@@ -38,7 +38,21 @@ class ModelArguments:
 
 
 @dataclass
-class FSQMagViTTrainingArguments(TrainingArguments):
+class VideoTrainingArguments(TrainingArguments):
+    """Defaults that the three trainers share."""
+
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
+
+    def scale_learning_rate(self, base_learning_rate: float | None) -> None:
+        """Set `learning_rate` to a rate for 256 videos a step, scaled to the videos of a step. None leaves it as it is."""
+        if base_learning_rate is not None:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = base_learning_rate * batch / 256
+
+
+@dataclass
+class FSQMagViTTrainingArguments(VideoTrainingArguments):
     """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay.
 
     What costs or needs something more is off until asked for: the adversarial term (MAGVIT: `adversarial_weight=0.1`), the
@@ -90,8 +104,6 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["pixel_values_videos"], metadata={"help": "The clip is its own target."}
     )
@@ -134,7 +146,7 @@ class SelectionArguments:
 
 
 @dataclass
-class LVMAEPreTrainingArguments(TrainingArguments):
+class LVMAEPreTrainingArguments(VideoTrainingArguments):
     """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
 
     base_learning_rate: float | None = field(
@@ -149,24 +161,20 @@ class LVMAEPreTrainingArguments(TrainingArguments):
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluation keeps the loss, not the predictions."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "None: the clip, or a cache, holds its own target."}
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.base_learning_rate is not None:
-            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.learning_rate = self.base_learning_rate * batch / 256
+        self.scale_learning_rate(self.base_learning_rate)
 
 
 @dataclass
-class LVMAEClassificationArguments(TrainingArguments):
+class LVMAEClassificationArguments(VideoTrainingArguments):
     """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
     What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
@@ -195,8 +203,6 @@ class LVMAEClassificationArguments(TrainingArguments):
         default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Key of the class ids."}
     )
@@ -211,15 +217,4 @@ class LVMAEClassificationArguments(TrainingArguments):
         for name in ("ema_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
-        if self.base_learning_rate is not None:
-            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.learning_rate = self.base_learning_rate * batch / 256
-
-
-__all__ = [
-    "FSQMagViTTrainingArguments",
-    "LVMAEClassificationArguments",
-    "LVMAEPreTrainingArguments",
-    "ModelArguments",
-    "SelectionArguments",
-]
+        self.scale_learning_rate(self.base_learning_rate)

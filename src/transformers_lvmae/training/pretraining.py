@@ -83,6 +83,3 @@ class LVMAEPreTrainer(VideoTrainer):
 def unsharded(parameter: torch.Tensor) -> torch.Tensor:
     """Return a parameter that FSDP2 shards as a whole tensor, and any other parameter as it is."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-__all__ = ["LVMAEPreTrainer"]
