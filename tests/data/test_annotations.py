@@ -1,4 +1,4 @@
-"""The five benchmarks in their official formats, made small, from annotation files to an evaluated model."""
+"""Small annotation files in the official formats of the benchmarks, from reading them to an evaluated model."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Where rows of videos come from."""
+"""Loading rows of videos from folders, lists, tables and datasets."""
 
 import csv
 import os

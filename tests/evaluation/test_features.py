@@ -1,4 +1,4 @@
-"""Frozen features: against a naive loop over files, sliding clips, shards that survive a kill, several processes."""
+"""Frozen features: a naive loop over files, sliding clips, shards that survive a kill, several processes."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Frames found by seeking are those that decoding from the start finds, and cost the same wherever they lie."""
+"""Seeking finds the same frames as decoding from the start, at the same cost for all places in a video."""
 
 from fractions import Fraction
 

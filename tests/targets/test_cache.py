@@ -1,4 +1,4 @@
-"""The target cache: the same targets, masks and losses as on the fly, whoever wrote it and however often it was killed."""
+"""The target cache: the same targets, masks and losses as on the fly, also if several or killed processes wrote it."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Frozen features on disk: one vector for each clip in Parquet, or all its tokens in safetensors.
 
-A split is cut into shards of consecutive rows. A shard is written under another name and renamed when it is complete, its Parquet
-file last. So every shard that exists is complete, even after a crash, and several processes can share the work.
+A split is cut into shards of consecutive rows. A file gets its final name when it is complete, and a shard's Parquet file comes last.
+So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
 """
 
 import json
@@ -29,7 +29,7 @@ from ..models.video_io import decode_video, video_name
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
     """Cut a segment into clips of `clip_seconds` that begin every `stride_seconds`: (start, end) of each clip, in seconds.
 
-    If they do not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip.
+    If the last clip does not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip.
 
     Raises:
         ValueError: a length or stride is not positive.
@@ -50,9 +50,7 @@ def sliding_segments(start: float, end: float, clip_seconds: float, stride_secon
 def sliding_rows(
     rows: Iterable[dict[str, Any]], clip_seconds: float, stride_seconds: float, video_column: str = "video"
 ) -> list[dict[str, Any]]:
-    """Repeat each row for each of its clips, with the clip's `start` and `end`; see [`sliding_segments`].
-
-    The length of a video is read from its file.
+    """Return a row for each clip of each row, with the clip's `start` and `end` ([`sliding_segments`]). Lengths are read from the files.
 
     Raises:
         ValueError: a length or stride is not positive, or the frame rate of a video is unknown.
@@ -135,7 +133,7 @@ def encode_clips(
     num_workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[torch.Tensor]:
-    """Compute the features of each batch of clips, in the order of the clips. They are after the final norm and on the CPU.
+    """Compute the features of each batch of clips, in the order of the clips: after the final norm, on the CPU.
 
     Args:
         model: [`LVMAEModel`], on its device.

@@ -1,4 +1,4 @@
-"""Exports models: folders that hold their own code, and graphs for ONNX Runtime.
+"""Export models as folders that hold their own code, or as graphs for ONNX Runtime.
 
 A folder with code loads with transformers and `trust_remote_code=True`. The code files are copies of this package's own.
 """
@@ -58,7 +58,7 @@ def save_with_code(
 ) -> None:
     """Save a model and its processor together with the modules that define them.
 
-    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers and torch, and the processor also needs
+    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers, torch and einops; the processor also needs
     torchvision and PyAV. This package is not needed. All Auto classes that this package registers work.
 
     Raises:
@@ -79,7 +79,7 @@ def save_with_code(
 
 
 def _add_auto_map(saved: Any, classes: dict[str, type], folder: str | os.PathLike) -> None:
-    """Save a config or processor again with `auto_map`, the place of its code. `register_for_auto_class` would change the class itself."""
+    """Save a config or processor again with `auto_map`, the place of its code. `register_for_auto_class` would change the class."""
     saved.auto_map = {name: f"{item.__module__.rpartition('.')[2]}.{item.__name__}" for name, item in classes.items()}
     saved.save_pretrained(folder)
 

@@ -8,7 +8,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
 
 def parse_arguments(*dataclass_types: type) -> tuple[Any, ...]:
-    """The command line as one instance of each dataclass; a misspelt option ends the script with its name."""
+    """Parse the command line into one instance of each dataclass; an unknown option ends the script with its name."""
     return HfArgumentParser(dataclass_types).parse_args_into_dataclasses()  # type: ignore[arg-type]
 
 
@@ -24,7 +24,7 @@ class ModelArguments:
     )
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-        """`config_overrides` as a dict; raises ValueError on fields that the config does not have."""
+        """Return `config_overrides` as a dict; raise ValueError on fields that the config does not have."""
         former = config_class.attribute_map
         overrides = {former.get(name, name): value for name, value in json.loads(self.config_overrides).items()}
         known = {item.name for item in fields(config_class)}
@@ -41,9 +41,9 @@ class ModelArguments:
 class FSQMagViTTrainingArguments(TrainingArguments):
     """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay.
 
-    What costs or needs something more is off until asked for: the adversarial term (MAGVIT: `adversarial_weight=0.1`), the
-    perceptual term (MAGVIT: a ResNet-50 as `perceptual_model`) and averaged weights (MAGVIT: `ema_decay=0.999`, an average over
-    the last thousand steps, which a short run does not have).
+    Terms that cost more time or need another model are off by default: the adversarial term (MAGVIT: `adversarial_weight=0.1`) and
+    the perceptual term (MAGVIT: a ResNet-50 as `perceptual_model`). So are averaged weights (MAGVIT: `ema_decay=0.999`), because they
+    average over the last thousand steps, and a short run has fewer.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of encoder and decoder."})
@@ -54,14 +54,14 @@ class FSQMagViTTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Weight of the adversarial term (MAGVIT: 0.1); 0 builds no discriminator."}
     )
     adversarial_start_step: int = field(
-        default=0, metadata={"help": "Steps of training without the adversarial term before it sets in."}
+        default=0, metadata={"help": "Number of training steps before the adversarial term starts."}
     )
     discriminator_channels: int = field(
         default=64, metadata={"help": "Width of the discriminator at full size (MAGVIT-B 64, L 128)."}
     )
     discriminator_multipliers: list[int] = field(
         default_factory=lambda: [2, 4, 4, 4, 4],
-        metadata={"help": "Its width after each halving, as multiples of discriminator_channels."},
+        metadata={"help": "The discriminator's width after each halving, as multiples of discriminator_channels."},
     )
     discriminator_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the discriminator; without it, learning_rate."}
@@ -78,7 +78,8 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     )
     perceptual_weight: float = field(default=0.1, metadata={"help": "Weight of the perceptual term."})
     perceptual_frames: int | None = field(
-        default=None, metadata={"help": "Frames a clip compared by it, drawn in every step; all by default, as MAGVIT."}
+        default=None,
+        metadata={"help": "Frames of a clip that it compares, drawn in every step; by default all, as in MAGVIT."},
     )
     ema_decay: float = field(
         default=0.0,
@@ -86,7 +87,7 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     )
     topk_sigma_end: float | None = field(
         default=None,
-        metadata={"help": "The top-k's noise falls to this from config.topk_sigma over the run; without it, it stays."},
+        metadata={"help": "Over the run, the top-k's noise falls from config.topk_sigma to this; by default it stays."},
     )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
@@ -111,10 +112,9 @@ class FSQMagViTTrainingArguments(TrainingArguments):
             )
         if self.adversarial_weight > 0 and self.fp16:
             raise ValueError(
-                f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's one "
-                "loss scale does not serve two optimizers, so use --bf16."
+                f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's single "
+                "loss scale cannot serve two optimizers, so use --bf16."
             )
-
         if self.topk_sigma_end is not None and self.topk_sigma_end <= 0:
             raise ValueError(
                 f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: leave it out for steady noise."
@@ -123,12 +123,12 @@ class FSQMagViTTrainingArguments(TrainingArguments):
 
 @dataclass
 class SelectionArguments:
-    """What chooses the tokens that the tokenizer keeps in training."""
+    """The scores that choose the tokens that the tokenizer keeps in training."""
 
     selection: list[str] = field(
         default_factory=lambda: ["learned"],
         metadata={
-            "help": "learned (the scorer), random, uniform, motion, everest or flow; of several, each batch draws one."
+            "help": "learned (the scorer), random, uniform, motion, everest or flow; each batch draws one of the given names."
         },
     )
 
@@ -139,12 +139,14 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
     base_learning_rate: float | None = field(
         default=1.5e-4,
-        metadata={"help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256."},
+        metadata={
+            "help": "Learning rate for 256 videos a step; learning_rate becomes this times the run's batch / 256."
+        },
     )
     raft_weights: str | None = field(
         default=None,
         metadata={
-            "help": "File of RAFT-small's weights for decoder_mask=flow; by default the torch hub cache's, or else OpenCV's DIS."
+            "help": "File of RAFT-small's weights for decoder_mask=flow; by default, the file in the torch hub cache, or else OpenCV's DIS."
         },
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
@@ -155,7 +157,7 @@ class LVMAEPreTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
-        default_factory=list, metadata={"help": "None: the clip, or a cache, holds its own target."}
+        default_factory=list, metadata={"help": "No labels: targets come from the clip or a cache."}
     )
 
     def __post_init__(self):
@@ -169,18 +171,19 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 class LVMAEClassificationArguments(TrainingArguments):
     """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
-    What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
-    and averaged weights. Label smoothing and mixing are training's alone: evaluation's loss and metrics are of plain labels.
+    Off by default, because small data sets and short runs do not need them: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    and averaged weights. Mixing and label smoothing apply to training only. Evaluation uses plain labels.
     """
 
     base_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256 (VideoMAE: 5e-4)."
+            "help": "Learning rate for 256 videos a step; learning_rate becomes this times the run's batch / 256 (VideoMAE: 5e-4)."
         },
     )
     layer_decay: float = field(
-        default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+        default=0.75,
+        metadata={"help": "An encoder layer's learning rate is this times the next layer's; 1 = the same for all."},
     )
     mixup_alpha: float = field(
         default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}

@@ -54,7 +54,7 @@ class AveragingTrainer(VideoTrainer):
         averaged = AveragedModel(
             self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
         )
-        averaged.update_parameters(self.model)  # the first update copies: the average starts from the model's weights
+        averaged.update_parameters(self.model)  # the first update copies the model's weights
         return averaged.requires_grad_(False)
 
     def _step_along(self) -> None:
