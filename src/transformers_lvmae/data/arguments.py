@@ -28,9 +28,7 @@ class VideoDataArguments:
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
     label_column: str = field(
         default="label",
-        metadata={
-            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
-        },
+        metadata={"help": "Column of classes (names or ids); 'verb,noun' for two labels, each from its own set."},
     )
     frame_stride: int | None = field(
         default=None,
@@ -42,9 +40,7 @@ class VideoDataArguments:
     )
     short_videos: str = field(
         default="stretch",
-        metadata={
-            "help": "What to do with a video that has too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
-        },
+        metadata={"help": "If a video has too few frames: stretch (repeat evenly), loop, or pad (repeat the last)."},
     )
     min_crop_scale: float = field(
         default=1.0,
@@ -57,16 +53,11 @@ class VideoDataArguments:
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
     num_clips: int = field(
         default=1,
-        metadata={
-            "help": "In training, number of clips of each video, from one decoding. A batch then has this many times more clips."
-        },
+        metadata={"help": "In training, clips of each video, from one decoding. They multiply the size of a batch."},
     )
     on_error: str = field(
         default="skip",
-        metadata={
-            "help": "In training, what to do with a video that cannot be read: skip (take another video, and name this one at "
-            "the end) or raise."
-        },
+        metadata={"help": "If a training video cannot be read: skip (take another, report it at the end) or raise."},
     )
     max_broken_share: float = field(
         default=0.1, metadata={"help": "End the run when more than this share of the videos cannot be read."}

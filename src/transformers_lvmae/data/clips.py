@@ -291,6 +291,3 @@ class MaskedVideoClips(VideoClips):
         """Draw `bool_masked_pos` and `noise` of a clip, with torch's current random numbers."""
         masked = self.draw_mask(1, self.grid_size, self.mask_ratio)[0]
         return {"bool_masked_pos": masked, "noise": torch.rand(masked.shape)}
-
-
-__all__ = ["ImageClips", "MaskedVideoClips", "VideoClips", "VideoReading", "processor_for", "seeded", "to_pixels"]

@@ -91,6 +91,3 @@ class VideoStream(datasets.IterableDataset):
 def trainer_dataset(clips: VideoClips, buffer_size: int = 1000) -> Any:
     """Return the dataset for a Trainer: the clips themselves, or a [`VideoStream`] of them if their rows are a stream."""
     return VideoStream(clips, buffer_size) if isinstance(clips.rows, datasets.IterableDataset) else clips
-
-
-__all__ = ["VideoStream", "trainer_dataset"]

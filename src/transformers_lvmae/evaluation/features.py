@@ -267,15 +267,3 @@ class TokenFeatures(Dataset):
         if self.labels is not None:
             item["labels"] = int(self.labels[index])
         return item
-
-
-__all__ = [
-    "ShardedSplit",
-    "TokenFeatures",
-    "encode_clips",
-    "load_features",
-    "open_split",
-    "save_shard",
-    "sliding_rows",
-    "split_settings",
-]

@@ -233,6 +233,3 @@ def _parameter_groups(sweep: ProbeSweep, settings: list[tuple[float, float]]) ->
             params = [weight for weight in probe.parameters() if (weight.squeeze().ndim > 1) == matrices]
             groups.append({"params": params, "lr": lr, "weight_decay": weight_decay if matrices else 0.0})
     return groups
-
-
-__all__ = ["AttentiveProbe", "ProbeData", "attentive_probe", "class_ids", "linear_probe", "split_by_video"]

@@ -514,15 +514,8 @@ def center_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
 
 # Fields that decide the weights of an image tokenizer. They must agree with those of the video tokenizer that starts from it.
 IMAGE_TOKENIZER_FIELDS = (
-    "window_size",
-    "num_channels",
-    "base_channels",
-    "channel_multipliers",
-    "temporal_downsample",
-    "num_res_blocks",
-    "norm_num_groups",
-    "stem_patch_size",
-    "levels",
-)
+    "window_size", "num_channels", "base_channels", "channel_multipliers", "temporal_downsample", "num_res_blocks",
+    "norm_num_groups", "stem_patch_size", "levels",
+)  # fmt: skip
 
 __all__ = ["FSQMagViTModel", "FSQMagViTPreTrainedModel"]

@@ -317,6 +317,3 @@ def convert_original(src: str, dst: str, num_frames: int | None = None, **option
     model.save_pretrained(dst)
     crop_size = dict(zip(("height", "width"), config.frame_size))
     LVMAEVideoProcessor(size={"shortest_edge": max(config.frame_size)}, crop_size=crop_size).save_pretrained(dst)
-
-
-__all__ = ["convert", "convert_original"]

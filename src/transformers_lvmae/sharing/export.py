@@ -131,6 +131,3 @@ def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
         model.set_attn_implementation(implementation)
     exported.save_pretrained(Path(folder))
     return Path(folder) / "model.onnx"
-
-
-__all__ = ["export_onnx", "load_any_model", "save_with_code"]

@@ -192,6 +192,3 @@ def _description(config: Any, architecture: str) -> str:
         f"`{architecture}`, a video masked autoencoder (LVMAE): {config.num_hidden_layers} layers, {config.hidden_size} wide; "
         f"{clips}{classes}."
     )
-
-
-__all__ = ["ModelCardFacts", "command_line", "may_write_card", "write_model_card"]

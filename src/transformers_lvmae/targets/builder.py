@@ -203,6 +203,3 @@ def check_tokenizer(config: Any, tokenizer_config: Any) -> None:
             f"Got a tokenizer with levels {tuple(tokenizer_config.levels)} and a model with {tuple(config.levels)}, "
             "expected the same: build the model with the tokenizer's levels."
         )
-
-
-__all__ = ["ClipViews", "TargetBuilder", "check_tokenizer"]

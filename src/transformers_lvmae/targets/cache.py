@@ -279,6 +279,3 @@ def clips_to_train_on(
     cache.check_model(config)
     whole_clips = whole_clips or config.target_type == "pixels" or cache.levels is None
     return CachedVideoClips(rows, processor, config.num_frames, cache=cache, whole_clips=whole_clips, **kwargs)
-
-
-__all__ = ["CachedVideoClips", "TargetCache", "clips_to_train_on"]

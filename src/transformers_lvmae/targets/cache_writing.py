@@ -163,6 +163,3 @@ def write_targets(
                 writer.finalize()
             os.replace(part, folder / shard.name)
     return total
-
-
-__all__ = ["ByteClips", "TargetMaker", "begin_cache", "make_manifest", "write_targets"]

@@ -94,6 +94,3 @@ def _flow_at(flow: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     height, width = (small / large for small, large in zip(frames.shape[-2:], flow.shape[-2:]))
     smaller = nn.functional.interpolate(flow, size=frames.shape[-2:], mode="area")
     return smaller * torch.tensor([width, height], device=flow.device).view(1, 2, 1, 1)
-
-
-__all__ = ["FlowEstimator", "flow_estimator"]

@@ -71,6 +71,3 @@ def tokenizer_view(clips: torch.Tensor, scale: float) -> torch.Tensor:
     size = [round(side * scale) for side in clips.shape[-2:]]
     frames = nn.functional.interpolate(clips.flatten(0, 1), size=size, mode="bilinear", antialias=True)
     return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)
-
-
-__all__ = ["PixelScale", "tokenizer_view"]

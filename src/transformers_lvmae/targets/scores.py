@@ -171,17 +171,3 @@ class SelectionCollator:
         if name != "learned":
             batch["importance_scores"] = score_tokens(name, batch["pixel_values_videos"], self.grid_size)
         return batch
-
-
-__all__ = [
-    "SCORES",
-    "UNLEARNED",
-    "SelectionCollator",
-    "compact_scores",
-    "everest",
-    "frame_difference",
-    "optical_flow",
-    "random_tokens",
-    "score_tokens",
-    "uniform_frames",
-]

@@ -72,9 +72,7 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     )
     perceptual_model: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder or Hub id of an image classifier whose logits are compared; without it, no perceptual term."
-        },
+        metadata={"help": "Folder or Hub id of an image classifier whose logits are compared; by default none."},
     )
     perceptual_weight: float = field(default=0.1, metadata={"help": "Weight of the perceptual term."})
     perceptual_frames: int | None = field(
@@ -127,9 +125,7 @@ class SelectionArguments:
 
     selection: list[str] = field(
         default_factory=lambda: ["learned"],
-        metadata={
-            "help": "learned (the scorer), random, uniform, motion, everest or flow; each batch draws one of the given names."
-        },
+        metadata={"help": "learned (the scorer), random, uniform, motion, everest, flow; each batch draws one."},
     )
 
 
@@ -139,15 +135,11 @@ class LVMAEPreTrainingArguments(TrainingArguments):
 
     base_learning_rate: float | None = field(
         default=1.5e-4,
-        metadata={
-            "help": "Learning rate for 256 videos a step; learning_rate becomes this times the run's batch / 256."
-        },
+        metadata={"help": "Rate for 256 videos a step; learning_rate becomes this x batch / 256."},
     )
     raft_weights: str | None = field(
         default=None,
-        metadata={
-            "help": "File of RAFT-small's weights for decoder_mask=flow; by default, the file in the torch hub cache, or else OpenCV's DIS."
-        },
+        metadata={"help": "RAFT-small's weights for decoder_mask=flow; by default from the torch hub cache, else DIS."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
@@ -177,9 +169,7 @@ class LVMAEClassificationArguments(TrainingArguments):
 
     base_learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "Learning rate for 256 videos a step; learning_rate becomes this times the run's batch / 256 (VideoMAE: 5e-4)."
-        },
+        metadata={"help": "Rate for 256 videos a step; learning_rate becomes this x batch / 256 (VideoMAE: 5e-4)."},
     )
     layer_decay: float = field(
         default=0.75,
@@ -190,9 +180,7 @@ class LVMAEClassificationArguments(TrainingArguments):
     )
     cutmix_alpha: float = field(
         default=0.0,
-        metadata={
-            "help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one of them."
-        },
+        metadata={"help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one."},
     )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
@@ -217,12 +205,3 @@ class LVMAEClassificationArguments(TrainingArguments):
         if self.base_learning_rate is not None:
             batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * batch / 256
-
-
-__all__ = [
-    "FSQMagViTTrainingArguments",
-    "LVMAEClassificationArguments",
-    "LVMAEPreTrainingArguments",
-    "ModelArguments",
-    "SelectionArguments",
-]

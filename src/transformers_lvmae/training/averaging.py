@@ -119,6 +119,3 @@ class AveragingTrainer(VideoTrainer):
         super()._load_best_model()
         if self.averaged_model is not None:
             self.averaged_model.module.load_state_dict(self.model.state_dict())
-
-
-__all__ = ["AveragingTrainer"]

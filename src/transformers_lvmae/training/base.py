@@ -182,6 +182,3 @@ def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
     trainer.create_model_card(**facts)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-
-
-__all__ = ["VideoTrainer", "newest_checkpoint", "train_and_save"]

@@ -87,6 +87,3 @@ def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> tor
 def logits_of(prediction: EvalPrediction) -> np.ndarray:
     """Return the logits (clips, classes) that the trainer collected. Its predictions may also hold hidden states."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-
-
-__all__ = ["LVMAEClassificationTrainer"]

@@ -43,6 +43,3 @@ class ClipMixing:
         # CutMix refuses plain tensors of five axes. In a Video it cuts height and width, the last two.
         mixed, shares = self.mix(tv_tensors.Video(clips), shares)
         return mixed.as_subclass(torch.Tensor), shares
-
-
-__all__ = ["ClipMixing"]

@@ -83,6 +83,3 @@ class LVMAEPreTrainer(VideoTrainer):
 def unsharded(parameter: torch.Tensor) -> torch.Tensor:
     """Return a parameter as a whole tensor, also if FSDP2 shards it."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-__all__ = ["LVMAEPreTrainer"]

@@ -219,6 +219,3 @@ class FSQMagViTTrainer(AveragingTrainer):
             **{name: float(values.mean()) for name, values in zip(self._metric_names, metrics)},
             **level_statistics(torch.from_numpy(histograms.sum(axis=0)), levels),
         }
-
-
-__all__ = ["FSQMagViTTrainer"]

@@ -71,6 +71,3 @@ class Adversary:
         self.losses.load_state_dict({name: value for name, value in state["losses"].items() if name not in averages})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-
-
-__all__ = ["Adversary"]

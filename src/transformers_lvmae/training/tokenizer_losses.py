@@ -212,6 +212,3 @@ def input_size(processor: Any) -> list[int]:
         f"Got an image processor of size {size}, expected height and width or shortest_edge: choose a perceptual model with "
         "a fixed input size."
     )
-
-
-__all__ = ["AdversarialLoss", "PerceptualLoss", "VideoDiscriminator"]

@@ -101,6 +101,3 @@ def _labeled(frames: Frames, label: str, width: int) -> np.ndarray:
     pixels = (frames.clip(0, 1) * 255).round().astype(np.uint8)
     enlarged = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in pixels]
     return np.stack([np.concatenate([np.asarray(banner), np.asarray(frame)]) for frame in enlarged])
-
-
-__all__ = ["save_curves", "save_film", "save_rows", "show_kept", "show_scores", "spread_tokens", "to_frames"]

@@ -116,6 +116,3 @@ class PredictionPictures(TrainerCallback):
         file, last = io.BytesIO(), len(panels["video"]) - 1
         save_rows(file, panels, [round(number * last / (self.moments - 1)) for number in range(self.moments)], title)
         return np.asarray(Image.open(file).convert("RGB"))
-
-
-__all__ = ["PredictionPictures", "paint_pixels", "prediction_panels"]
