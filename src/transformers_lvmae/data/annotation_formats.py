@@ -162,8 +162,7 @@ def read_finegym(files: Files) -> Annotations:
                 offset, stages = event["timestamps"][0][0], event["segments"][element_name]["timestamps"]
             except (AttributeError, KeyError, TypeError) as error:
                 raise AnnotationError(
-                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give both files of the same "
-                    "edition."
+                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give files of one edition."
                 ) from error
             start, end = offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[-1][1] + FINEGYM_MARGIN
             splits[split].append(ClipAnnotation(video, (number_of(path, number, classes),), max(start, 0.0), end))

@@ -76,7 +76,7 @@ def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
                 index.setdefault(path.stem, []).append(path)
     if not index:
         raise AnnotationError(
-            f"Got {folder}, expected a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))}): correct the path."
+            f"Got {folder}, expected a folder with videos ({sorted(VIDEO_SUFFIXES)}): correct the path."
         )
     return index
 
@@ -101,9 +101,7 @@ def build_dataset(annotations: Annotations, videos: str | os.PathLike) -> BuiltD
     """
     folder, index = Path(videos).resolve(), index_videos(Path(videos).resolve())
     built = BuiltDataset(datasets.DatasetDict())
-    timed = any(
-        clip.start is not None or clip.end is not None for clips in annotations.splits.values() for clip in clips
-    )
+    timed = any(clip.start is not None or clip.end is not None for part in annotations.splits.values() for clip in part)
     missing, ambiguous = set(), set()
     for split, clips in annotations.splits.items():
         paths = {video: _find_video(video, folder, index) for video in dict.fromkeys(clip.video for clip in clips)}

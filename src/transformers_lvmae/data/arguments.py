@@ -62,10 +62,8 @@ class VideoDataArguments:
     max_broken_share: float = field(
         default=0.1, metadata={"help": "End the run when more than this share of the videos cannot be read."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many videos, the first ones."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on this many videos, the first ones."}
-    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N videos."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N videos."})
 
     @property
     def label_columns(self) -> str | list[str]:

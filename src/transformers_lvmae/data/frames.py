@@ -37,9 +37,7 @@ class FrameSampling:
                 f"Got frame_stride={stride} with frame_jitter, expected one of them: a jittered frame has no fixed distance."
             )
         if self.short_videos not in SHORT_VIDEOS:
-            raise ValueError(
-                f"Got short_videos={self.short_videos!r}, expected one of {SHORT_VIDEOS}: correct the spelling."
-            )
+            raise ValueError(f"Got short_videos={self.short_videos!r}, expected one of {SHORT_VIDEOS}: choose one.")
 
     @property
     def is_random(self) -> bool:

@@ -243,7 +243,7 @@ class TokenFeatures(Dataset):
         self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
         if not self.paths[0].exists():
             raise ValueError(
-                f"Got split {split!r} of {folder} without tokens, expected .safetensors files: extract with --tokens."
+                f"Got split {split!r} of {folder} without tokens, expected .safetensors: extract with --tokens."
             )
 
     @cached_property

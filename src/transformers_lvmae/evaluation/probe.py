@@ -159,9 +159,7 @@ def linear_probe(
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=2000))
         scores = scores_of(classifier.fit(train.features, train.labels))
         accuracy = validation.accuracy(scores(validation))
-        if (
-            best is None or accuracy > best[0]["validation_accuracy"]
-        ):  # among equal accuracies, keep the most regularized
+        if best is None or accuracy > best[0]["validation_accuracy"]:  # if equal, keep the most regularized
             best = {"C": value, "validation_accuracy": accuracy}, scores
     assert best is not None
     return best

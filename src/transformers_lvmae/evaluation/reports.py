@@ -48,9 +48,8 @@ def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float
         prefix = "" if config.label_sets is None else f"{label_set}_"
         counts = confusion_counts(probabilities, labels)
         present = counts.sum(axis=1) > 0
-        metrics[f"{prefix}mean_class_accuracy"] = float(
-            (counts.diagonal()[present] / counts.sum(axis=1)[present]).mean()
-        )
+        recalls = counts.diagonal()[present] / counts.sum(axis=1)[present]
+        metrics[f"{prefix}mean_class_accuracy"] = float(recalls.mean())
     return metrics
 
 
@@ -172,9 +171,8 @@ def write_evaluation(
         "by_length": accuracies_by_length(predictions, config),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = ModelCardData(
-        model_name=Path(about["model"]).name, eval_results=eval_results(metrics, about["dataset"], about["split"])
-    )
+    entries = eval_results(metrics, about["dataset"], about["split"])
+    card = ModelCardData(model_name=Path(about["model"]).name, eval_results=entries)
     (folder / "model_card.yaml").write_text(card.to_yaml() + "\n")
     for label_set, (probabilities, labels, names) in by_label_set(predictions, config).items():
         suffix = "" if config.label_sets is None else f"_{label_set}"

@@ -63,8 +63,7 @@ class VideoViews(Dataset):
     ):
         if temporal_views < 1 or spatial_views < 1:
             raise ValueError(
-                f"Got temporal_views={temporal_views} and spatial_views={spatial_views}, expected at least 1 of each: 1 is plain "
-                "evaluation."
+                f"Got temporal_views={temporal_views} and spatial_views={spatial_views}, expected at least 1 of each: raise them."
             )
         self.rows = rows
         self.processor = processor
@@ -171,9 +170,8 @@ def predict(
     model = model.to(accelerator.device).eval()
     own = range(accelerator.process_index, len(views.rows), accelerator.num_processes)
     items = [row * views.temporal_views + view for row in own for view in range(views.temporal_views)]
-    loader = DataLoader(
-        Subset(views, items), batch_size=batch_size, num_workers=num_workers, collate_fn=default_data_collator
-    )
+    own_views = Subset(views, items)
+    loader = DataLoader(own_views, batch_size, num_workers=num_workers, collate_fn=default_data_collator)
     sums: dict[int, np.ndarray] = {}
     durations: dict[int, float] = {}
     for batch in tqdm(loader, desc="Evaluating", disable=not accelerator.is_main_process):

@@ -152,9 +152,7 @@ class FSQMagViTConfig(PreTrainedConfig):
                 f"Got image_size={self.image_size} and tokens of {self.patch_size} pixels, expected a multiple: change image_size."
             )
         if min(self.levels) < 3:
-            raise ValueError(
-                f"Got levels={tuple(self.levels)}, expected at least 3 each (5 or more work best): raise them."
-            )
+            raise ValueError(f"Got levels={tuple(self.levels)}, expected at least 3 (better 5) each: raise them.")
         if not 0 < self.keep_ratio <= 1 or not 0 <= self.unmasked_clip_ratio <= 1:
             raise ValueError(
                 f"Got keep_ratio={self.keep_ratio} and unmasked_clip_ratio={self.unmasked_clip_ratio}, expected shares in "
@@ -167,7 +165,7 @@ class FSQMagViTConfig(PreTrainedConfig):
             )
         if self.pixel_std <= 0:
             raise ValueError(
-                f"Got pixel_std={self.pixel_std}, expected a positive number: give the deviation of pixels in [0, 1]."
+                f"Got pixel_std={self.pixel_std}, expected a positive deviation of pixels in [0, 1]: raise it."
             )
         if self.topk_num_samples < 2 or self.topk_sigma <= 0:
             raise ValueError(

@@ -159,9 +159,7 @@ class LVMAEConfig(PreTrainedConfig):
         if len(class_names) > 1:
             names = [f"{label_set}: {name}" for label_set, classes in class_names.items() for name in classes]
             ends = list(accumulate(len(classes) for classes in class_names.values()))
-            fields["label_sets"] = {
-                label_set: [first, end] for label_set, first, end in zip(class_names, [0, *ends], ends)
-            }
+            fields["label_sets"] = {name: [first, end] for name, first, end in zip(class_names, [0, *ends], ends)}
         return {**fields, "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
     @property
@@ -222,7 +220,7 @@ class LVMAEConfig(PreTrainedConfig):
         """Check fields against each other; raise ValueError if they do not fit."""
         if self.decoder_mask not in DECODER_MASKS:
             raise ValueError(
-                f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: correct the spelling."
+                f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: choose one."
             )
         for name, heads in [
             ("hidden_size", "num_attention_heads"),
@@ -247,9 +245,7 @@ class LVMAEConfig(PreTrainedConfig):
             )
         for name in ("mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "tube_drop_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction, not a percentage."
-                )
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction.")
         self._check_label_sets()
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(

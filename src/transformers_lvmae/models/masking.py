@@ -222,9 +222,8 @@ def perturbed_topk_mask(
     Returns:
         (B, N) in [0, 1]; each row sums to k.
     """
-    noise = torch.randn(
-        scores.shape[0], num_samples, scores.shape[1], generator=generator, device=scores.device, dtype=scores.dtype
-    )
+    shape = scores.shape[0], num_samples, scores.shape[1]
+    noise = torch.randn(shape, generator=generator, device=scores.device, dtype=scores.dtype)
     return _PerturbedTopK.apply(scores, k, noise, sigma)
 
 

@@ -93,9 +93,7 @@ def convert_config(source: VideoMAEConfig, num_frames: int | None = None) -> LVM
     """Return the LVMAE config of the same model; raise ValueError if LVMAE has no counterpart."""
     patch = source.patch_size if isinstance(source.patch_size, int) else tuple(source.patch_size)
     if not isinstance(patch, int) and patch[0] != patch[1]:
-        raise ValueError(
-            f"Got patch_size={patch}, expected a square: LVMAE has square patches only, retrain the model."
-        )
+        raise ValueError(f"Got patch_size={patch}, expected a square, as LVMAE's patches are: retrain the model.")
     architecture = architecture_of(source)
     if architecture == "VideoMAEForVideoClassification" and not source.use_mean_pooling:
         raise ValueError(
@@ -216,9 +214,7 @@ def original_config(
     encoder = "encoder." if "encoder.patch_embed.proj.weight" in weights else ""
     hidden_size, num_channels, tubelet_size, height, width = weights[f"{encoder}patch_embed.proj.weight"].shape
     if height != width:
-        raise ValueError(
-            f"Got patches of {height} x {width}, expected a square: LVMAE has square patches only, retrain the model."
-        )
+        raise ValueError(f"Got patches of {height} x {width}, expected a square, as LVMAE's are: retrain the model.")
     if not encoder and "head.weight" in weights and "norm.weight" in weights:
         raise ValueError(
             "Got a classifier with norm.weight and no fc_norm.weight, which reads the first token, expected mean pooling: save its "
@@ -235,12 +231,11 @@ def original_config(
     }
     if encoder:
         decoder_size = weights["encoder_to_decoder.weight"].shape[0]
+        heads = heads_of(decoder_size, decoder_num_attention_heads, "decoder_num_attention_heads")
         fields |= {
             "decoder_hidden_size": decoder_size,
             "decoder_num_hidden_layers": count_blocks(weights, "decoder."),
-            "decoder_num_attention_heads": heads_of(
-                decoder_size, decoder_num_attention_heads, "decoder_num_attention_heads"
-            ),
+            "decoder_num_attention_heads": heads,
             "decoder_intermediate_size": weights["decoder.blocks.0.mlp.fc1.weight"].shape[0],
         }
     return LVMAEConfig(

@@ -66,8 +66,7 @@ def save_with_code(
     """
     if not isinstance(model, tuple(MODEL_CLASSES.values())):
         raise ValueError(
-            f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge an adapter first "
-            "(merge_and_unload)."
+            f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge_and_unload an adapter first."
         )
     model.save_pretrained(folder)
     _add_auto_map(type(model.config).from_pretrained(folder), AUTO_CLASSES[model.config.model_type], folder)
@@ -124,9 +123,8 @@ def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
     implementation = config._attn_implementation
     model.set_attn_implementation("by_parts")
     try:
-        exported = OnnxExporter().export(
-            model.eval(), {"pixel_values_videos": clips}, config=OnnxConfig(dynamic_shapes=shapes)
-        )
+        settings = OnnxConfig(dynamic_shapes=shapes)
+        exported = OnnxExporter().export(model.eval(), {"pixel_values_videos": clips}, config=settings)
     finally:
         model.set_attn_implementation(implementation)
     exported.save_pretrained(Path(folder))

@@ -159,9 +159,7 @@ class SelectionCollator:
     def __init__(self, selection: Sequence[str], grid_size: GridSize):
         unknown = sorted(set(selection) - set(SCORES))
         if unknown or not selection:
-            raise ValueError(
-                f"Got selection={list(selection)}, expected names out of {list(SCORES)}: correct the spelling."
-            )
+            raise ValueError(f"Got selection={list(selection)}, expected names of {list(SCORES)}: correct them.")
         self.selection = list(selection)
         self.grid_size = grid_size
 

@@ -20,7 +20,7 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or Hub id of weights to start from; without it, a new model."}
     )
     config_overrides: str = field(
-        default="{}", metadata={"help": "Fields of the config that differ, as JSON: '{\"image_size\": 64}'."}
+        default="{}", metadata={"help": "Fields of the config, as JSON: '{\"image_size\": 64}'."}
     )
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -53,11 +53,9 @@ class FSQMagViTTrainingArguments(TrainingArguments):
     adversarial_weight: float = field(
         default=0.0, metadata={"help": "Weight of the adversarial term (MAGVIT: 0.1); 0 builds no discriminator."}
     )
-    adversarial_start_step: int = field(
-        default=0, metadata={"help": "Number of training steps before the adversarial term starts."}
-    )
+    adversarial_start_step: int = field(default=0, metadata={"help": "Step at which the adversarial term starts."})
     discriminator_channels: int = field(
-        default=64, metadata={"help": "Width of the discriminator at full size (MAGVIT-B 64, L 128)."}
+        default=64, metadata={"help": "The discriminator's width (MAGVIT-B 64, L 128)."}
     )
     discriminator_multipliers: list[int] = field(
         default_factory=lambda: [2, 4, 4, 4, 4],
@@ -101,22 +99,16 @@ class FSQMagViTTrainingArguments(TrainingArguments):
             if getattr(self, name) < 0:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"Got ema_decay={self.ema_decay}, expected a decay in [0, 1): 0 keeps no averaged weights."
-            )
+            raise ValueError(f"Got ema_decay={self.ema_decay}, expected a decay in [0, 1): 0 switches it off.")
         if self.perceptual_frames is not None and self.perceptual_frames < 1:
-            raise ValueError(
-                f"Got perceptual_frames={self.perceptual_frames}, expected at least 1: set perceptual_weight=0 for none."
-            )
+            raise ValueError(f"Got perceptual_frames={self.perceptual_frames}, expected at least 1: raise it.")
         if self.adversarial_weight > 0 and self.fp16:
             raise ValueError(
                 f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's single "
                 "loss scale cannot serve two optimizers, so use --bf16."
             )
         if self.topk_sigma_end is not None and self.topk_sigma_end <= 0:
-            raise ValueError(
-                f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: leave it out for steady noise."
-            )
+            raise ValueError(f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: raise it.")
 
 
 @dataclass
@@ -144,12 +136,10 @@ class LVMAEPreTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Evaluation keeps the loss, not the predictions."}
-    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
     label_names: list[str] | None = field(
-        default_factory=list, metadata={"help": "No labels: targets come from the clip or a cache."}
+        default_factory=list, metadata={"help": "No labels: clips or a cache give targets."}
     )
 
     def __post_init__(self):
@@ -188,9 +178,7 @@ class LVMAEClassificationArguments(TrainingArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Key of the class ids."}
-    )
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Key of class ids."})
 
     def __post_init__(self):
         super().__post_init__()

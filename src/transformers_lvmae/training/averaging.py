@@ -51,9 +51,8 @@ class AveragingTrainer(VideoTrainer):
             )
 
     def _make_averaged_model(self) -> AveragedModel:
-        averaged = AveragedModel(
-            self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
-        )
+        model, average = self.accelerator.unwrap_model(self.model), get_ema_multi_avg_fn(self.args.ema_decay)
+        averaged = AveragedModel(model, multi_avg_fn=average)
         averaged.update_parameters(self.model)  # the first update copies the model's weights
         return averaged.requires_grad_(False)
 

@@ -170,9 +170,7 @@ def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if (
-        trainer.state.global_step > trainer._initial_global_step
-    ):  # a run that was complete before has its metrics already
+    if trainer.state.global_step > trainer._initial_global_step:  # a complete run has its metrics already
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:

@@ -77,10 +77,8 @@ def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> tor
 
     In each set the share `smoothing` of a row is spread evenly over all classes.
     """
-    columns = labels.view(len(labels), -1).unbind(dim=1)
-    parts = [
-        nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in zip(columns, sizes)
-    ]
+    columns = zip(labels.view(len(labels), -1).unbind(dim=1), sizes)
+    parts = [nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in columns]
     return torch.cat(parts, dim=1)
 
 

@@ -178,7 +178,7 @@ class FSQMagViTTrainer(AveragingTrainer):
         low, high = clips.min().item(), clips.max().item()
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(
-                f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use LVMAEVideoProcessor(do_normalize=False)."
+                f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use a processor with do_normalize=False."
             )
         self._checked_range = True
 

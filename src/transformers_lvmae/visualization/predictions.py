@@ -47,9 +47,8 @@ def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str,
         painted = builder.scale.restore(paint_pixels(made["pixel_values_videos"], output.logits, decoded, config))
         panels["predicted\npixels"] = show_kept(to_frames(painted[0].cpu()), decoded[0], grid)
     elif tokenizer is not None:
-        codes = (
-            likeliest_codes(output.logits, config.levels) if config.target_type == "levels" else output.logits.float()
-        )
+        logits = output.logits
+        codes = likeliest_codes(logits, config.levels) if config.target_type == "levels" else logits.float()
         predicted = codes.new_zeros(*decoded.shape, codes.shape[-1])
         predicted[decoded] = codes.flatten(0, 1)
         panels["predicted codes,\ndecoded"] = to_frames(tokenizer.decode(predicted, grid)[0].cpu())
