@@ -368,7 +368,7 @@ def test_files_that_are_not_there_are_named(tmp_path):
     (tmp_path / "kinetics").mkdir()
     (tmp_path / "empty").mkdir()
     annotations = read_annotations("kinetics400", [make_kinetics(tmp_path / "kinetics").annotations])
-    with pytest.raises(AnnotationError, match=r"Got .*/empty, expected a folder with videos"):
+    with pytest.raises(AnnotationError, match=r"Got .*/empty, expected videos"):
         build_dataset(annotations, tmp_path / "empty")
     with pytest.raises(AnnotationError, match=r"Got benchmark 'ucf101', expected one of"):
         read_annotations("ucf101", [tmp_path])

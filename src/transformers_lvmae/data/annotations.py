@@ -75,9 +75,7 @@ def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 index.setdefault(path.stem, []).append(path)
     if not index:
-        raise AnnotationError(
-            f"Got {folder}, expected a folder with videos ({sorted(VIDEO_SUFFIXES)}): correct the path."
-        )
+        raise AnnotationError(f"Got {folder}, expected videos ({sorted(VIDEO_SUFFIXES)}): correct the path.")
     return index
 
 

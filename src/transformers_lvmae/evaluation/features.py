@@ -242,9 +242,7 @@ class TokenFeatures(Dataset):
         self.labels = labels
         self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
         if not self.paths[0].exists():
-            raise ValueError(
-                f"Got split {split!r} of {folder} without tokens, expected .safetensors: extract with --tokens."
-            )
+            raise ValueError(f"Got split {split!r} of {folder} without tokens, expected .safetensors: use --tokens.")
 
     @cached_property
     def _tokens(self) -> list[Any]:

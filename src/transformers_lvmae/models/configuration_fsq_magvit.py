@@ -164,9 +164,7 @@ class FSQMagViTConfig(PreTrainedConfig):
                 "keep_ratio]: lower min_keep_ratio or leave it out."
             )
         if self.pixel_std <= 0:
-            raise ValueError(
-                f"Got pixel_std={self.pixel_std}, expected a positive deviation of pixels in [0, 1]: raise it."
-            )
+            raise ValueError(f"Got pixel_std={self.pixel_std}, expected a positive number: raise it.")
         if self.topk_num_samples < 2 or self.topk_sigma <= 0:
             raise ValueError(
                 f"Got topk_num_samples={self.topk_num_samples} and topk_sigma={self.topk_sigma}, expected at least 2 samples "

@@ -219,9 +219,7 @@ class LVMAEConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check fields against each other; raise ValueError if they do not fit."""
         if self.decoder_mask not in DECODER_MASKS:
-            raise ValueError(
-                f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: choose one."
-            )
+            raise ValueError(f"Got decoder_mask={self.decoder_mask!r}, expected one of {[*DECODER_MASKS]}: choose one.")
         for name, heads in [
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),
@@ -229,7 +227,7 @@ class LVMAEConfig(PreTrainedConfig):
             size, number = getattr(self, name), getattr(self, heads)
             if size % number or size % 2:
                 raise ValueError(
-                    f"Got {name}={size} with {heads}={number}, expected an even multiple of the heads: change one of them."
+                    f"Got {name}={size} with {heads}={number}, expected an even multiple of it: change one."
                 )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:

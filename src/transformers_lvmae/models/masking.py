@@ -114,9 +114,7 @@ def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
             "every row: draw every row's mask with one budget."
         )
     if expected is not None and counts[0] != expected:
-        raise ValueError(
-            f"Got {name} with {counts[0]} tokens per row, expected {expected}: correct the mask or the count given with it."
-        )
+        raise ValueError(f"Got {name} with {counts[0]} tokens per row, expected {expected}: correct the mask or count.")
     return counts[0]
 
 

@@ -178,9 +178,7 @@ def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np
     indices = np.asarray(sample_indices(metadata), dtype=np.int64)
     if indices.size == 0 or indices.min() < 0 or indices.max() >= metadata.total_num_frames:
         asked = f"{indices.min()}..{indices.max()}" if indices.size else "no frames at all"
-        raise ValueError(
-            f"Got frame numbers {asked}, expected 0..{metadata.total_num_frames - 1}: sample within the video."
-        )
+        raise ValueError(f"Got frame numbers {asked}, expected 0..{metadata.total_num_frames - 1}: sample within it.")
     return indices
 
 

@@ -258,9 +258,7 @@ def heads_of(width: int, given: int | None, option: str) -> int:
     """Return the given number of attention heads, or by default that of the original models of this width."""
     heads = ORIGINAL_HEADS.get(width) if given is None else given
     if heads is None:
-        raise ValueError(
-            f"Got a width of {width}, expected one of {sorted(ORIGINAL_HEADS)}, whose number of heads is known: give --{option}."
-        )
+        raise ValueError(f"Got a width of {width}, expected one of {sorted(ORIGINAL_HEADS)}: give --{option}.")
     return heads
 
 

@@ -65,9 +65,7 @@ def save_with_code(
         ValueError: a model of neither family.
     """
     if not isinstance(model, tuple(MODEL_CLASSES.values())):
-        raise ValueError(
-            f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge_and_unload an adapter first."
-        )
+        raise ValueError(f"Got a {type(model).__name__}, expected one of {[*MODEL_CLASSES]}: merge an adapter first.")
     model.save_pretrained(folder)
     _add_auto_map(type(model.config).from_pretrained(folder), AUTO_CLASSES[model.config.model_type], folder)
     custom_object_save(model, folder)

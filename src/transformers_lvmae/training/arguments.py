@@ -19,9 +19,7 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of weights to start from; without it, a new model."}
     )
-    config_overrides: str = field(
-        default="{}", metadata={"help": "Fields of the config, as JSON: '{\"image_size\": 64}'."}
-    )
+    config_overrides: str = field(default="{}", metadata={"help": "Config fields as JSON: '{\"image_size\": 64}'."})
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         """Return `config_overrides` as a dict; raise ValueError on fields that the config does not have."""
@@ -54,9 +52,7 @@ class FSQMagViTTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Weight of the adversarial term (MAGVIT: 0.1); 0 builds no discriminator."}
     )
     adversarial_start_step: int = field(default=0, metadata={"help": "Step at which the adversarial term starts."})
-    discriminator_channels: int = field(
-        default=64, metadata={"help": "The discriminator's width (MAGVIT-B 64, L 128)."}
-    )
+    discriminator_channels: int = field(default=64, metadata={"help": "Discriminator width (MAGVIT-B 64, L 128)."})
     discriminator_multipliers: list[int] = field(
         default_factory=lambda: [2, 4, 4, 4, 4],
         metadata={"help": "The discriminator's width after each halving, as multiples of discriminator_channels."},
@@ -65,25 +61,21 @@ class FSQMagViTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Peak learning rate of the discriminator; without it, learning_rate."}
     )
     r1_weight: float = field(
-        default=10.0,
-        metadata={"help": "Weight of the mean squared gradient on real clips (twice it is StyleGAN's gamma)."},
+        default=10.0, metadata={"help": "Weight of the squared gradient on real clips (twice it is StyleGAN's gamma)."}
     )
     perceptual_model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of an image classifier whose logits are compared; by default none."},
+        metadata={"help": "Image classifier whose logits are compared: folder or Hub id; by default none."},
     )
     perceptual_weight: float = field(default=0.1, metadata={"help": "Weight of the perceptual term."})
     perceptual_frames: int | None = field(
-        default=None,
-        metadata={"help": "Frames of a clip that it compares, drawn in every step; by default all, as in MAGVIT."},
+        default=None, metadata={"help": "Frames of a clip that it compares, drawn in every step; by default all."}
     )
     ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Decay of the averaged weights that are evaluated and saved (MAGVIT: 0.999); 0 keeps none."},
+        default=0.0, metadata={"help": "Decay of averaged weights, evaluated and saved (MAGVIT: 0.999); 0 keeps none."}
     )
     topk_sigma_end: float | None = field(
-        default=None,
-        metadata={"help": "Over the run, the top-k's noise falls from config.topk_sigma to this; by default it stays."},
+        default=None, metadata={"help": "The top-k's noise falls from config.topk_sigma to this; by default it stays."}
     )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
@@ -126,12 +118,11 @@ class LVMAEPreTrainingArguments(TrainingArguments):
     """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
 
     base_learning_rate: float | None = field(
-        default=1.5e-4,
-        metadata={"help": "Rate for 256 videos a step; learning_rate becomes this x batch / 256."},
+        default=1.5e-4, metadata={"help": "Learning rate for a batch of 256, scaled to the run's batch."}
     )
     raft_weights: str | None = field(
         default=None,
-        metadata={"help": "RAFT-small's weights for decoder_mask=flow; by default from the torch hub cache, else DIS."},
+        metadata={"help": "RAFT-small's weights for decoder_mask=flow; default: torch hub cache, else DIS."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
@@ -158,23 +149,18 @@ class LVMAEClassificationArguments(TrainingArguments):
     """
 
     base_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Rate for 256 videos a step; learning_rate becomes this x batch / 256 (VideoMAE: 5e-4)."},
+        default=None, metadata={"help": "Learning rate for a batch of 256, scaled to the run's batch (VideoMAE: 5e-4)."}
     )
     layer_decay: float = field(
-        default=0.75,
-        metadata={"help": "An encoder layer's learning rate is this times the next layer's; 1 = the same for all."},
+        default=0.75, metadata={"help": "An encoder layer's learning rate is this times the next layer's; 1 = equal."}
     )
     mixup_alpha: float = field(
         default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}
     )
     cutmix_alpha: float = field(
-        default=0.0,
-        metadata={"help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one."},
+        default=0.0, metadata={"help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. If both, one per batch."}
     )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
-    )
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights (EMA); 0 = off."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})

@@ -51,9 +51,7 @@ class LVMAEPreTrainer(VideoTrainer):
         self.can_return_loss = True  # evaluation gives a loss although batches have no labels
         config, raft_weights = self.accelerator.unwrap_model(self.model).config, self.args.raft_weights
         if raft_weights is not None and config.decoder_mask != "flow":
-            raise ValueError(
-                f"Got raft_weights with config.decoder_mask={config.decoder_mask!r}, expected 'flow': leave them out."
-            )
+            raise ValueError(f"Got raft_weights with decoder_mask={config.decoder_mask!r}, expected 'flow': drop them.")
         self.target_builder = TargetBuilder(
             config, self.processing_class, video_tokenizer, self.embed_patches, raft_weights, self.args.device
         )

@@ -177,9 +177,7 @@ class FSQMagViTTrainer(AveragingTrainer):
     def _check_range(self, clips: torch.Tensor) -> None:
         low, high = clips.min().item(), clips.max().item()
         if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(
-                f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use a processor with do_normalize=False."
-            )
+            raise ValueError(f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use do_normalize=False.")
         self._checked_range = True
 
     def prediction_step(
