@@ -95,8 +95,7 @@ def check_keys(path: Path, got: Iterable[str], expected: Sequence[str]) -> None:
     missing = [name for name in expected if name not in set(got)]
     if missing:
         raise AnnotationError(
-            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give the official file, or one with these columns: "
-            f"{list(expected)}."
+            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give a file with {list(expected)}."
         )
 
 
@@ -104,8 +103,7 @@ def number_of(path: Path, value: Any, classes: Sequence[str]) -> int:
     """Read a class number; raises AnnotationError if there is no such class."""
     if not re.fullmatch(r"\d+", str(value)) or int(value) >= len(classes):
         raise AnnotationError(
-            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give annotations and class names of the "
-            "same edition."
+            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give files of one edition."
         )
     return int(value)
 

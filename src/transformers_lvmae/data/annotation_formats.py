@@ -299,8 +299,7 @@ BENCHMARKS = {
 def read_annotations(name: str, paths: Iterable[str | os.PathLike]) -> Annotations:
     """Read the annotations of the benchmark `name`, a key of `BENCHMARKS`, from its official files or folders that hold them.
 
-    Raises:
-        AnnotationError: an unknown benchmark, or a file that is missing or has another format.
+    Unknown benchmarks, missing files and other formats raise AnnotationError.
     """
     if name not in BENCHMARKS:
         raise AnnotationError(f"Got benchmark {name!r}, expected one of {sorted(BENCHMARKS)}: choose one of them.")

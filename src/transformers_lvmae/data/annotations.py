@@ -62,11 +62,7 @@ class BuiltDataset:
 
 
 def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
-    """Find all videos in a folder and its sub-folders: file name without ending -> paths in alphabetical order.
-
-    Raises:
-        AnnotationError: the folder does not exist or has no videos.
-    """
+    """Find all videos in a folder and its sub-folders: file name without ending -> paths; raise AnnotationError if there are none."""
     index: dict[str, list[Path]] = {}
     for parent, folders, names in os.walk(os.fspath(folder), followlinks=True):
         folders.sort()
@@ -92,10 +88,8 @@ def build_dataset(annotations: Annotations, videos: str | os.PathLike) -> BuiltD
     """Make a dataset of the clips whose videos are in the folder `videos`.
 
     Its columns are `video` (absolute path), `start` and `end` (seconds; only if some clip has them) and a `ClassLabel` for each
-    label column. A video is first looked for at its path within the folder, then by its name without ending in all sub-folders.
-
-    Raises:
-        AnnotationError: no video of a split was found.
+    label column. A video is first looked for at its path within the folder, then by its name without ending in all sub-folders. A split
+    without any video raises AnnotationError.
     """
     folder, index = Path(videos).resolve(), index_videos(Path(videos).resolve())
     built = BuiltDataset(datasets.DatasetDict())

@@ -29,10 +29,8 @@ from ..models.video_io import decode_video, video_name
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
     """Cut a segment into clips of `clip_seconds` that begin every `stride_seconds`: (start, end) of each clip, in seconds.
 
-    If the last clip does not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip.
-
-    Raises:
-        ValueError: a length or stride is not positive.
+    If the last clip does not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip. Lengths and
+    strides that are not positive raise ValueError.
     """
     if clip_seconds <= 0 or stride_seconds <= 0:
         raise ValueError(
@@ -52,8 +50,7 @@ def sliding_rows(
 ) -> list[dict[str, Any]]:
     """Return a row for each clip of each row, with the clip's `start` and `end` ([`sliding_segments`]). Lengths are read from the files.
 
-    Raises:
-        ValueError: a length or stride is not positive, or the frame rate of a video is unknown.
+    A length or stride that is not positive, and a video of unknown frame rate, raise ValueError.
     """
     clips = []
     for row in rows:
@@ -137,11 +134,9 @@ def encode_clips(
 
     Args:
         model: [`LVMAEModel`], on its device.
-        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D).
+        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D). Features that are not finite,
+            for example too large for float16, raise ValueError.
         autocast: makes the context of the forward pass: `accelerator.autocast`.
-
-    Raises:
-        ValueError: a feature is not finite; tokens may be too large for float16.
     """
     model.eval()
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
@@ -213,11 +208,7 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """Load the clips of a split with `row`, `start`, `end`, the dataset's own columns and, if clip features were kept, `features`.
-
-    Raises:
-        ValueError: shards are missing.
-    """
+    """Load the clips of a split with `row`, `start`, `end`, the dataset's columns and any clip `features`; ValueError if shards are missing."""
     files = open_split(folder, split)
     paths = [str(files.path(shard)) for shard in range(files.num_shards)]
     return datasets.concatenate_datasets([datasets.Dataset.from_parquet(path, keep_in_memory=True) for path in paths])

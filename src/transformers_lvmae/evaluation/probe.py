@@ -104,8 +104,7 @@ class ProbeData:
 def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the class ids of each split's clips, and the class names: those of the ClassLabel, or else the sorted values.
 
-    Raises:
-        ValueError: a split does not have the column, or a label is missing.
+    A missing column or label raises ValueError.
     """
     for split, clips in splits.items():
         if label_column not in clips.column_names or None in clips[label_column][:]:

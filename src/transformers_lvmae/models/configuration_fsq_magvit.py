@@ -71,13 +71,10 @@ class FSQMagViTConfig(PreTrainedConfig):
     def from_size(
         cls, size: Literal["tiny", "base", "large", "magvit_base", "magvit_large"], **overrides
     ) -> "FSQMagViTConfig":
-        """Return the config of one size; a token has 2 x 8 x 8 pixels in all sizes.
+        """Return the config of one size; a token has 2 x 8 x 8 pixels in all sizes. `overrides` are fields of the config.
 
         "base" is the default, "large" is twice as wide, and "tiny" is for a CPU. "magvit_base" and "magvit_large" are MAGVIT's B
         and L, which fold nothing into channels; their encoders cost five times as much.
-
-        Args:
-            overrides: fields of the config.
         """
         if size not in FSQ_MAGVIT_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
@@ -143,8 +140,7 @@ class FSQMagViTConfig(PreTrainedConfig):
             )
         if self.window_size % self.tubelet_size:
             raise ValueError(
-                f"Got window_size={self.window_size} and tokens of {self.tubelet_size} frames, expected a multiple: change "
-                "window_size or temporal_downsample."
+                f"Got window_size={self.window_size} and tokens of {self.tubelet_size} frames, expected a multiple: change one."
             )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:

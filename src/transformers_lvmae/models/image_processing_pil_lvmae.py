@@ -48,8 +48,7 @@ def list_clips(videos: Any) -> list[Any]:
         return [list(videos)]
     if frames:
         raise ValueError(
-            f"Got {frames} single frames among {len(videos)} items, expected only frames or only clips: nest each clip's "
-            "frames in a list of their own."
+            f"Got {frames} single frames among {len(videos)} items, expected one kind: put each clip's frames in a list."
         )
     return [clip for item in videos for clip in list_clips(item)]
 

@@ -162,18 +162,13 @@ class FSQMagViTDecoder(nn.Module):
 def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """Fold patches into channels: (B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
     pattern = "b c (t frames) (h rows) (w columns) -> b (c frames rows columns) t h w"
-    return rearrange(pixel_values, pattern, **patch_sizes(patch))
+    return rearrange(pixel_values, pattern, frames=patch[0], rows=patch[1], columns=patch[2])
 
 
 def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """Undo `space_to_depth`."""
     pattern = "b (c frames rows columns) t h w -> b c (t frames) (h rows) (w columns)"
-    return rearrange(features, pattern, **patch_sizes(patch))
-
-
-def patch_sizes(patch: tuple[int, ...]) -> dict[str, int]:
-    """Return the sizes of a patch (frames, rows, columns) by name, as `rearrange` takes them."""
-    return dict(zip(("frames", "rows", "columns"), patch))
+    return rearrange(features, pattern, frames=patch[0], rows=patch[1], columns=patch[2])
 
 
 class FSQMagViTTokenScorer(nn.Module):

@@ -635,11 +635,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return (losses * shares.unsqueeze(-1)).sum(dim=1).mean(dim=0)
 
     def predicted_codes(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, K, target_size) as codes that the tokenizer can decode: (B, K, len(config.levels)), about [-1, 1].
-
-        Raises:
-            ValueError: the model predicts pixels.
-        """
+        """Return logits (B, K, target_size) as codes for the tokenizer: (B, K, len(levels)), about [-1, 1]; ValueError for pixels."""
         if self.config.target_type == "pixels":
             raise ValueError("Got config.target_type='pixels', expected a model that predicts codes: use its logits.")
         return likeliest_codes(logits, self.config.levels) if self.config.target_type == "levels" else logits.float()

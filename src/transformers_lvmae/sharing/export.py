@@ -38,11 +38,7 @@ QUERIES_AT_ONCE = 1024
 
 
 def load_any_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
-    """Load a checkpoint of either family as the class that it was saved from.
-
-    Raises:
-        ValueError: the checkpoint was saved from a class of another family.
-    """
+    """Load a checkpoint of either family as the class that it was saved from; raise ValueError for another family."""
     config = AutoConfig.from_pretrained(name_or_path)
     saved_from = (config.architectures or ["no class"])[0]
     if saved_from not in MODEL_CLASSES:

@@ -86,14 +86,11 @@ def may_write_card(folder: str | os.PathLike) -> bool:
 
 
 def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, facts: ModelCardFacts) -> bool:
-    """Write README.md, unless a person wrote or changed the existing one.
+    """Write README.md and return True, unless a person wrote or changed the existing one.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
         architecture: name of the model's class.
-
-    Returns:
-        True if it was written.
     """
     path = Path(folder) / CARD_NAME
     if not may_write_card(folder):

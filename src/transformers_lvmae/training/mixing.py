@@ -12,12 +12,9 @@ class ClipMixing:
     all frames.
 
     Args:
-        mixup_alpha, cutmix_alpha: the shares are drawn from Beta(alpha, alpha) (VideoMAE: 0.8, 1.0). 0 switches it off.
+        mixup_alpha, cutmix_alpha: the shares are drawn from Beta(alpha, alpha) (VideoMAE: 0.8, 1.0). 0 switches it off, but not both.
         repeats: number of clips of each video, next to each other in a batch. The batch is reordered before mixing, so that clips
             of one video are not mixed with each other.
-
-    Raises:
-        ValueError: both are off.
     """
 
     def __init__(self, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, repeats: int = 1):
