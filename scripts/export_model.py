@@ -3,7 +3,7 @@
     python scripts/export_model.py runs/finetune exported
     python scripts/export_model.py runs/finetune exported --onnx --push_to_hub USER/NAME
 
-The folder, or the repository, loads without this package; it needs transformers, torch, torchvision and PyAV:
+The folder, or the repository, loads without this package; it needs transformers, torch, einops, torchvision and PyAV:
 
     pipeline("video-classification", model="exported", trust_remote_code=True, top_k=5)("clip.mp4")
     AutoModelForVideoClassification.from_pretrained("exported", trust_remote_code=True)

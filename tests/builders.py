@@ -1,4 +1,4 @@
-"""Tiny models, clips and trainers that several tests build."""
+"""Builders of tiny models, clips and trainers for several tests."""
 
 import importlib.util
 import sys
@@ -62,7 +62,7 @@ MODEL = LVMAEConfig(
 
 
 def tiny_config(**overrides) -> LVMAEConfig:
-    """4 x 4 x 4 = 64 tokens of 2 x 8 x 8 pixels."""
+    """Return a config of 4 x 4 x 4 = 64 tokens of 2 x 8 x 8 pixels."""
     fields = {
         "image_size": 32,
         "patch_size": 8,
@@ -85,7 +85,7 @@ def tiny_config(**overrides) -> LVMAEConfig:
 
 
 def tiny_tokenizer_config(**overrides) -> FSQMagViTConfig:
-    """The grid of `tiny_config`, 4 x 4 x 4 tokens of 2 x 4 x 4 pixels, in two windows."""
+    """Return a config with the grid of `tiny_config`, 4 x 4 x 4 tokens of 2 x 4 x 4 pixels, in two windows."""
     fields = {
         "image_size": 16,
         "num_frames": 8,
@@ -102,8 +102,8 @@ def tiny_tokenizer_config(**overrides) -> FSQMagViTConfig:
     return FSQMagViTConfig(**{**fields, **overrides})
 
 
-def initialise_again(model: PreTrainedModel) -> None:
-    """Run the model's own initialisation over whatever its weights are, from one seed."""
+def initialize_again(model: PreTrainedModel) -> None:
+    """Initialize all weights again with the model's own function, from one seed."""
     for module in model.modules():
         module._is_hf_initialized = False
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -113,11 +113,11 @@ def initialise_again(model: PreTrainedModel) -> None:
 
 
 def load_script(name: str) -> ModuleType:
-    """`<name>.py` out of scripts, studies, examples or benchmarks, as a module."""
+    """Return `<name>.py` of scripts, studies, examples or benchmarks as a module."""
     path = next(folder / f"{name}.py" for folder in PROGRAM_FOLDERS if (folder / f"{name}.py").exists())
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # as for a program, whose neighbours it may import
+    sys.path.insert(0, str(path.parent))  # a program may import the files beside it
     try:
         spec.loader.exec_module(module)
     finally:
@@ -126,7 +126,7 @@ def load_script(name: str) -> ModuleType:
 
 
 def make_trainer(stage, splits, output_dir, training=True, num_clips=8, model=None, **arguments):
-    """A trainer of one stage on the fixture's clips; the same seeds every time."""
+    """Return a trainer of one stage on the fixture's clips, always with the same seeds."""
     torch.manual_seed(0)
     arguments = {
         "output_dir": str(output_dir),
@@ -188,13 +188,13 @@ def save_tokenizer(folder, **overrides):
 
 
 def pretraining_batch(trainer, rows=3):
-    """The first clips of the training set, normalized, with their masks."""
+    """Return the first clips of the training set, normalized, with their masks."""
     batch = trainer.data_collator([trainer.train_dataset[number] for number in range(rows)])
     return {**batch, "pixel_values_videos": trainer.target_builder.scale.normalize(batch["pixel_values_videos"])}
 
 
 def assert_same(one, two):
-    """Bit for bit, however nested."""
+    """Assert that two nested structures are equal, bit for bit."""
     assert type(one) is type(two)
     if isinstance(one, dict):
         assert one.keys() == two.keys()

@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, a fixed seed, and NaN in uninitialised memory."""
+"""The setting of every test: one thread, a fixed seed, and NaN in uninitialized memory."""
 
 import pytest
 import torch

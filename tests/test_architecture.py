@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md's examples: a decoder mask, a data format and a target, added from outside."""
+"""The examples of ARCHITECTURE.md: a new decoder mask, data format and target, added from outside the package."""
 
 import re
 

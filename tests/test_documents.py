@@ -1,4 +1,4 @@
-"""The documents say what is true: links lead somewhere, and commands, options and Python blocks fit the code.
+"""The documents agree with the code: links exist, and commands, options and Python blocks work.
 
 Nothing is trained here. A program runs until it has parsed its command line, and pytest until it has collected its tests.
 """

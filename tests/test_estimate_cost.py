@@ -1,4 +1,4 @@
-"""scripts/estimate_cost.py: what it adds to the counts that tests/test_cost.py checks."""
+"""scripts/estimate_cost.py: its tables. tests/test_cost.py checks the counts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Real sizes on this machine: each in a process of its own, its memory and time measured. `pytest -m slow tests/test_real_size.py -s`"""
+"""Models at their real sizes: each in a process of its own, with its memory and time measured. `pytest -m slow tests/test_real_size.py -s`"""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""What version 0.1 wrote is read: checkpoints, an adapter, a target cache, and runs that it left unfinished.
+"""Files that version 0.1 wrote still load: checkpoints, an adapter, a target cache, and unfinished runs.
 
-tests/fixtures/README.md says how the files were made. They are never made again.
+tests/fixtures/README.md says how the files were made. They never change.
 """
 
 import json

@@ -36,7 +36,7 @@ for _config, _model in ((LVMAEConfig, LVMAEModel), (FSQMagViTConfig, FSQMagViTMo
 AutoModelForPreTraining.register(LVMAEConfig, LVMAEForPreTraining)
 AutoModelForVideoClassification.register(LVMAEConfig, LVMAEForVideoClassification)
 
-# Trainers bring transformers.trainer and datasets with them, seconds that a user of the models alone need not wait for.
+# Imported on first use: Trainers import transformers.trainer and datasets, which takes seconds.
 _TRAINING_NAMES = {
     "FSQMagViTTrainer": "training.tokenizer",
     "LVMAEClassificationTrainer": "training.classification",

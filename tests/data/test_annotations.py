@@ -1,4 +1,4 @@
-"""The five benchmarks in their official formats, made small, from annotation files to an evaluated model."""
+"""Small annotation files in the official formats of the benchmarks, from reading them to an evaluated model."""
 
 import csv
 import json
@@ -224,7 +224,7 @@ def test_diving48_v1_has_the_same_format(tmp_path):
 
 def test_both_versions_in_one_folder_must_be_named(tmp_path):
     make_diving48(tmp_path), make_diving48(tmp_path, version="")
-    with pytest.raises(AnnotationError, match=r"Got \[.*\] for 'train', expected one file: name the annotation files"):
+    with pytest.raises(AnnotationError, match=r"Got \[.*\] for 'train', expected one file: name the files"):
         read_annotations("diving48", [tmp_path])
     files = [tmp_path / name for name in ("Diving48_V2_train.json", "Diving48_vocab.json")]
     assert list(read_annotations("diving48", files).splits) == ["train"]
@@ -327,7 +327,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ),
         ("diving48", "Diving48_V2_test.json", "[{", "{", r"Got .*V2_test.json, expected JSON"),
         ("epic_kitchens_100", "EPIC_100_train.csv", ",verb_class,", ",verb_id,", r"expected 'verb_class' too"),
-        ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in its numbers, expected 0..2"),
+        ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in numbers, expected 0..2"),
         ("epic_kitchens_100", "EPIC_100_train.csv", "00:00:01.80", "1m", r"Got time '1m' in .*EPIC_100_train.csv"),
         ("kinetics400", "train.csv", ",104,", ",,", r"Got time '' in .*train.csv, expected seconds or HH:MM:SS.SS"),
         (
@@ -346,7 +346,7 @@ def edit(path: Path, old: str, new: str) -> None:
             "E_000009",
             r"Got element .*E_000009.* whose times are in",
         ),
-        ("finegym288", "gym288_categories.txt", "Clabel: 1", "Clabel: 3", r"gaps in its numbers, expected 0..1"),
+        ("finegym288", "gym288_categories.txt", "Clabel: 1", "Clabel: 3", r"gaps in numbers, expected 0..1"),
     ],
 )
 def test_files_of_another_format_are_named(name, file, old, new, message, tmp_path):
@@ -368,7 +368,7 @@ def test_files_that_are_not_there_are_named(tmp_path):
     (tmp_path / "kinetics").mkdir()
     (tmp_path / "empty").mkdir()
     annotations = read_annotations("kinetics400", [make_kinetics(tmp_path / "kinetics").annotations])
-    with pytest.raises(AnnotationError, match=r"Got .*/empty, expected a folder with videos"):
+    with pytest.raises(AnnotationError, match=r"Got .*/empty, expected videos"):
         build_dataset(annotations, tmp_path / "empty")
     with pytest.raises(AnnotationError, match=r"Got benchmark 'ucf101', expected one of"):
         read_annotations("ucf101", [tmp_path])

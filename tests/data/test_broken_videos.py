@@ -1,4 +1,4 @@
-"""Broken videos: replaced, counted, named, and too many of them the end of a run."""
+"""Broken videos: they are replaced, counted and named, and too many of them end a run."""
 
 import json
 import shutil

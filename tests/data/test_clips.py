@@ -1,4 +1,4 @@
-"""Videos to model inputs: loading, sampling, seeds, masks."""
+"""Clips of videos as model inputs: loading, sampling, seeds, masks."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Where rows of videos come from."""
+"""Loading rows of videos from folders, lists, tables and datasets."""
 
 import csv
 import os
@@ -105,7 +105,7 @@ def test_a_saved_dataset(tmp_path, streaming):
 
 def test_what_cannot_be_a_table_is_named(tmp_path):
     (tmp_path / "videos.xlsx").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"Got .*videos\.xlsx, expected an existing file with one of the endings"):
+    with pytest.raises(ValueError, match=r"Got .*videos\.xlsx, expected an existing file that ends in one of"):
         load_video_dataset(tmp_path / "videos.xlsx")
     with pytest.raises(ValueError, match=r"Got .*gone\.csv, expected an existing file"):
         load_video_dataset(f"train={tmp_path}/gone.csv")

@@ -1,4 +1,4 @@
-"""Which frames and which part of them a clip has."""
+"""The frames of a clip, and the part of them that a crop shows."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""VideoMAE's augmentations: the same draw for all frames, the strengths of timm, and MixUp and CutMix against naive loops."""
+"""VideoMAE's augmentations: the same draw for all frames, the strengths of timm, MixUp and CutMix against naive loops."""
 
 import math
 
@@ -191,6 +191,6 @@ def test_rand_augment_sees_frames_of_the_model_s_size():
     assert seen == [((8, 3, 32, 32), torch.uint8)]
 
 
-def test_random_erasing_is_refused_where_pixels_are_not_normalised():
+def test_random_erasing_is_refused_where_pixels_are_not_normalized():
     with pytest.raises(ValueError, match=r"Got random_erasing_prob=0\.25 for uint8 clips, expected 0"):
         ByteClips([], processor_for(tiny_config()), 8, True, augmentation=ClipAugmentation(random_erasing_prob=0.25))

@@ -1,4 +1,4 @@
-"""Accuracies: beside scikit-learn's and a loop over every combination; as a metric of `evaluate`, without network."""
+"""Accuracies against scikit-learn's and a loop over every combination, and as a metric of `evaluate` without network."""
 
 import evaluate
 import numpy as np
@@ -68,7 +68,7 @@ def test_equal_scores_count_in_the_order_of_their_numbers():
     assert [pairs[f"action_top{k}_accuracy"] for k in (2, 3, 4)] == [0.5, 0.5, 1.0]
 
 
-def test_each_set_may_be_normalised_or_not(verbs_and_nouns):
+def test_each_set_may_be_normalized_or_not(verbs_and_nouns):
     logits, labels = verbs_and_nouns
     shifted = logits + np.where(np.arange(19) < 7, -3.0, 40.0)
     assert topk_accuracies(shifted, labels, SETS) == topk_accuracies(logits, labels, SETS)

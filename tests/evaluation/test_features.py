@@ -1,4 +1,4 @@
-"""Frozen features: against a naive loop over files, sliding clips, shards that survive a kill, several processes."""
+"""Frozen features: a naive loop over files, sliding clips, shards that survive a kill, several processes."""
 
 import os
 import shutil
@@ -154,7 +154,7 @@ def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
     extract(arguments)
     with pytest.raises(ValueError, match=r"Got frame_stride=2 .* made with None, expected the same"):
         extract([*arguments, "--frame_stride", "2"])
-    with pytest.raises(ValueError, match=r"without tokens, expected .safetensors files"):
+    with pytest.raises(ValueError, match=r"without tokens, expected .safetensors"):
         TokenFeatures(tmp_path, "test")
     with pytest.raises(ValueError, match=r"Got split 'train' .* expected one of \['test'\]"):
         load_features(tmp_path, "train")

@@ -1,4 +1,4 @@
-"""Probes: known accuracy on separable features, chance on shuffled labels, videos kept together, the head that they become."""
+"""Probes: full accuracy on separable features, chance on shuffled labels, splits by video, and the classifier's head."""
 
 import json
 
@@ -45,7 +45,7 @@ class Tokens(torch.utils.data.Dataset):
         return {"tokens": self.tokens[index], "labels": int(self.labels[index])}
 
 
-SCALES = np.array([1, 100, 1, 0.01] * 4)  # as features come: not standardised
+SCALES = np.array([1, 100, 1, 0.01] * 4)  # as features come: not standardized
 
 
 def vectors(number, seed, flipped=0.0, num_labels=4):

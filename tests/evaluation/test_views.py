@@ -1,4 +1,4 @@
-"""Evaluation: views, averages, every video once on any number of processes, tables and pictures."""
+"""Evaluation: views, averages, each video exactly once on any number of processes, tables and pictures."""
 
 import csv
 import json

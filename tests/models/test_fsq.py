@@ -72,8 +72,8 @@ def test_every_index_is_one_code_and_back(levels):
     indices = torch.arange(math.prod(levels))
     codes = indices_to_codes(indices, levels)
     assert torch.equal(codes_to_indices(codes, levels), indices)
-    quantised = quantizer(3 * torch.randn(1000, len(levels)))
-    assert torch.equal(indices_to_codes(codes_to_indices(quantised, levels), levels), quantised)
+    quantized = quantizer(3 * torch.randn(1000, len(levels)))
+    assert torch.equal(indices_to_codes(codes_to_indices(quantized, levels), levels), quantized)
 
 
 @every_levels
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_bound_values():
     assert gradient.gt(0).all()
 
 
-def test_quantising_stays_in_float32():
+def test_quantizing_stays_in_float32():
     quantizer, latents = FiniteScalarQuantizer(EVEN), torch.randn(100, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer(latents), quantizer(latents.clone()))
@@ -102,7 +102,7 @@ def test_quantising_stays_in_float32():
 
 
 @every_levels
-def test_integers_of_any_kind_give_the_quantiser_s_codes_bit_for_bit(levels):
+def test_integers_of_any_kind_give_the_quantizer_s_codes_bit_for_bit(levels):
     codes = FiniteScalarQuantizer(levels)(torch.randn(4, 500, len(levels)) * 3)
     for kind in (torch.int64, torch.int32):
         assert torch.equal(indices_to_codes(codes_to_indices(codes, levels).to(kind), levels), codes)

@@ -1,4 +1,4 @@
-"""Several labels for each video, as EPIC-Kitchens' verb and noun: config, loss, training, pipeline. One label stays as it was."""
+"""Several labels for each video, such as EPIC-Kitchens' verb and noun: config, loss, training, pipeline; and one label."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Masks and the differentiable top-k, as properties."""
+"""Properties of the masks and of the differentiable top-k."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The adaptive tokenizer: quantiser, windows, scores, masks."""
+"""The adaptive tokenizer: quantizer, windows, scores, masks."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from builders import initialise_again, tiny_tokenizer_config
+from builders import initialize_again, tiny_tokenizer_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
@@ -70,7 +70,7 @@ def test_default_grid_is_that_of_the_vit():
     assert (stem.tubelet_size, stem.patch_size, stem.grid_size) == (2, 4, (64, 28, 28))
 
 
-def test_128_frames_are_tokenised_as_each_window_alone():
+def test_128_frames_are_tokenized_as_each_window_alone():
     model = build(window_size=16, num_frames=128)
     clip = random_clip(128)
     whole = encode(model, clip)
@@ -218,7 +218,7 @@ def test_distances_are_euclidean_and_the_first_slot_has_its_rule():
 
 
 @pytest.mark.parametrize("keep_ratio", [0.1, 0.375, 0.9])
-def test_dropped_tokens_are_zero_before_quantisation(keep_ratio):
+def test_dropped_tokens_are_zero_before_quantization(keep_ratio):
     model = build()
     clip = random_clip(8)
     outputs, encoded = forward(model, clip, keep_ratio=keep_ratio), encode(model, clip)
@@ -407,7 +407,7 @@ def test_every_slot_of_a_window_is_chosen_equally_often(layout, trained, moving)
 
 
 def test_training_the_scorer_finds_what_the_loss_depends_on():
-    """The gradient of the mask, through normalisation and top-k, raises the score of a token that lowers the loss."""
+    """The gradient of the mask, through normalization and top-k, raises the score of a token that lowers the loss."""
     model = build(topk_num_samples=4000, topk_sigma=0.2).train()
     scores = torch.rand(1, 2, 4, 4, requires_grad=True)
     mask = model.token_mask(scores, torch.full((len(scores), 1), 0.25))
@@ -448,13 +448,13 @@ def test_config_survives_json(tmp_path):
     assert loaded.grid_size == config.grid_size == (4, 4, 6)
 
 
-def test_initialisation_leaves_nothing_out_and_keeps_the_variance():
+def test_initialization_leaves_nothing_out_and_keeps_the_variance():
     direct = FSQMagViTModel(tiny_tokenizer_config())
     with torch.device("meta"):
         emptied = FSQMagViTModel(tiny_tokenizer_config())
     emptied.to_empty(device="cpu")
     for model in (direct, emptied):
-        initialise_again(model)
+        initialize_again(model)
     for name, tensor in direct.state_dict().items():
         assert torch.equal(tensor, emptied.state_dict()[name]), name
         if tensor.ndim == 5:
@@ -687,5 +687,5 @@ def test_128_frames_of_the_b_model_cost_one_windows_memory_and_eight_windows_tim
         f"one window: {window_memory / 2**20:.0f} MB, {window_time:.2f} CPU s; 128 frames: {memory / 2**20:.0f} MB, "
         f"{time:.2f} CPU s, of which {output / 2**20:.1f} MB are the result"
     )
-    assert memory <= 1.02 * window_memory + 3 * output  # latents and scores are joined once, and quantised in float32
+    assert memory <= 1.02 * window_memory + 3 * output  # latents and scores are joined once, and quantized in float32
     assert time <= 1.15 * 8 * window_time

@@ -1,11 +1,11 @@
-"""The encoder, the masked autoencoder and the classifier: against VideoMAE, against naive code, and against themselves."""
+"""The encoder, the masked autoencoder and the classifier: against VideoMAE, naive code, and other settings of the same model."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
-from builders import initialise_again, tiny_config
+from builders import initialize_again, tiny_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -145,8 +145,8 @@ def test_flex_attention_equals_sdpa(kind):
 
 
 @every_model
-def test_built_on_meta_and_initialised_equals_built_directly(kind):
-    """From different memory (NaN on one side) the same seed gives the same weights: initialisation leaves nothing out."""
+def test_built_on_meta_and_initialized_equals_built_directly(kind):
+    """From different memory (NaN on one side) the same seed gives the same weights: initialization leaves nothing out."""
     model_class, _, fields = MODELS[kind]
     direct = model_class(tiny_config(**fields))
     with torch.device("meta"):
@@ -154,7 +154,7 @@ def test_built_on_meta_and_initialised_equals_built_directly(kind):
     emptied.to_empty(device="cpu")
     assert all(parameter.isnan().all() for parameter in emptied.parameters())
     for model in (direct, emptied):
-        initialise_again(model)
+        initialize_again(model)
     for name, tensor in direct.state_dict().items():
         assert torch.equal(tensor, emptied.state_dict()[name]), name
 
@@ -421,7 +421,7 @@ def pair(videomae_class, lvmae_class, config: VideoMAEConfig):
 
 
 def imagenet_clip(num_frames: int, size: int = 32) -> torch.Tensor:
-    """Uniform pixels in [0, 1], normalised."""
+    """Uniform pixels in [0, 1], normalized."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (torch.rand(2, num_frames, 3, size, size) - mean) / std
 
@@ -968,7 +968,7 @@ def test_visible_tubelets_are_all_that_the_encoder_reads():
         ),
         (
             {"visible_tubelets": torch.zeros(2, 32, 2, 3, 8, 8).byte()},
-            r"Got pixels of torch.uint8, expected floating point .*: normalise them",
+            r"Got pixels of torch.uint8, expected floating point .*: normalize them",
         ),
         ({"visible_tubelets": torch.zeros(2, 32, 3, 2, 8, 8)}, r"of shape \(2, 32, 3, 2, 8, 8\), expected .* 2 frames"),
         (
@@ -992,7 +992,7 @@ def test_tubelets_for_a_model_of_pixels_and_bytes_are_refused():
     with pytest.raises(ValueError, match=r"Got visible_tubelets and config.target_type='pixels', expected whole clips"):
         model(**tubelets_for(model))
     inputs = inputs_for(model)
-    with pytest.raises(ValueError, match=r"Got pixels of torch.uint8, expected floating point .*: normalise them"):
+    with pytest.raises(ValueError, match=r"Got pixels of torch.uint8, expected floating point .*: normalize them"):
         model(**{**inputs, "pixel_values_videos": inputs["pixel_values_videos"].byte()})
 
 

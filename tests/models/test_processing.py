@@ -1,4 +1,4 @@
-"""The three processors: what they return, how they save and load, what they refuse, and the pipeline that uses them."""
+"""The three processors: results, saving and loading, errors, and the pipeline that uses them."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Outputs that backward recomputes: the same gradients bit for bit and less kept, under checkpointing, autocast, LoRA and hooks."""
+"""Recomputed outputs: bit-equal gradients and less memory, under checkpointing, autocast, LoRA and hooks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Frames found by seeking are those that decoding from the start finds, and cost the same wherever they lie."""
+"""Seeking finds the same frames as decoding from the start, at the same cost for all places in a video."""
 
 from fractions import Fraction
 
@@ -197,7 +197,7 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
     write(tmp_path / "video.mp4", "libx264", {})
     data = (tmp_path / "video.mp4").read_bytes()
     (tmp_path / "unknown.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
-    with pytest.raises(VideoReadError, match=r"unknown\.mp4: got a codec that FFmpeg has no decoder for"):
+    with pytest.raises(VideoReadError, match=r"unknown\.mp4: got a codec without an FFmpeg decoder"):
         decode_video(tmp_path / "unknown.mp4", lambda metadata: [0])
 
 

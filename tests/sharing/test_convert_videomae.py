@@ -1,4 +1,4 @@
-"""sharing/convert_videomae.py and its script: what the converted model computes is what VideoMAE computes."""
+"""sharing/convert_videomae.py and its script: the converted model computes the same as VideoMAE."""
 
 import argparse
 import json
@@ -108,7 +108,7 @@ def test_pretraining_is_videomaes(folders, num_frames, eps, tolerance):
     with torch.no_grad():
         expected, outputs = longer(source, num_frames or 16)(clip, masked), model(clip, masked)
     torch.testing.assert_close(outputs.logits, expected.logits, atol=tolerance * expected.logits.abs().max(), rtol=0)
-    # The eps of 1e-6 under the targets' deviation is added to normalised pixels here, to those in [0, 1] there.
+    # The eps of 1e-6 under the targets' deviation is added to normalized pixels here, to those in [0, 1] there.
     torch.testing.assert_close(outputs.loss, expected.loss, atol=2e-5, rtol=0)
 
 

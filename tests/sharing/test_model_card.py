@@ -1,4 +1,4 @@
-"""Model cards: what the Hub reads in them, what a run writes, and that nobody's own words are lost."""
+"""Model cards: the metadata for the Hub, the cards of a run, and cards changed by hand, which are never overwritten."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""studies/cut_videos.py: which frames and pixels a clip holds, and that train and test share no moment."""
+"""studies/cut_videos.py: the frames and pixels of a clip, and no frame in both train and test."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""studies/evaluate_tokenizer.py: the figures against naive ones, a whole run at tiny size, and going on with it."""
+"""studies/evaluate_tokenizer.py: metrics against naive code, a whole run at tiny size, and resuming it."""
 
 import json
 

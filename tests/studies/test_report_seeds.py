@@ -1,4 +1,4 @@
-"""The table that compares ways of fine-tuning over their seeds."""
+"""studies/report_seeds.py: the table that compares methods of fine-tuning over several seeds."""
 
 import json
 import sys

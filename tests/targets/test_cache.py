@@ -1,4 +1,4 @@
-"""The target cache: the same targets, masks and losses as on the fly, whoever wrote it and however often it was killed."""
+"""The target cache: the same targets, masks and losses as on the fly, also if several or killed processes wrote it."""
 
 import json
 import os
@@ -360,9 +360,9 @@ def test_what_cannot_be_cached_is_refused(rows, tokenizer, tmp_path):
         ValueError, match=r"grid of \(4, 4, 4\) tokens and a model with \(4, 2, 2\) .*expected the same"
     ):
         TargetBuilder(LVMAEConfig(**{**MODEL.to_dict(), "patch_size": 16}), PROCESSOR, tokenizer)
-    with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random starts.* expected 1"):
+    with pytest.raises(ValueError, match=r"Got num_epochs=3 and clips without random draws, expected 1"):
         write_cache(tmp_path, rows, tokenizer, num_epochs=3)
-    with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: a cache holds one clip"):
+    with pytest.raises(ValueError, match=r"Got num_clips=2, expected 1: cache more epochs"):
         write_cache(tmp_path, rows, tokenizer, training=True, reading=VideoReading(num_clips=2))
     with pytest.raises(ValueError, match=r"Got no target cache in .* make it with scripts/cache_targets.py"):
         TargetCache(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Bytes, and scores on their way to the models, against the processor and plain sorting."""
+"""Pixels and scores as the models take them, against the processor and plain sorting."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ def clip():
     return torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
 
 
-def test_bytes_are_normalised_as_the_processor_does_bit_for_bit(clip):
+def test_bytes_are_normalized_as_the_processor_does_bit_for_bit(clip):
     processor = processor_for(CONFIG)
     expected = processor(clip, return_tensors="pt")["pixel_values_videos"]
     scale = PixelScale(processor)
     assert torch.equal(scale.normalize(clip[None]), expected)
     assert torch.equal(scale.normalize(expected), expected)
-    # The axes of tubelets end as those of a clip: gathering and normalising may change places.
+    # The axes of tubelets end as those of a clip: gathering and normalizing may change places.
     indices = torch.tensor([[3, 9, 40]])
     tubelets = gather_tubelets(split_tubelets(clip[None], 2, 8), indices)
     assert torch.equal(scale.normalize(tubelets), gather_tubelets(split_tubelets(expected, 2, 8), indices))

@@ -1,4 +1,4 @@
-"""Choices that learned importance is compared with: each against a naive loop or a motion that is known."""
+"""Scores that learned importance is compared with, each against a naive loop or a known motion."""
 
 import math
 

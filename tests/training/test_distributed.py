@@ -1,4 +1,4 @@
-"""Several processes, several hosts, the launchers' configs, and the switches that big runs turn."""
+"""Several processes, several hosts, the launchers' configs, and the options of large runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""scripts/finetune.py: adapters of one base for several datasets, saved alone, resumed, merged; what else the script adds."""
+"""scripts/finetune.py: adapters of one base model, saved alone, resumed and merged, and the script's other options."""
 
 import json
 import shutil

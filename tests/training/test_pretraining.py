@@ -1,4 +1,4 @@
-"""The pre-trainer's masks and targets: what each is, and which combinations are refused."""
+"""The masks and targets of pre-training, and the combinations that are refused."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def test_masks_by_scores_decode_the_highest_of_the_whole_clip_and_some_at_random
     scores = scores_of(kind, trainer, batch, raw_clips(splits))
     important, drawn = (31, 0) if kind == "adaptive" else (19, 12)  # of 64 tokens 30 and 20 %, rounded down
     expected = adaptive_decoder_mask(scores, important, drawn, batch["noise"])
-    # The trainer's pixels come back from normalised ones: near-ties may fall the other way.
+    # The trainer's pixels come back from normalized ones: near-ties may fall the other way.
     assert (made["bool_decoded_pos"] != expected).float().mean() < 0.04
     assert made["bool_decoded_pos"].sum(dim=1).tolist() == [31] * 3
     assert made["num_decoded"] == trainer.model.config.token_budget == 31

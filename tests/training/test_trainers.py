@@ -244,10 +244,10 @@ def test_a_tokenizer_needs_the_processor(tmp_path):
         )
 
 
-def test_the_tokenizer_s_trainer_refuses_normalised_pixels(splits, tmp_path):
+def test_the_tokenizer_s_trainer_refuses_normalized_pixels(splits, tmp_path):
     trainer = make_trainer("tokenizer", splits, tmp_path)
     trainer.train_dataset = VideoClips(splits["train"], processor_for(TOKENIZER), 8)
-    with pytest.raises(ValueError, match=r"Got pixels from -.* expected \[0, 1\]: use LVMAEVideoProcessor"):
+    with pytest.raises(ValueError, match=r"Got pixels from -.* expected \[0, 1\]: use do_normalize=False"):
         trainer.train()
 
 

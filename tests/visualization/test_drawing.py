@@ -1,4 +1,4 @@
-"""What the pictures show."""
+"""Pictures and films: the pixels that they show."""
 
 from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself: the panels, and that they arrive in TensorBoard and Trackio."""
+"""The panels of a run's predictions, and their arrival in TensorBoard and Trackio."""
 
 import io
 

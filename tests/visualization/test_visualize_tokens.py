@@ -1,4 +1,4 @@
-"""scripts/visualize_tokens.py: what is kept is shown, what is not is dark, and both files can be read."""
+"""scripts/visualize_tokens.py: kept tokens are bright, dropped tokens are dark, and both files can be read."""
 
 import pytest
 import torch

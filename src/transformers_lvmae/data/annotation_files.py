@@ -43,8 +43,7 @@ def find_annotations(paths: Iterable[str | os.PathLike], patterns: Mapping[str, 
                 found[purpose].append(file)
             elif not path.is_dir():
                 raise AnnotationError(
-                    f"Got annotations {path}, expected a name that matches one of {list(patterns.values())}: give the file its "
-                    "official name."
+                    f"Got annotations {path}, expected a name that matches one of {list(patterns.values())}: give its official name."
                 )
     return found
 
@@ -53,8 +52,7 @@ def the_file(files: Files, purpose: str) -> Path:
     """Return the only file for a purpose; raises AnnotationError for no file or several."""
     if len(files[purpose]) != 1:
         raise AnnotationError(
-            f"Got {[str(path) for path in files[purpose]]} for {purpose!r}, expected one file: name the annotation files one by "
-            "one."
+            f"Got {[str(path) for path in files[purpose]]} for {purpose!r}, expected one file: name the files one by one."
         )
     return files[purpose][0]
 
@@ -97,8 +95,7 @@ def check_keys(path: Path, got: Iterable[str], expected: Sequence[str]) -> None:
     missing = [name for name in expected if name not in set(got)]
     if missing:
         raise AnnotationError(
-            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give the official file, or one with these columns: "
-            f"{list(expected)}."
+            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give a file with {list(expected)}."
         )
 
 
@@ -106,8 +103,7 @@ def number_of(path: Path, value: Any, classes: Sequence[str]) -> int:
     """Read a class number; raises AnnotationError if there is no such class."""
     if not re.fullmatch(r"\d+", str(value)) or int(value) >= len(classes):
         raise AnnotationError(
-            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give annotations and class names of the "
-            "same edition."
+            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give files of one edition."
         )
     return int(value)
 
@@ -122,9 +118,7 @@ def names_by_number(path: Path, numbered: Iterable[tuple[int, str]]) -> list[str
     """Sort class names by their numbers; raises AnnotationError unless the numbers are 0, 1, 2, ..."""
     classes = sorted(numbered)
     if [number for number, _ in classes] != list(range(len(classes))):
-        raise AnnotationError(
-            f"Got {path} with gaps in its numbers, expected 0..{len(classes) - 1}: download it again."
-        )
+        raise AnnotationError(f"Got {path} with gaps in numbers, expected 0..{len(classes) - 1}: download it again.")
     return unique_names([name for _, name in classes])
 
 

@@ -162,8 +162,7 @@ def read_finegym(files: Files) -> Annotations:
                 offset, stages = event["timestamps"][0][0], event["segments"][element_name]["timestamps"]
             except (AttributeError, KeyError, TypeError) as error:
                 raise AnnotationError(
-                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give both files of the same "
-                    "edition."
+                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give files of one edition."
                 ) from error
             start, end = offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[-1][1] + FINEGYM_MARGIN
             splits[split].append(ClipAnnotation(video, (number_of(path, number, classes),), max(start, 0.0), end))
@@ -300,8 +299,7 @@ BENCHMARKS = {
 def read_annotations(name: str, paths: Iterable[str | os.PathLike]) -> Annotations:
     """Read the annotations of the benchmark `name`, a key of `BENCHMARKS`, from its official files or folders that hold them.
 
-    Raises:
-        AnnotationError: an unknown benchmark, or a file that is missing or has another format.
+    Unknown benchmarks, missing files and other formats raise AnnotationError.
     """
     if name not in BENCHMARKS:
         raise AnnotationError(f"Got benchmark {name!r}, expected one of {sorted(BENCHMARKS)}: choose one of them.")

@@ -62,11 +62,7 @@ class BuiltDataset:
 
 
 def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
-    """Find all videos in a folder and its sub-folders: file name without ending -> paths in alphabetical order.
-
-    Raises:
-        AnnotationError: the folder does not exist or has no videos.
-    """
+    """Find all videos in a folder and its sub-folders: file name without ending -> paths; raise AnnotationError if there are none."""
     index: dict[str, list[Path]] = {}
     for parent, folders, names in os.walk(os.fspath(folder), followlinks=True):
         folders.sort()
@@ -75,9 +71,7 @@ def index_videos(folder: str | os.PathLike) -> dict[str, list[Path]]:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 index.setdefault(path.stem, []).append(path)
     if not index:
-        raise AnnotationError(
-            f"Got {folder}, expected a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))}): correct the path."
-        )
+        raise AnnotationError(f"Got {folder}, expected videos ({sorted(VIDEO_SUFFIXES)}): correct the path.")
     return index
 
 
@@ -94,16 +88,12 @@ def build_dataset(annotations: Annotations, videos: str | os.PathLike) -> BuiltD
     """Make a dataset of the clips whose videos are in the folder `videos`.
 
     Its columns are `video` (absolute path), `start` and `end` (seconds; only if some clip has them) and a `ClassLabel` for each
-    label column. A video is first looked for at its path within the folder, then by its name without ending in all sub-folders.
-
-    Raises:
-        AnnotationError: no video of a split was found.
+    label column. A video is first looked for at its path within the folder, then by its name without ending in all sub-folders. A split
+    without any video raises AnnotationError.
     """
     folder, index = Path(videos).resolve(), index_videos(Path(videos).resolve())
     built = BuiltDataset(datasets.DatasetDict())
-    timed = any(
-        clip.start is not None or clip.end is not None for clips in annotations.splits.values() for clip in clips
-    )
+    timed = any(clip.start is not None or clip.end is not None for part in annotations.splits.values() for clip in part)
     missing, ambiguous = set(), set()
     for split, clips in annotations.splits.items():
         paths = {video: _find_video(video, folder, index) for video in dict.fromkeys(clip.video for clip in clips)}

@@ -27,28 +27,19 @@ class VideoDataArguments:
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
     label_column: str = field(
-        default="label",
-        metadata={
-            "help": "Column of classes (names or ids); 'verb,noun' for two labels at once, each from its own set."
-        },
+        default="label", metadata={"help": "Column of classes (names or ids); 'verb,noun' for two labels at once."}
     )
     frame_stride: int | None = field(
-        default=None,
-        metadata={"help": "Take consecutive frames this far apart; without it, frames evenly over the whole video."},
+        default=None, metadata={"help": "Take frames this far apart; by default, evenly over the whole video."}
     )
     frame_jitter: bool = field(
-        default=False,
-        metadata={"help": "Take one frame of each equal part of the video: a random one in training, else the middle."},
+        default=False, metadata={"help": "One frame of each equal part: at random in training, else the middle one."}
     )
     short_videos: str = field(
-        default="stretch",
-        metadata={
-            "help": "What to do with a video that has too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
-        },
+        default="stretch", metadata={"help": "Too few frames: stretch (repeat evenly), loop, or pad (repeat the last)."}
     )
     min_crop_scale: float = field(
-        default=1.0,
-        metadata={"help": "In training, crop at random down to this share of the area; 1 = center crop only."},
+        default=1.0, metadata={"help": "In training, crop at random down to this share of the area; 1 = center crop."}
     )
     crop_scales: list[float] = field(
         default_factory=list,
@@ -56,25 +47,14 @@ class VideoDataArguments:
     )
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
     num_clips: int = field(
-        default=1,
-        metadata={
-            "help": "In training, number of clips of each video, from one decoding. A batch then has this many times more clips."
-        },
+        default=1, metadata={"help": "In training, clips of each video; a batch has this many times more clips."}
     )
     on_error: str = field(
-        default="skip",
-        metadata={
-            "help": "In training, what to do with a video that cannot be read: skip (take another video, and name this one at "
-            "the end) or raise."
-        },
+        default="skip", metadata={"help": "If a training video cannot be read: skip (replace and report it) or raise."}
     )
-    max_broken_share: float = field(
-        default=0.1, metadata={"help": "End the run when more than this share of the videos cannot be read."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many videos, the first ones."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on this many videos, the first ones."}
-    )
+    max_broken_share: float = field(default=0.1, metadata={"help": "Largest share of videos that may be broken."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N videos."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N videos."})
 
     @property
     def label_columns(self) -> str | list[str]:

@@ -79,9 +79,7 @@ class VideoReading:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"Got on_error={self.on_error!r}, expected 'raise' or 'skip': choose one of them.")
         if self.num_clips < 1:
-            raise ValueError(
-                f"Got num_clips={self.num_clips}, expected at least 1: leave it out for one clip of each video."
-            )
+            raise ValueError(f"Got num_clips={self.num_clips}, expected at least 1: leave it out for one clip a video.")
 
 
 def to_pixels(clip: torch.Tensor, processor: LVMAEVideoProcessor) -> torch.Tensor:

@@ -138,9 +138,7 @@ def _load_tables(files: dict[str, list[str]], video_column: str, streaming: bool
 def _load_table(path: Path, video_column: str) -> datasets.Dataset:
     ending = path.suffix.lower()
     if ending not in TABLES or not path.is_file():
-        raise ValueError(
-            f"Got {path}, expected an existing file with one of the endings {sorted(TABLES)}: convert it to one."
-        )
+        raise ValueError(f"Got {path}, expected an existing file that ends in one of {sorted(TABLES)}: convert it.")
     kind, options = TABLES[ending]
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     if kind == "text":
@@ -184,9 +182,8 @@ def _encode_labels(splits: Splits, label_column: str) -> Splits:
     if isinstance((first.features or {}).get(label_column), datasets.ClassLabel):
         return splits
     names = sorted({str(label) for rows in splits.values() for label in _labels(rows, label_column)})
-    return splits.cast_column(label_column, datasets.Value("string")).cast_column(
-        label_column, datasets.ClassLabel(names=names)
-    )
+    splits = splits.cast_column(label_column, datasets.Value("string"))
+    return splits.cast_column(label_column, datasets.ClassLabel(names=names))
 
 
 def _labels(rows: Rows, label_column: str) -> Sequence[Any] | set[Any]:

@@ -33,13 +33,9 @@ class FrameSampling:
         if stride is not None and stride < 1:
             raise ValueError(f"Got frame_stride={stride}, expected at least 1: leave it out for even sampling.")
         if stride is not None and self.frame_jitter:
-            raise ValueError(
-                f"Got frame_stride={stride} with frame_jitter, expected one of them: a jittered frame has no fixed distance."
-            )
+            raise ValueError(f"Got frame_stride={stride} with frame_jitter, expected one of them: leave one out.")
         if self.short_videos not in SHORT_VIDEOS:
-            raise ValueError(
-                f"Got short_videos={self.short_videos!r}, expected one of {SHORT_VIDEOS}: correct the spelling."
-            )
+            raise ValueError(f"Got short_videos={self.short_videos!r}, expected one of {SHORT_VIDEOS}: choose one.")
 
     @property
     def is_random(self) -> bool:

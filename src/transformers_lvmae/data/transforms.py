@@ -122,7 +122,7 @@ class ClipAugmentation:
             raise ValueError(f"Got crop_scales={sides}, expected shares of the shorter side in (0, 1]: give fractions.")
         if sides and area < 1:
             raise ValueError(
-                f"Got min_crop_scale={area} with crop_scales={sides}, expected one of them: choose one kind of crop."
+                f"Got min_crop_scale={area} with crop_scales={sides}, expected one of them: leave one out."
             )
 
     @property

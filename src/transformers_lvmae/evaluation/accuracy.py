@@ -9,7 +9,7 @@ JOINT_NAME = "action"  # EPIC-Kitchens calls the pair of a verb and a noun an ac
 
 
 def ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Rank (B,) of the right class, 0 = first, when classes are sorted by `scores` (B, C), highest first.
+    """Return the rank (B,) of the right class, 0 = first, when classes are sorted by `scores` (B, C), highest first.
 
     Args:
         classes: the right class of each row (B,). Of equal scores, the lower class comes first.
@@ -20,12 +20,11 @@ def ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def joint_ranks(parts: Sequence[np.ndarray], labels: np.ndarray, limit: int) -> np.ndarray:
-    """Rank (B,) of the right combination of classes, 0 = first, among all combinations of one class of each set; at most `limit`.
+    """Return the rank (B,) of the right combination, 0 = first, among all combinations of one class of each set; at most `limit`.
 
-    The probability of a combination is the product of its classes' probabilities, so its score is the sum of their logits:
-    the softmax of a set changes all scores by the same number. Combinations are numbered with the first set's class as the slowest
-    digit. A class that is not among the `limit` best of its set cannot be part of the `limit` best combinations, so only the best
-    of each set are combined.
+    The probability of a combination is the product of its classes' probabilities. Its score is the sum of their logits, because the
+    softmax of a set changes all scores by the same number. The number of a combination has the first set's class as its highest
+    digit. Only the `limit` best classes of each set are combined: no other class can be part of the `limit` best combinations.
 
     Args:
         parts: logits (B, C) of each set, with its own C.
@@ -49,7 +48,7 @@ def topk_accuracies(
     label_sets: Mapping[str, Sequence[int]] | None = None,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Share of clips whose class is among the k highest logits. Of equal logits, the lower class comes first.
+    """Return the share of clips whose class is among the k highest logits. Of equal logits, the lower class comes first.
 
     Args:
         logits: (B, C) logits or logarithms of probabilities; without `label_sets`, also probabilities.

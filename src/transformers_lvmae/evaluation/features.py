@@ -1,7 +1,7 @@
 """Frozen features on disk: one vector for each clip in Parquet, or all its tokens in safetensors.
 
-A split is cut into shards of consecutive rows. A shard is written under another name and renamed when it is complete, its Parquet
-file last. So every shard that exists is complete, even after a crash, and several processes can share the work.
+A split is cut into shards of consecutive rows. A file gets its final name when it is complete, and a shard's Parquet file comes last.
+So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
 """
 
 import json
@@ -29,10 +29,8 @@ from ..models.video_io import decode_video, video_name
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
     """Cut a segment into clips of `clip_seconds` that begin every `stride_seconds`: (start, end) of each clip, in seconds.
 
-    If they do not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip.
-
-    Raises:
-        ValueError: a length or stride is not positive.
+    If the last clip does not reach `end`, another clip that ends there is added. A segment shorter than a clip is one clip. Lengths and
+    strides that are not positive raise ValueError.
     """
     if clip_seconds <= 0 or stride_seconds <= 0:
         raise ValueError(
@@ -50,12 +48,9 @@ def sliding_segments(start: float, end: float, clip_seconds: float, stride_secon
 def sliding_rows(
     rows: Iterable[dict[str, Any]], clip_seconds: float, stride_seconds: float, video_column: str = "video"
 ) -> list[dict[str, Any]]:
-    """Repeat each row for each of its clips, with the clip's `start` and `end`; see [`sliding_segments`].
+    """Return a row for each clip of each row, with the clip's `start` and `end` ([`sliding_segments`]). Lengths are read from the files.
 
-    The length of a video is read from its file.
-
-    Raises:
-        ValueError: a length or stride is not positive, or the frame rate of a video is unknown.
+    A length or stride that is not positive, and a video of unknown frame rate, raise ValueError.
     """
     clips = []
     for row in rows:
@@ -135,15 +130,13 @@ def encode_clips(
     num_workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[torch.Tensor]:
-    """Compute the features of each batch of clips, in the order of the clips. They are after the final norm and on the CPU.
+    """Compute the features of each batch of clips, in the order of the clips: after the final norm, on the CPU.
 
     Args:
         model: [`LVMAEModel`], on its device.
-        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D).
+        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D). Features that are not finite,
+            for example too large for float16, raise ValueError.
         autocast: makes the context of the forward pass: `accelerator.autocast`.
-
-    Raises:
-        ValueError: a feature is not finite; tokens may be too large for float16.
     """
     model.eval()
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
@@ -215,11 +208,7 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """Load the clips of a split with `row`, `start`, `end`, the dataset's own columns and, if clip features were kept, `features`.
-
-    Raises:
-        ValueError: shards are missing.
-    """
+    """Load the clips of a split with `row`, `start`, `end`, the dataset's columns and any clip `features`; ValueError if shards are missing."""
     files = open_split(folder, split)
     paths = [str(files.path(shard)) for shard in range(files.num_shards)]
     return datasets.concatenate_datasets([datasets.Dataset.from_parquet(path, keep_in_memory=True) for path in paths])
@@ -244,9 +233,7 @@ class TokenFeatures(Dataset):
         self.labels = labels
         self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
         if not self.paths[0].exists():
-            raise ValueError(
-                f"Got split {split!r} of {folder} without tokens, expected .safetensors files: extract with --tokens."
-            )
+            raise ValueError(f"Got split {split!r} of {folder} without tokens, expected .safetensors: use --tokens.")
 
     @cached_property
     def _tokens(self) -> list[Any]:

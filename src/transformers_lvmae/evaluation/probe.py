@@ -87,14 +87,13 @@ class ProbeData:
     videos: np.ndarray
 
     def subset(self, numbers: np.ndarray) -> "ProbeData":
-        """The clips with these numbers."""
-        taken = (
-            Subset(self.features, numbers.tolist()) if isinstance(self.features, Dataset) else self.features[numbers]
-        )
-        return ProbeData(taken, self.labels[numbers], self.videos[numbers])
+        """Return the data of the clips with these numbers."""
+        is_dataset = isinstance(self.features, Dataset)
+        features = Subset(self.features, numbers.tolist()) if is_dataset else self.features[numbers]
+        return ProbeData(features, self.labels[numbers], self.videos[numbers])
 
     def accuracy(self, scores: np.ndarray, k: int = 1) -> float:
-        """Share of videos whose class is among the k highest scores. Clips' scores (n, classes) are averaged for each video."""
+        """Return the share of videos whose class is among the k highest scores, (n, classes), averaged over a video's clips."""
         _, first, video = np.unique(self.videos, return_index=True, return_inverse=True)
         means = np.zeros((len(first), scores.shape[1]))
         np.add.at(means, video, scores / np.bincount(video)[video, None])
@@ -103,10 +102,9 @@ class ProbeData:
 
 
 def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Class ids of each split's clips, and the names of the classes: those of the ClassLabel, or else the sorted values.
+    """Return the class ids of each split's clips, and the class names: those of the ClassLabel, or else the sorted values.
 
-    Raises:
-        ValueError: a split does not have the column, or a label is missing.
+    A missing column or label raises ValueError.
     """
     for split, clips in splits.items():
         if label_column not in clips.column_names or None in clips[label_column][:]:
@@ -138,7 +136,7 @@ Scores = Callable[[ProbeData], np.ndarray]
 def linear_probe(
     train: ProbeData, validation: ProbeData, num_labels: int, regularizations: Sequence[float] = REGULARIZATIONS
 ) -> tuple[dict[str, float], Scores]:
-    """Train logistic regressions on standardized features (n, D), and choose the inverse regularization that validates best.
+    """Train logistic regressions on standardized features (n, D), and choose the inverse regularization that is best on validation videos.
 
     Returns:
         The chosen settings with their `validation_accuracy`, and a function from clips to probabilities (n, num_labels).
@@ -160,7 +158,7 @@ def linear_probe(
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=2000))
         scores = scores_of(classifier.fit(train.features, train.labels))
         accuracy = validation.accuracy(scores(validation))
-        if best is None or accuracy > best[0]["validation_accuracy"]:  # of equally good ones, the most regularized
+        if best is None or accuracy > best[0]["validation_accuracy"]:  # if equal, keep the most regularized
             best = {"C": value, "validation_accuracy": accuracy}, scores
     assert best is not None
     return best
@@ -177,9 +175,9 @@ def attentive_probe(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     **arguments: Any,
 ) -> tuple[dict[str, float], Scores, AttentiveProbe]:
-    """Train an attentive probe for each pair of learning rate and weight decay, all at once, and choose the pair that validates best.
+    """Train an attentive probe for each pair of learning rate and weight decay, all at once, and choose the best on validation videos.
 
-    The optimizer is AdamW with a cosine to 0. V-JEPA augments clips anew in each epoch; features on disk are of one view.
+    The optimizer is AdamW with a cosine to 0. V-JEPA augments clips anew in each epoch; features on disk have one view of a clip.
 
     Args:
         config: config of the encoder, with `num_labels`.
@@ -198,7 +196,7 @@ def attentive_probe(
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
             lr_scheduler_type="cosine",
-            max_grad_norm=0,  # a common norm would make the probes depend on each other
+            max_grad_norm=0,  # a common gradient norm would make the probes depend on each other
             remove_unused_columns=False,
             label_names=["labels"],
             save_strategy="no",
@@ -225,7 +223,7 @@ def attentive_probe(
 
 
 def _parameter_groups(sweep: ProbeSweep, settings: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Parameter groups with the learning rate of each probe. Only matrices have its weight decay."""
+    """Return parameter groups with the learning rate of each probe. Only matrices get its weight decay."""
     groups = []
     for probe, (lr, weight_decay) in zip(sweep.probes, settings):
         for matrices in (True, False):

@@ -17,7 +17,7 @@ from .views import Predictions
 
 
 LENGTH_BINS = (4, 8, 16, 32)  # seconds, as in the paper's comparison with Avion
-TICK_LIMIT = 60  # a confusion matrix of more classes has no room for their names
+TICK_LIMIT = 60  # with more classes, a confusion matrix has no room for class names
 CELL_LIMIT = 12  # with more classes, its cells have no room for numbers
 
 
@@ -38,7 +38,7 @@ def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tup
 
 
 def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float]:
-    """Top-1 and top-5 accuracy (`topk_accuracies`), and `mean_class_accuracy` of each label set over the classes that occur.
+    """Return top-1 and top-5 accuracy (`topk_accuracies`), and `mean_class_accuracy` of each label set over the classes that occur.
 
     The probability of a combination of classes is the product of their probabilities after averaging over views.
     """
@@ -48,16 +48,15 @@ def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float
         prefix = "" if config.label_sets is None else f"{label_set}_"
         counts = confusion_counts(probabilities, labels)
         present = counts.sum(axis=1) > 0
-        metrics[f"{prefix}mean_class_accuracy"] = float(
-            (counts.diagonal()[present] / counts.sum(axis=1)[present]).mean()
-        )
+        recalls = counts.diagonal()[present] / counts.sum(axis=1)[present]
+        metrics[f"{prefix}mean_class_accuracy"] = float(recalls.mean())
     return metrics
 
 
 def accuracies_by_length(
     predictions: Predictions, config: LVMAEConfig, bins: Sequence[float] = LENGTH_BINS
 ) -> list[dict[str, Any]]:
-    """`accuracies` of the clips in each bin of seconds [low, high), with `seconds` and `clips`; an empty bin has only these two."""
+    """Return `accuracies` for each bin of seconds [low, high), with `seconds` and `clips`; an empty bin has only these two."""
     edges = [0, *bins]
     names = [f"{low}-{high}" for low, high in zip(edges, bins)] + [f">{bins[-1]}"]
     inside = np.digitize(predictions.durations, bins)
@@ -74,7 +73,7 @@ def accuracies_by_length(
 
 
 def confusion_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Confusion matrix, int64 (C, C): how often class i (row, true) was predicted as class j (column).
+    """Return the confusion matrix, int64 (C, C): how often class i (row, true) was predicted as class j (column).
 
     Args:
         probabilities: (rows, C).
@@ -172,9 +171,8 @@ def write_evaluation(
         "by_length": accuracies_by_length(predictions, config),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = ModelCardData(
-        model_name=Path(about["model"]).name, eval_results=eval_results(metrics, about["dataset"], about["split"])
-    )
+    entries = eval_results(metrics, about["dataset"], about["split"])
+    card = ModelCardData(model_name=Path(about["model"]).name, eval_results=entries)
     (folder / "model_card.yaml").write_text(card.to_yaml() + "\n")
     for label_set, (probabilities, labels, names) in by_label_set(predictions, config).items():
         suffix = "" if config.label_sets is None else f"_{label_set}"

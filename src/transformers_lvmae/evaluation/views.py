@@ -23,7 +23,7 @@ from ..models.video_processing_lvmae import LVMAEVideoProcessor
 
 
 class VideoViews(Dataset):
-    """Several clips of each video: item `i` is temporal view `i % temporal_views` of row `i // temporal_views`.
+    """A dataset of several clips of each video: item `i` is temporal view `i % temporal_views` of row `i // temporal_views`.
 
     An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding; `row`, the number of its row; and `duration`,
     seconds of the row's whole video or segment, NaN if unknown.
@@ -41,7 +41,7 @@ class VideoViews(Dataset):
         processor: [`LVMAEVideoProcessor`]; resizes, rescales and normalizes.
         num_frames: frames of a clip.
         sampling: which frames a view has; by default, frames evenly over its part of the video.
-        temporal_views, spatial_views: how many of each; every temporal view is cropped at every place.
+        temporal_views, spatial_views: number of each; every temporal view is cropped at every place.
         video_column: column of videos.
         label_column: column of class ids, or several columns; [`predict`] reads it.
 
@@ -63,8 +63,7 @@ class VideoViews(Dataset):
     ):
         if temporal_views < 1 or spatial_views < 1:
             raise ValueError(
-                f"Got temporal_views={temporal_views} and spatial_views={spatial_views}, expected at least 1 of each: 1 is plain "
-                "evaluation."
+                f"Got temporal_views={temporal_views} and spatial_views={spatial_views}, expected at least 1 of each: raise them."
             )
         self.rows = rows
         self.processor = processor
@@ -97,7 +96,7 @@ class VideoViews(Dataset):
         }
 
     def sample_view(self, total: int, temporal: int) -> np.ndarray:
-        """Frame numbers (num_frames,) of temporal view `temporal` of a video with `total` frames."""
+        """Choose the frames (num_frames,) of temporal view `temporal` of a video with `total` frames."""
         views, stride = self.temporal_views, self.sampling.frame_stride
         if stride is not None and views > 1:
             offsets = np.arange(self.num_frames) * stride
@@ -149,7 +148,7 @@ def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Se
 
 
 def split_probabilities(logits: torch.Tensor, slices: Mapping[str, slice]) -> torch.Tensor:
-    """Softmax of logits (B, C) in float64, over all classes or, with `slices`, within each label set."""
+    """Return the softmax of logits (B, C) in float64, over all classes or, with `slices`, within each label set."""
     parts = [logits[:, part] for part in slices.values()] or [logits]
     return torch.cat([part.double().softmax(dim=-1) for part in parts], dim=-1)
 
@@ -171,9 +170,8 @@ def predict(
     model = model.to(accelerator.device).eval()
     own = range(accelerator.process_index, len(views.rows), accelerator.num_processes)
     items = [row * views.temporal_views + view for row in own for view in range(views.temporal_views)]
-    loader = DataLoader(
-        Subset(views, items), batch_size=batch_size, num_workers=num_workers, collate_fn=default_data_collator
-    )
+    own_views = Subset(views, items)
+    loader = DataLoader(own_views, batch_size, num_workers=num_workers, collate_fn=default_data_collator)
     sums: dict[int, np.ndarray] = {}
     durations: dict[int, float] = {}
     for batch in tqdm(loader, desc="Evaluating", disable=not accelerator.is_main_process):

@@ -71,13 +71,10 @@ class FSQMagViTConfig(PreTrainedConfig):
     def from_size(
         cls, size: Literal["tiny", "base", "large", "magvit_base", "magvit_large"], **overrides
     ) -> "FSQMagViTConfig":
-        """Return the config of one size; a token has 2 x 8 x 8 pixels in all sizes.
+        """Return the config of one size; a token has 2 x 8 x 8 pixels in all sizes. `overrides` are fields of the config.
 
         "base" is the default, "large" is twice as wide, and "tiny" is for a CPU. "magvit_base" and "magvit_large" are MAGVIT's B
         and L, which fold nothing into channels; their encoders cost five times as much.
-
-        Args:
-            overrides: fields of the config.
         """
         if size not in FSQ_MAGVIT_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(FSQ_MAGVIT_SIZES)}: choose one of them.")
@@ -143,8 +140,7 @@ class FSQMagViTConfig(PreTrainedConfig):
             )
         if self.window_size % self.tubelet_size:
             raise ValueError(
-                f"Got window_size={self.window_size} and tokens of {self.tubelet_size} frames, expected a multiple: change "
-                "window_size or temporal_downsample."
+                f"Got window_size={self.window_size} and tokens of {self.tubelet_size} frames, expected a multiple: change one."
             )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:
@@ -152,9 +148,7 @@ class FSQMagViTConfig(PreTrainedConfig):
                 f"Got image_size={self.image_size} and tokens of {self.patch_size} pixels, expected a multiple: change image_size."
             )
         if min(self.levels) < 3:
-            raise ValueError(
-                f"Got levels={tuple(self.levels)}, expected at least 3 each (5 or more work best): raise them."
-            )
+            raise ValueError(f"Got levels={tuple(self.levels)}, expected at least 3 (better 5) each: raise them.")
         if not 0 < self.keep_ratio <= 1 or not 0 <= self.unmasked_clip_ratio <= 1:
             raise ValueError(
                 f"Got keep_ratio={self.keep_ratio} and unmasked_clip_ratio={self.unmasked_clip_ratio}, expected shares in "
@@ -166,9 +160,7 @@ class FSQMagViTConfig(PreTrainedConfig):
                 "keep_ratio]: lower min_keep_ratio or leave it out."
             )
         if self.pixel_std <= 0:
-            raise ValueError(
-                f"Got pixel_std={self.pixel_std}, expected a positive number: give the deviation of pixels in [0, 1]."
-            )
+            raise ValueError(f"Got pixel_std={self.pixel_std}, expected a positive number: raise it.")
         if self.topk_num_samples < 2 or self.topk_sigma <= 0:
             raise ValueError(
                 f"Got topk_num_samples={self.topk_num_samples} and topk_sigma={self.topk_sigma}, expected at least 2 samples "

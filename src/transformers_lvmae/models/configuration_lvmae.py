@@ -159,9 +159,7 @@ class LVMAEConfig(PreTrainedConfig):
         if len(class_names) > 1:
             names = [f"{label_set}: {name}" for label_set, classes in class_names.items() for name in classes]
             ends = list(accumulate(len(classes) for classes in class_names.values()))
-            fields["label_sets"] = {
-                label_set: [first, end] for label_set, first, end in zip(class_names, [0, *ends], ends)
-            }
+            fields["label_sets"] = {name: [first, end] for name, first, end in zip(class_names, [0, *ends], ends)}
         return {**fields, "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
     @property
@@ -221,9 +219,7 @@ class LVMAEConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check fields against each other; raise ValueError if they do not fit."""
         if self.decoder_mask not in DECODER_MASKS:
-            raise ValueError(
-                f"Got decoder_mask={self.decoder_mask!r}, expected one of {list(DECODER_MASKS)}: correct the spelling."
-            )
+            raise ValueError(f"Got decoder_mask={self.decoder_mask!r}, expected one of {[*DECODER_MASKS]}: choose one.")
         for name, heads in [
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),
@@ -231,7 +227,7 @@ class LVMAEConfig(PreTrainedConfig):
             size, number = getattr(self, name), getattr(self, heads)
             if size % number or size % 2:
                 raise ValueError(
-                    f"Got {name}={size} with {heads}={number}, expected an even multiple of the heads: change one of them."
+                    f"Got {name}={size} with {heads}={number}, expected an even multiple of it: change one."
                 )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:
@@ -247,9 +243,7 @@ class LVMAEConfig(PreTrainedConfig):
             )
         for name in ("mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "tube_drop_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction, not a percentage."
-                )
+                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction.")
         self._check_label_sets()
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(

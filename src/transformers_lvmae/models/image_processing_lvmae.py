@@ -10,12 +10,8 @@ from .image_processing_pil_lvmae import LVMAEImageProcessingMixin
 class LVMAEImageProcessor(LVMAEImageProcessingMixin, TorchvisionBackend):
     """Frames to `pixel_values_videos` (B, T, C, H, W) with torchvision, on any device.
 
-    Input and settings are those of `LVMAEImageProcessorPil`; pixels of the two differ by at most 1/255.
-
-    Raises:
-        ValueError: wrong rank, unknown channel axis, or `image_mean` of another length than the channels.
-        TypeError: the input has no frames; it is a path, for example.
-        ImportError: torchvision is not installed.
+    Input, settings and errors are those of `LVMAEImageProcessorPil`; pixels of the two differ by at most 1/255. Without torchvision,
+    it raises ImportError.
     """
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]) -> None:

@@ -48,8 +48,7 @@ def list_clips(videos: Any) -> list[Any]:
         return [list(videos)]
     if frames:
         raise ValueError(
-            f"Got {frames} single frames among {len(videos)} items, expected only frames or only clips: nest each clip's "
-            "frames in a list of their own."
+            f"Got {frames} single frames among {len(videos)} items, expected one kind: put each clip's frames in a list."
         )
     return [clip for item in videos for clip in list_clips(item)]
 
@@ -108,9 +107,8 @@ class LVMAEProcessingMixin:
             if image.ndim == 2:
                 image, input_data_format = image[None], ChannelDimension.FIRST
             input_data_format = input_data_format or self._channel_format(image.shape)
-        return super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
-        )
+        kwargs |= {"do_convert_rgb": do_convert_rgb, "input_data_format": input_data_format}
+        return super().process_image(image, **kwargs)
 
     def _channel_format(self, shape: Sequence[int]) -> ChannelDimension:
         """Distinguish (..., C, H, W) from (..., H, W, C): C is 1, 3, 4 or the length of `image_mean`."""
@@ -153,8 +151,7 @@ class LVMAEImageProcessingMixin(LVMAEProcessingMixin):
         for clip in clips:
             if not isinstance(clip, (list, np.ndarray, torch.Tensor)):
                 raise TypeError(
-                    f"Got a {type(clip).__name__}, expected frames as PIL images or arrays: read video files with "
-                    "LVMAEVideoProcessor."
+                    f"Got a {type(clip).__name__}, expected frames as PIL images or arrays: LVMAEVideoProcessor reads files."
                 )
         return [list(clip) for clip in clips]
 

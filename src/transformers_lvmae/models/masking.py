@@ -114,9 +114,7 @@ def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
             "every row: draw every row's mask with one budget."
         )
     if expected is not None and counts[0] != expected:
-        raise ValueError(
-            f"Got {name} with {counts[0]} tokens per row, expected {expected}: correct the mask or the count given with it."
-        )
+        raise ValueError(f"Got {name} with {counts[0]} tokens per row, expected {expected}: correct the mask or count.")
     return counts[0]
 
 
@@ -222,9 +220,8 @@ def perturbed_topk_mask(
     Returns:
         (B, N) in [0, 1]; each row sums to k.
     """
-    noise = torch.randn(
-        scores.shape[0], num_samples, scores.shape[1], generator=generator, device=scores.device, dtype=scores.dtype
-    )
+    shape = scores.shape[0], num_samples, scores.shape[1]
+    noise = torch.randn(shape, generator=generator, device=scores.device, dtype=scores.dtype)
     return _PerturbedTopK.apply(scores, k, noise, sigma)
 
 

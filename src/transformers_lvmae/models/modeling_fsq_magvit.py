@@ -161,21 +161,14 @@ class FSQMagViTDecoder(nn.Module):
 
 def space_to_depth(pixel_values: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """Fold patches into channels: (B, C, T, H, W) -> (B, C * prod(patch), T / patch[0], H / patch[1], W / patch[2])."""
-    return rearrange(
-        pixel_values, "b c (t frames) (h rows) (w columns) -> b (c frames rows columns) t h w", **patch_sizes(patch)
-    )
+    pattern = "b c (t frames) (h rows) (w columns) -> b (c frames rows columns) t h w"
+    return rearrange(pixel_values, pattern, frames=patch[0], rows=patch[1], columns=patch[2])
 
 
 def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
     """Undo `space_to_depth`."""
-    return rearrange(
-        features, "b (c frames rows columns) t h w -> b c (t frames) (h rows) (w columns)", **patch_sizes(patch)
-    )
-
-
-def patch_sizes(patch: tuple[int, ...]) -> dict[str, int]:
-    """Return the sizes of a patch (frames, rows, columns) by name, as `rearrange` takes them."""
-    return dict(zip(("frames", "rows", "columns"), patch))
+    pattern = "b (c frames rows columns) t h w -> b c (t frames) (h rows) (w columns)"
+    return rearrange(features, pattern, frames=patch[0], rows=patch[1], columns=patch[2])
 
 
 class FSQMagViTTokenScorer(nn.Module):
@@ -349,10 +342,8 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
                 f"{math.prod(grid_size)}, {len(self.config.levels)}): pass the grid_size that they were encoded with."
             )
         slots = self.config.window_grid_size[0]
-        windows = pad_last(codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1), slots, dim=2).split(
-            slots, dim=2
-        )
-        frames = torch.cat([self.decoder(window) for window in windows], dim=2)
+        padded = pad_last(codes.to(self.dtype).unflatten(1, grid_size).movedim(-1, 1), slots, dim=2)
+        frames = torch.cat([self.decoder(window) for window in padded.split(slots, dim=2)], dim=2)
         return frames[:, :, : grid_size[0] * self.config.tubelet_size].transpose(1, 2)
 
     @can_return_tuple
@@ -449,8 +440,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         expected = clips.shape[0], math.prod(grid_size)
         if tuple(tokens.shape) != expected:
             raise ValueError(
-                f"Got {name} of shape {tuple(tokens.shape)}, expected {expected} for a grid of {grid_size} tokens: make them "
-                "from the same clips."
+                f"Got {name} of shape {tuple(tokens.shape)}, expected {expected} for the grid {grid_size}: make them from these clips."
             )
         slots = self.config.window_grid_size[0]
         padded = pad_last(tokens.unflatten(1, grid_size), slots, dim=1)
@@ -488,8 +478,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         patch_size = self.config.patch_size
         if shape[3] % patch_size or shape[4] % patch_size:
             raise ValueError(
-                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {patch_size} pixels: resize "
-                "or crop them."
+                f"Got frames of {shape[3]} x {shape[4]} pixels, expected multiples of the token's {patch_size} pixels: resize or crop."
             )
         return math.ceil(shape[1] / self.config.tubelet_size), shape[3] // patch_size, shape[4] // patch_size
 
@@ -514,15 +503,8 @@ def center_slice(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
 
 # Fields that decide the weights of an image tokenizer. They must agree with those of the video tokenizer that starts from it.
 IMAGE_TOKENIZER_FIELDS = (
-    "window_size",
-    "num_channels",
-    "base_channels",
-    "channel_multipliers",
-    "temporal_downsample",
-    "num_res_blocks",
-    "norm_num_groups",
-    "stem_patch_size",
-    "levels",
-)
+    "window_size", "num_channels", "base_channels", "channel_multipliers", "temporal_downsample", "num_res_blocks",
+    "norm_num_groups", "stem_patch_size", "levels",
+)  # fmt: skip
 
 __all__ = ["FSQMagViTModel", "FSQMagViTPreTrainedModel"]

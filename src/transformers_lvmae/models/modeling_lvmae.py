@@ -84,17 +84,15 @@ class LVMAEPatchEmbeddings(nn.Module):
         self.num_channels = config.num_channels
         self.patch_size = config.patch_size
         self.tubelet_size = config.tubelet_size
-        self.projection = nn.Linear(
-            config.num_channels * config.tubelet_size * config.patch_size**2, config.hidden_size
-        )
+        pixels = config.num_channels * config.tubelet_size * config.patch_size**2
+        self.projection = nn.Linear(pixels, config.hidden_size)
 
     def grid_size(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
         """Return the tokens (t, h, w) of a clip; raise ValueError on clips that do not fit the model."""
         shape = tuple(pixel_values_videos.shape)
         if len(shape) != 5:
             raise ValueError(
-                f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): add or "
-                "remove an axis."
+                f"Got pixel_values_videos of shape {shape}, expected 5 axes (batch, frames, channels, height, width): reshape it."
             )
         _, frames, channels, height, width = shape
         if channels != self.num_channels:
@@ -104,13 +102,11 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         if frames == 0 or frames % self.tubelet_size:
             raise ValueError(
-                f"Got {frames} frames, expected a multiple of config.tubelet_size={self.tubelet_size}: sample another "
-                "number of frames."
+                f"Got {frames} frames, expected a multiple of config.tubelet_size={self.tubelet_size}: sample another number."
             )
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"Got frames of {height} x {width} pixels, expected multiples of config.patch_size={self.patch_size}: "
-                "resize or crop them."
+                f"Got frames of {height} x {width} pixels, expected multiples of patch_size={self.patch_size}: resize or crop them."
             )
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
@@ -217,11 +213,9 @@ class LVMAEAttention(nn.Module):
             states = self.q_proj(query_states), *apply_linears(hidden_states, self.k_proj, self.v_proj)
         query, key, value = map(self._split_heads, states)
         query = query[:, :, first_query:]
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attention_interface(
+        name, dropout = self.config._attn_implementation, self.dropout if self.training else 0.0
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        output, weights = attend(
             self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=dropout, **kwargs
         )
         return self.out_proj(output.flatten(2)), weights
@@ -414,9 +408,9 @@ class LVMAEModel(LVMAEPreTrainedModel):
         super().__init__(config)
         self.embeddings = LVMAEEmbeddings(config)
         self.encoder = LVMAEEncoder(config)
-        self.layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_layer_norm else nn.Identity()
-        )
+        self.layernorm: nn.Module = nn.Identity()
+        if config.final_layer_norm:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -489,9 +483,8 @@ class LVMAEModel(LVMAEPreTrainedModel):
         pixels = pixel_values_videos if visible_tubelets is None else visible_tubelets
         hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
         recompute = self.config.recompute_activations and self.config.final_layer_norm
-        return BaseModelOutput(
-            last_hidden_state=recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
-        )
+        hidden_states = recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
@@ -642,15 +635,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         return (losses * shares.unsqueeze(-1)).sum(dim=1).mean(dim=0)
 
     def predicted_codes(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, K, target_size) as codes that the tokenizer can decode: (B, K, len(config.levels)), about [-1, 1].
-
-        Raises:
-            ValueError: the model predicts pixels.
-        """
+        """Return logits (B, K, target_size) as codes for the tokenizer: (B, K, len(levels)), about [-1, 1]; ValueError for pixels."""
         if self.config.target_type == "pixels":
-            raise ValueError(
-                "Got config.target_type='pixels', expected a model that predicts codes: use its logits, which are pixels."
-            )
+            raise ValueError("Got config.target_type='pixels', expected a model that predicts codes: use its logits.")
         return likeliest_codes(logits, self.config.levels) if self.config.target_type == "levels" else logits.float()
 
 

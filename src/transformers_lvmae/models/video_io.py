@@ -178,17 +178,13 @@ def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np
     indices = np.asarray(sample_indices(metadata), dtype=np.int64)
     if indices.size == 0 or indices.min() < 0 or indices.max() >= metadata.total_num_frames:
         asked = f"{indices.min()}..{indices.max()}" if indices.size else "no frames at all"
-        raise ValueError(
-            f"Got frame numbers {asked}, expected numbers in 0..{metadata.total_num_frames - 1}: sample within the video."
-        )
+        raise ValueError(f"Got frame numbers {asked}, expected 0..{metadata.total_num_frames - 1}: sample within it.")
     return indices
 
 
 def _read_pyav(file: Any, start: float | None, end: float | None) -> tuple[VideoMetadata, FramesOf]:
     if not isinstance(file, str) and not hasattr(file, "read"):
-        raise VideoReadError(
-            f"got a {type(file).__name__}, expected a path, bytes or a file object for PyAV: pass the path."
-        )
+        raise VideoReadError(f"got a {type(file).__name__}, expected a path, bytes or a file for PyAV: pass the path.")
     reader = VideoReader(file, start, end)
     metadata = VideoMetadata(
         total_num_frames=reader.total,
@@ -244,8 +240,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf:
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or np.any(np.mod(frames.shape[1:3], 2)):
         raise ValueError(
-            f"Got frames of shape {frames.shape} and dtype {frames.dtype}, expected uint8 (T, H, W, 3) with even H and W: "
-            "convert or crop them."
+            f"Got frames of shape {frames.shape} and dtype {frames.dtype}, expected uint8 (T, H, W, 3), H and W even: convert or crop."
         )
     with av.open(os.fspath(path), "w") as container:
         # Without mbtree=0, the same frames can give different bytes: for frames narrower than 256 pixels, the AVX-512 code of

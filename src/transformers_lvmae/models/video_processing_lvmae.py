@@ -85,8 +85,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         if fps is not None:
             if not metadata.fps:
                 raise ValueError(
-                    f"Got fps={fps} for a video of unknown frame rate, expected the rate in video_metadata: pass it there, "
-                    "or ask for num_frames."
+                    f"Got fps={fps} for a video of unknown frame rate, expected it in video_metadata: pass it, or num_frames."
                 )
             num_frames = max(1, int(total / metadata.fps * fps))
         if num_frames is None:
@@ -168,9 +167,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
             ]
             shapes = {tuple(frame.shape) for frame in frames}
             if len(shapes) > 1:
-                raise ValueError(
-                    f"Got frames of shapes {sorted(shapes)} in one clip, expected one shape: resize them first."
-                )
+                raise ValueError(f"Got frames of shapes {sorted(shapes)} in a clip, expected one: resize them first.")
             return torch.stack(frames)
         if isinstance(video, np.ndarray):
             video = torch.from_numpy(np.ascontiguousarray(video))

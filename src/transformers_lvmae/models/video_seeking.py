@@ -145,9 +145,7 @@ class VideoReader:
                 raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise VideoReadError(
-                    "got a codec that FFmpeg has no decoder for, expected another: re-encode or remove it."
-                )
+                raise VideoReadError("got a codec without an FFmpeg decoder, expected another: re-encode or remove it.")
             stream.codec_context.thread_count = 1  # parallelism comes from the data loader's workers
             yield container, stream
 
@@ -179,8 +177,7 @@ class VideoReader:
         high = len(stamps) if self.end is None else int(np.searchsorted(seconds, self.end - TOLERANCE))
         if low >= high:
             raise VideoReadError(
-                f"got a segment from {self.start} to {self.end} s, expected frames in it (the video lasts {seconds[-1]:.3f} s): "
-                "correct the times."
+                f"got a segment from {self.start} to {self.end} s, expected frames in it (the video has {seconds[-1]:.3f} s): correct it."
             )
         self._stamps, self.total = stamps[low:high], high - low
         return low
@@ -238,9 +235,8 @@ class VideoReader:
         with self._open() as (container, stream):
             for key in keys[keys <= wanted[0]][::-1]:
                 _seek(container, stream, int(times[key]))
-                stretch = _Timeline.read(
-                    _packets(container, stream), lambda read: len(read.decoding_times) > wanted[-1] - number(read)
-                )
+                packets = _packets(container, stream)
+                stretch = _Timeline.read(packets, lambda read: len(read.decoding_times) > wanted[-1] - number(read))
                 if not stretch.is_stamped or times[number(stretch)] != stretch.decoding_times[0]:
                     return False
                 stamps = stretch.sorted_stamps()

@@ -1,4 +1,4 @@
 """Model cards, exports (folders with their own code, ONNX graphs) and the conversion of VideoMAE checkpoints.
 
-Nothing here trains or evaluates: callers pass the figures of a card.
+Nothing here trains or evaluates: callers pass the metrics of a card.
 """

@@ -1,11 +1,11 @@
-"""Converts VideoMAE checkpoints to LVMAE: those of transformers (a folder or Hub id) and original .pth files.
+"""Convert VideoMAE checkpoints to LVMAE: checkpoints of transformers (a folder or Hub id) and original .pth files.
 
 `VideoMAEModel` becomes `LVMAEModel`, `VideoMAEForPreTraining` becomes `LVMAEForPreTraining` with pixel targets, and
 `VideoMAEForVideoClassification` becomes `LVMAEForVideoClassification`. Positions are computed, so `num_frames` changes no weight.
 
-Original files are those of MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2, DeepSpeed's mp_rank_00_model_states.pt included. They have no
-config: sizes are read from the weights' shapes, and the number of heads follows from the width. Class names are not in them. Files are
-read with weights_only=True.
+Original files come from MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2, DeepSpeed's mp_rank_00_model_states.pt included. They have neither
+a config nor class names: sizes are read from the weights' shapes, and the number of heads follows from the width. Files are read with
+weights_only=True.
 """
 
 import argparse
@@ -80,7 +80,7 @@ ORIGINAL_RENAMES = {
 }
 # Added by torch.compile, DDP, detection code and remote code.
 ORIGINAL_PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
-# By width, encoders and decoders.
+# Number of heads by width, of encoders and decoders.
 ORIGINAL_HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 
 
@@ -90,12 +90,10 @@ def architecture_of(config: PreTrainedConfig) -> str | None:
 
 
 def convert_config(source: VideoMAEConfig, num_frames: int | None = None) -> LVMAEConfig:
-    """Return the LVMAE config of the same model. Raises ValueError for a model that LVMAE has no counterpart of."""
+    """Return the LVMAE config of the same model; raise ValueError if LVMAE has no counterpart."""
     patch = source.patch_size if isinstance(source.patch_size, int) else tuple(source.patch_size)
     if not isinstance(patch, int) and patch[0] != patch[1]:
-        raise ValueError(
-            f"Got patch_size={patch}, expected a square: LVMAE has square patches only, retrain the model."
-        )
+        raise ValueError(f"Got patch_size={patch}, expected a square, as LVMAE's patches are: retrain the model.")
     architecture = architecture_of(source)
     if architecture == "VideoMAEForVideoClassification" and not source.use_mean_pooling:
         raise ValueError(
@@ -141,7 +139,7 @@ def convert(src: str, dst: str, num_frames: int | None = None) -> None:
     """Convert the transformers checkpoint `src` and write it to the folder `dst`, with the processor if the source has one.
 
     Args:
-        num_frames: frames of the clips that the model is for; by default the source's.
+        num_frames: frames of the clips that the model is made for; by default the source's.
 
     Raises:
         ValueError: `src` is no VideoMAE, has no counterpart in LVMAE, or its weights do not fit its config.
@@ -216,9 +214,7 @@ def original_config(
     encoder = "encoder." if "encoder.patch_embed.proj.weight" in weights else ""
     hidden_size, num_channels, tubelet_size, height, width = weights[f"{encoder}patch_embed.proj.weight"].shape
     if height != width:
-        raise ValueError(
-            f"Got patches of {height} x {width}, expected a square: LVMAE has square patches only, retrain the model."
-        )
+        raise ValueError(f"Got patches of {height} x {width}, expected a square, as LVMAE's are: retrain the model.")
     if not encoder and "head.weight" in weights and "norm.weight" in weights:
         raise ValueError(
             "Got a classifier with norm.weight and no fc_norm.weight, which reads the first token, expected mean pooling: save its "
@@ -235,12 +231,11 @@ def original_config(
     }
     if encoder:
         decoder_size = weights["encoder_to_decoder.weight"].shape[0]
+        heads = heads_of(decoder_size, decoder_num_attention_heads, "decoder_num_attention_heads")
         fields |= {
             "decoder_hidden_size": decoder_size,
             "decoder_num_hidden_layers": count_blocks(weights, "decoder."),
-            "decoder_num_attention_heads": heads_of(
-                decoder_size, decoder_num_attention_heads, "decoder_num_attention_heads"
-            ),
+            "decoder_num_attention_heads": heads,
             "decoder_intermediate_size": weights["decoder.blocks.0.mlp.fc1.weight"].shape[0],
         }
     return LVMAEConfig(
@@ -260,17 +255,15 @@ def count_blocks(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 
 def heads_of(width: int, given: int | None, option: str) -> int:
-    """Return the given number of attention heads, or that of the original models of this width: no weight has its shape."""
+    """Return the given number of attention heads, or by default that of the original models of this width."""
     heads = ORIGINAL_HEADS.get(width) if given is None else given
     if heads is None:
-        raise ValueError(
-            f"Got a width of {width}, expected one of {sorted(ORIGINAL_HEADS)}, whose number of heads is known: give --{option}."
-        )
+        raise ValueError(f"Got a width of {width}, expected one of {sorted(ORIGINAL_HEADS)}: give --{option}.")
     return heads
 
 
 def convert_original_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the original's weights to LVMAE's names. The one matrix of query, key and value becomes three."""
+    """Rename the original's weights to LVMAE's names. The joint matrix of query, key and value is split into three."""
     split: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         if name.endswith(".attn.qkv.weight"):
@@ -289,7 +282,7 @@ def convert_original(src: str, dst: str, num_frames: int | None = None, **option
     """Convert the original checkpoint `src` (a file) and write it to the folder `dst`, with a processor for its clips.
 
     Args:
-        num_frames: frames of the clips that the model is for; by default 16.
+        num_frames: frames of the clips that the model is made for; by default 16.
         options: as [`original_config`].
 
     Raises:

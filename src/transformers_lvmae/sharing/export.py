@@ -1,4 +1,4 @@
-"""Exports models: folders that hold their own code, and graphs for ONNX Runtime.
+"""Export models as folders that hold their own code, or as graphs for ONNX Runtime.
 
 A folder with code loads with transformers and `trust_remote_code=True`. The code files are copies of this package's own.
 """
@@ -38,11 +38,7 @@ QUERIES_AT_ONCE = 1024
 
 
 def load_any_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
-    """Load a checkpoint of either family as the class that it was saved from.
-
-    Raises:
-        ValueError: the checkpoint was saved from a class of another family.
-    """
+    """Load a checkpoint of either family as the class that it was saved from; raise ValueError for another family."""
     config = AutoConfig.from_pretrained(name_or_path)
     saved_from = (config.architectures or ["no class"])[0]
     if saved_from not in MODEL_CLASSES:
@@ -58,17 +54,14 @@ def save_with_code(
 ) -> None:
     """Save a model and its processor together with the modules that define them.
 
-    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers and torch, and the processor also needs
+    `AutoModel...from_pretrained(folder, trust_remote_code=True)` then needs transformers, torch and einops; the processor also needs
     torchvision and PyAV. This package is not needed. All Auto classes that this package registers work.
 
     Raises:
         ValueError: a model of neither family.
     """
     if not isinstance(model, tuple(MODEL_CLASSES.values())):
-        raise ValueError(
-            f"Got a {type(model).__name__}, expected one of {sorted(MODEL_CLASSES)}: merge an adapter first "
-            "(merge_and_unload)."
-        )
+        raise ValueError(f"Got a {type(model).__name__}, expected one of {[*MODEL_CLASSES]}: merge an adapter first.")
     model.save_pretrained(folder)
     _add_auto_map(type(model.config).from_pretrained(folder), AUTO_CLASSES[model.config.model_type], folder)
     custom_object_save(model, folder)
@@ -79,7 +72,7 @@ def save_with_code(
 
 
 def _add_auto_map(saved: Any, classes: dict[str, type], folder: str | os.PathLike) -> None:
-    """Save a config or processor again with `auto_map`, the place of its code. `register_for_auto_class` would change the class itself."""
+    """Save a config or processor again with `auto_map`, the place of its code. `register_for_auto_class` would change the class."""
     saved.auto_map = {name: f"{item.__module__.rpartition('.')[2]}.{item.__name__}" for name, item in classes.items()}
     saved.save_pretrained(folder)
 
@@ -124,9 +117,8 @@ def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
     implementation = config._attn_implementation
     model.set_attn_implementation("by_parts")
     try:
-        exported = OnnxExporter().export(
-            model.eval(), {"pixel_values_videos": clips}, config=OnnxConfig(dynamic_shapes=shapes)
-        )
+        settings = OnnxConfig(dynamic_shapes=shapes)
+        exported = OnnxExporter().export(model.eval(), {"pixel_values_videos": clips}, config=settings)
     finally:
         model.set_attn_implementation(implementation)
     exported.save_pretrained(Path(folder))

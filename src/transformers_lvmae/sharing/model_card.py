@@ -1,6 +1,6 @@
 """The README.md of a model folder: what the model is, its data and command, its results and its license.
 
-A card ends with a digest of itself. If the digest is missing or does not fit, a person wrote or changed the card, and it is not
+A card ends with a digest of its text. If the digest is missing or does not fit, a person wrote or changed the card. Such a card is not
 overwritten.
 """
 
@@ -35,7 +35,7 @@ _PIPELINE_TAGS = {
 
 @dataclass
 class ModelCardFacts:
-    """What a card says in addition to the config. Fields that are None or empty are left out.
+    """The facts of a card that are not in the config. Fields that are None or empty are left out.
 
     Args:
         model_name: title of the card.
@@ -76,7 +76,7 @@ def command_line(arguments: Sequence[str] | None = None, num_processes: int = 1)
 
 
 def may_write_card(folder: str | os.PathLike) -> bool:
-    """Return True if a folder has no card, or one that this module wrote and nobody changed."""
+    """Return True if a folder has no card, or a card that this module wrote and nobody changed."""
     path = Path(folder) / CARD_NAME
     if not path.exists():
         return True
@@ -86,14 +86,11 @@ def may_write_card(folder: str | os.PathLike) -> bool:
 
 
 def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, facts: ModelCardFacts) -> bool:
-    """Write README.md, unless a person wrote or changed the existing one.
+    """Write README.md and return True, unless a person wrote or changed the existing one.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
         architecture: name of the model's class.
-
-    Returns:
-        True if it was written.
     """
     path = Path(folder) / CARD_NAME
     if not may_write_card(folder):
@@ -126,7 +123,7 @@ def _digest(text: str) -> str:
 
 
 def card_metadata(config: Any, architecture: str, facts: ModelCardFacts) -> ModelCardData:
-    """Return what the Hub reads: license, tags, data, base model, and the metrics as model-index."""
+    """Return the metadata that the Hub reads: license, tags, data, base model, and the metrics as model-index."""
     task = _PIPELINE_TAGS.get(architecture)
     tags = ["video", config.model_type, *([task] if task == "video-classification" else []), *facts.tags]
     metrics, dataset_id = _metrics(facts), _hub_id(facts.dataset)
@@ -176,7 +173,7 @@ def _metrics(facts: ModelCardFacts) -> list[tuple[str, str, float]]:
 def _with_version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
-    except PackageNotFoundError:  # a clone that is not installed must not end a training at its first save
+    except PackageNotFoundError:  # training from a clone that is not installed must not fail at its first save
         return f"{package}, not installed"
 
 

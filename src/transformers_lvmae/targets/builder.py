@@ -160,11 +160,7 @@ class ClipViews:
         return self.builder.scale.restore(self.whole)
 
     def tokens(self, wanted: str) -> Any:
-        """Return the tokenizer's output for these clips. `wanted` names the missing part of the batch in the error message.
-
-        Raises:
-            ValueError: there is no tokenizer.
-        """
+        """Return the tokenizer's output for these clips. Without tokenizer, raise ValueError that names the missing part, `wanted`."""
         tokenizer, config = self.builder.tokenizer, self.builder.config
         if tokenizer is None:
             raise ValueError(

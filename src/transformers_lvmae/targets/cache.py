@@ -111,10 +111,7 @@ class TargetCache:
     """The complete cache of one split.
 
     Args:
-        folder: one split's folder, with its `manifest.json`.
-
-    Raises:
-        ValueError: the folder holds no cache, or an unfinished one.
+        folder: one split's folder, with its `manifest.json`. Without a complete cache in it, ValueError is raised.
     """
 
     def __init__(self, folder: str | os.PathLike):

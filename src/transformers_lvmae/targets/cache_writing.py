@@ -34,12 +34,10 @@ def make_manifest(
     """
     if num_epochs > 1 and not clips.draws_clips:
         raise ValueError(
-            f"Got num_epochs={num_epochs} and clips without random starts, crops or flips, expected 1: every epoch is the same."
+            f"Got num_epochs={num_epochs} and clips without random draws, expected 1: all epochs are equal."
         )
     if clips.num_clips > 1:
-        raise ValueError(
-            f"Got num_clips={clips.num_clips}, expected 1: a cache holds one clip of a video in each epoch; cache more epochs."
-        )
+        raise ValueError(f"Got num_clips={clips.num_clips}, expected 1: cache more epochs instead.")
     keys = "\n".join(row_keys(clips.rows, clips.video_column)).encode()
     return {
         "clips": describe_clips(clips),

@@ -82,9 +82,8 @@ def _at_least(images: torch.Tensor, size: int, multiple: int = 1) -> torch.Tenso
     """Enlarge images (P, C, H, W) until both sides have at least `size` pixels and are a `multiple`."""
     scale = max(1.0, size / min(images.shape[-2:]))
     sides = [-(-round(side * scale) // multiple) * multiple for side in images.shape[-2:]]
-    return (
-        nn.functional.interpolate(images, size=sides, mode="bilinear") if sides != list(images.shape[-2:]) else images
-    )
+    is_same = sides == list(images.shape[-2:])
+    return images if is_same else nn.functional.interpolate(images, size=sides, mode="bilinear")
 
 
 def _flow_at(flow: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:

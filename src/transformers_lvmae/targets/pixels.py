@@ -16,11 +16,8 @@ class PixelScale:
     The numbers of the processor move to the device once, not in every step.
 
     Args:
-        processor: the [`LVMAEVideoProcessor`] that made the clips. It holds mean and deviation.
+        processor: the [`LVMAEVideoProcessor`] that made the clips, with mean and deviation. None raises ValueError.
         device: where the clips are.
-
-    Raises:
-        ValueError: no processor.
     """
 
     def __init__(self, processor: Any, device: torch.device | str | None = None):

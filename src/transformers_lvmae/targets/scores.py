@@ -22,11 +22,7 @@ GridSize = tuple[int, int, int]
 
 
 def split_tubes(pixels: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Return the pixels of each token: (B, T, C, H, W) -> (B, t, h, w, pixels of a token).
-
-    Raises:
-        ValueError: the grid does not divide the clip.
-    """
+    """Return the pixels of each token, (B, T, C, H, W) -> (B, t, h, w, pixels); raise ValueError if the grid does not divide the clip."""
     (frames, height, width), (slots, rows, columns) = (pixels.shape[1], *pixels.shape[3:]), grid_size
     tubelet_size = -(-frames // slots)
     if -(-frames // tubelet_size) != slots or height % rows or width % columns:
@@ -149,19 +145,14 @@ class SelectionCollator:
     """Collate clips for the tokenizer with `importance_scores` (B, N), which choose its tokens instead of its scorer.
 
     Args:
-        selection: names of `SCORES`. Each batch draws one of them. "learned" adds no scores.
+        selection: names of `SCORES`, at least one; others raise ValueError. Each batch draws one. "learned" adds no scores.
         grid_size: tokens (t, h, w) of a clip.
-
-    Raises:
-        ValueError: an unknown name, or none.
     """
 
     def __init__(self, selection: Sequence[str], grid_size: GridSize):
         unknown = sorted(set(selection) - set(SCORES))
         if unknown or not selection:
-            raise ValueError(
-                f"Got selection={list(selection)}, expected names out of {list(SCORES)}: correct the spelling."
-            )
+            raise ValueError(f"Got selection={list(selection)}, expected names of {list(SCORES)}: correct them.")
         self.selection = list(selection)
         self.grid_size = grid_size
 

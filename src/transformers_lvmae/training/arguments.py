@@ -8,7 +8,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
 
 def parse_arguments(*dataclass_types: type) -> tuple[Any, ...]:
-    """The command line as one instance of each dataclass; a misspelt option ends the script with its name."""
+    """Parse the command line into one instance of each dataclass; an unknown option ends the script with its name."""
     return HfArgumentParser(dataclass_types).parse_args_into_dataclasses()  # type: ignore[arg-type]
 
 
@@ -19,12 +19,10 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of weights to start from; without it, a new model."}
     )
-    config_overrides: str = field(
-        default="{}", metadata={"help": "Fields of the config that differ, as JSON: '{\"image_size\": 64}'."}
-    )
+    config_overrides: str = field(default="{}", metadata={"help": "Config fields as JSON: '{\"image_size\": 64}'."})
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-        """`config_overrides` as a dict; raises ValueError on fields that the config does not have."""
+        """Return `config_overrides` as a dict; raise ValueError on fields that the config does not have."""
         former = config_class.attribute_map
         overrides = {former.get(name, name): value for name, value in json.loads(self.config_overrides).items()}
         known = {item.name for item in fields(config_class)}
@@ -55,9 +53,9 @@ class VideoTrainingArguments(TrainingArguments):
 class FSQMagViTTrainingArguments(VideoTrainingArguments):
     """Defaults of MAGVIT's recipe: Adam (0, 0.99), 1e-4, cosine, no weight decay.
 
-    What costs or needs something more is off until asked for: the adversarial term (MAGVIT: `adversarial_weight=0.1`), the
-    perceptual term (MAGVIT: a ResNet-50 as `perceptual_model`) and averaged weights (MAGVIT: `ema_decay=0.999`, an average over
-    the last thousand steps, which a short run does not have).
+    Terms that cost more time or need another model are off by default: the adversarial term (MAGVIT: `adversarial_weight=0.1`) and
+    the perceptual term (MAGVIT: a ResNet-50 as `perceptual_model`). So are averaged weights (MAGVIT: `ema_decay=0.999`), because they
+    average over the last thousand steps, and a short run has fewer.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of encoder and decoder."})
@@ -67,40 +65,31 @@ class FSQMagViTTrainingArguments(VideoTrainingArguments):
     adversarial_weight: float = field(
         default=0.0, metadata={"help": "Weight of the adversarial term (MAGVIT: 0.1); 0 builds no discriminator."}
     )
-    adversarial_start_step: int = field(
-        default=0, metadata={"help": "Steps of training without the adversarial term before it sets in."}
-    )
-    discriminator_channels: int = field(
-        default=64, metadata={"help": "Width of the discriminator at full size (MAGVIT-B 64, L 128)."}
-    )
+    adversarial_start_step: int = field(default=0, metadata={"help": "Step at which the adversarial term starts."})
+    discriminator_channels: int = field(default=64, metadata={"help": "Discriminator width (MAGVIT-B 64, L 128)."})
     discriminator_multipliers: list[int] = field(
         default_factory=lambda: [2, 4, 4, 4, 4],
-        metadata={"help": "Its width after each halving, as multiples of discriminator_channels."},
+        metadata={"help": "The discriminator's width after each halving, as multiples of discriminator_channels."},
     )
     discriminator_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the discriminator; without it, learning_rate."}
     )
     r1_weight: float = field(
-        default=10.0,
-        metadata={"help": "Weight of the mean squared gradient on real clips (twice it is StyleGAN's gamma)."},
+        default=10.0, metadata={"help": "Weight of the squared gradient on real clips (twice it is StyleGAN's gamma)."}
     )
     perceptual_model: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder or Hub id of an image classifier whose logits are compared; without it, no perceptual term."
-        },
+        metadata={"help": "Image classifier whose logits are compared: folder or Hub id; by default none."},
     )
     perceptual_weight: float = field(default=0.1, metadata={"help": "Weight of the perceptual term."})
     perceptual_frames: int | None = field(
-        default=None, metadata={"help": "Frames a clip compared by it, drawn in every step; all by default, as MAGVIT."}
+        default=None, metadata={"help": "Frames of a clip that it compares, drawn in every step; by default all."}
     )
     ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Decay of the averaged weights that are evaluated and saved (MAGVIT: 0.999); 0 keeps none."},
+        default=0.0, metadata={"help": "Decay of averaged weights, evaluated and saved (MAGVIT: 0.999); 0 keeps none."}
     )
     topk_sigma_end: float | None = field(
-        default=None,
-        metadata={"help": "The top-k's noise falls to this from config.topk_sigma over the run; without it, it stays."},
+        default=None, metadata={"help": "The top-k's noise falls from config.topk_sigma to this; by default it stays."}
     )
     adam_beta1: float = field(default=0.0, metadata={"help": "Adam's first decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Adam's second decay."})
@@ -114,34 +103,25 @@ class FSQMagViTTrainingArguments(VideoTrainingArguments):
             if getattr(self, name) < 0:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected at least 0: leave it at 0 for none.")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"Got ema_decay={self.ema_decay}, expected a decay in [0, 1): 0 keeps no averaged weights."
-            )
+            raise ValueError(f"Got ema_decay={self.ema_decay}, expected a decay in [0, 1): 0 switches it off.")
         if self.perceptual_frames is not None and self.perceptual_frames < 1:
-            raise ValueError(
-                f"Got perceptual_frames={self.perceptual_frames}, expected at least 1: set perceptual_weight=0 for none."
-            )
+            raise ValueError(f"Got perceptual_frames={self.perceptual_frames}, expected at least 1: raise it.")
         if self.adversarial_weight > 0 and self.fp16:
             raise ValueError(
-                f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's one "
-                "loss scale does not serve two optimizers, so use --bf16."
+                f"Got fp16 with adversarial_weight={self.adversarial_weight}, expected bf16 or float32: accelerate's single "
+                "loss scale cannot serve two optimizers, so use --bf16."
             )
-
         if self.topk_sigma_end is not None and self.topk_sigma_end <= 0:
-            raise ValueError(
-                f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: leave it out for steady noise."
-            )
+            raise ValueError(f"Got topk_sigma_end={self.topk_sigma_end}, expected a positive number: raise it.")
 
 
 @dataclass
 class SelectionArguments:
-    """What chooses the tokens that the tokenizer keeps in training."""
+    """The scores that choose the tokens that the tokenizer keeps in training."""
 
     selection: list[str] = field(
         default_factory=lambda: ["learned"],
-        metadata={
-            "help": "learned (the scorer), random, uniform, motion, everest or flow; of several, each batch draws one."
-        },
+        metadata={"help": "learned (the scorer), random, uniform, motion, everest, flow; each batch draws one."},
     )
 
 
@@ -150,22 +130,17 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
     """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
 
     base_learning_rate: float | None = field(
-        default=1.5e-4,
-        metadata={"help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256."},
+        default=1.5e-4, metadata={"help": "Learning rate for a batch of 256, scaled to the run's batch."}
     )
     raft_weights: str | None = field(
         default=None,
-        metadata={
-            "help": "File of RAFT-small's weights for decoder_mask=flow; by default the torch hub cache's, or else OpenCV's DIS."
-        },
+        metadata={"help": "RAFT-small's weights for decoder_mask=flow; default: torch hub cache, else DIS."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second decay."})
-    prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Evaluation keeps the loss, not the predictions."}
-    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})
     label_names: list[str] | None = field(
-        default_factory=list, metadata={"help": "None: the clip, or a cache, holds its own target."}
+        default_factory=list, metadata={"help": "No labels: clips or a cache give targets."}
     )
 
     def __post_init__(self):
@@ -177,35 +152,25 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
 class LVMAEClassificationArguments(VideoTrainingArguments):
     """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
-    What a small set or a short run has no use for is off until asked for: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
-    and averaged weights. Label smoothing and mixing are training's alone: evaluation's loss and metrics are of plain labels.
+    Off by default, because small data sets and short runs do not need them: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    and averaged weights. Mixing and label smoothing apply to training only. Evaluation uses plain labels.
     """
 
     base_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate at 256 videos a step; learning_rate is set to it x the real batch / 256 (VideoMAE: 5e-4)."
-        },
+        default=None, metadata={"help": "Learning rate for a batch of 256, scaled to the run's batch (VideoMAE: 5e-4)."}
     )
     layer_decay: float = field(
-        default=0.75, metadata={"help": "Each encoder layer learns this much slower than the next one; 1 = all alike."}
+        default=0.75, metadata={"help": "An encoder layer's learning rate is this times the next layer's; 1 = equal."}
     )
     mixup_alpha: float = field(
         default=0.0, metadata={"help": "MixUp's Beta parameter (VideoMAE: 0.8); 0 = none. Needs two clips a device."}
     )
     cutmix_alpha: float = field(
-        default=0.0,
-        metadata={
-            "help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. With MixUp, each batch draws one of them."
-        },
+        default=0.0, metadata={"help": "CutMix's Beta parameter (VideoMAE: 1.0); 0 = none. If both, one per batch."}
     )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 keeps none."}
-    )
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights (EMA); 0 = off."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Key of the class ids."}
-    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -217,4 +182,5 @@ class LVMAEClassificationArguments(VideoTrainingArguments):
         for name in ("ema_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
-        self.scale_learning_rate(self.base_learning_rate)
+
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})

@@ -51,10 +51,9 @@ class AveragingTrainer(VideoTrainer):
             )
 
     def _make_averaged_model(self) -> AveragedModel:
-        averaged = AveragedModel(
-            self.accelerator.unwrap_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay)
-        )
-        averaged.update_parameters(self.model)  # the first update copies: the average starts from the model's weights
+        model, average = self.accelerator.unwrap_model(self.model), get_ema_multi_avg_fn(self.args.ema_decay)
+        averaged = AveragedModel(model, multi_avg_fn=average)
+        averaged.update_parameters(self.model)  # the first update copies the model's weights
         return averaged.requires_grad_(False)
 
     def _step_along(self) -> None:

@@ -1,4 +1,4 @@
-"""What all Trainers share: epochs, learning rates by parameter, parts of the loss in the log, model cards, and whole runs."""
+"""The base of all Trainers: epochs, learning rates by parameter, parts of the loss in the log, model cards, and whole runs."""
 
 import gc
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional  # before the process group is made, which it would hold on to: see VideoTrainer.end
+import torch.distributed.nn.functional  # a later import would hold a reference to the process group (VideoTrainer.end)
 from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer, TrainerCallback, logging
@@ -43,7 +43,7 @@ class RunningMeans:
 
 
 class _TellEpoch(TrainerCallback):
-    """Set the epoch of the training set. accelerate does so on one process only, and not after a resume."""
+    """Set the epoch of the training set. accelerate does this on one process only, and not after a resume."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         if hasattr(train_dataloader.dataset, "set_epoch"):
@@ -64,7 +64,7 @@ class VideoTrainer(Trainer):
         """Write README.md to the output folder, unless a person wrote the one that is there already.
 
         Args:
-            facts: fields of `ModelCardFacts` (`dataset`, `license`, `tags`, ...). The cards of later saves have them, too.
+            facts: fields of `ModelCardFacts` (`dataset`, `license`, `tags`, ...), also for the cards of later saves.
         """
         self._card_facts.update({name: value for name, value in facts.items() if value is not None})
         if self.is_world_process_zero():
@@ -93,7 +93,7 @@ class VideoTrainer(Trainer):
         folder = output_dir or self._run_folder
         may_write = may_write_card(folder)
         super()._save(output_dir, state_dict)
-        if may_write:  # peft may have written one by now: a form that nobody has filled in
+        if may_write:  # replace the empty template that peft may have written
             Path(folder, "README.md").unlink(missing_ok=True)
             self._write_card(folder)
 
@@ -105,9 +105,8 @@ class VideoTrainer(Trainer):
     def end(self) -> None:
         """Finish the trackers and leave the process group. A script calls this once, as its last step.
 
-        gloo's threads are joined when the last reference to the process group is dropped. A thread that still works when the
-        interpreter shuts down aborts the process. So DDP's references are dropped before the group is, and all processes wait for
-        each other.
+        gloo joins its threads when the last reference to the process group is dropped. A thread that still works when the interpreter
+        shuts down aborts the process. So all processes wait for each other, and DDP's references are dropped before the group.
         """
         self.accelerator.wait_for_everyone()
         self.model_wrapped = self.accelerator.unwrap_model(self.model)
@@ -137,13 +136,13 @@ class VideoTrainer(Trainer):
 
 
 def newest_checkpoint(output_dir: str | os.PathLike | None) -> str | None:
-    """Return the newest complete checkpoint in a folder. A run may have been killed while it wrote the last one."""
+    """Return the newest complete checkpoint in a folder. If a run was killed while it wrote one, that one is incomplete."""
     complete = [path.parent for path in Path(output_dir or ".").glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
 def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the figures of a run by split: those of its `*_results.json` files, or else those of the last evaluation."""
+    """Return the metrics of a run by split, from its `*_results.json` files, or else from the last evaluation in the log."""
     results = {}
     for split in ("train", "eval", "test"):
         path = Path(folder, f"{split}_results.json")
@@ -156,7 +155,7 @@ def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) 
 
 
 def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
-    """Train, and save model, processor, metrics and model card. An interrupted run goes on from its newest checkpoint.
+    """Train, and save model, processor, metrics and model card. An interrupted run continues from its newest checkpoint.
 
     `train_results.json`, `eval_results.json` and `all_results.json` are written beside the model. With `push_to_hub` the whole
     folder, without its checkpoints, is uploaded at the end.
@@ -171,7 +170,7 @@ def train_and_save(trainer: VideoTrainer, **facts: Any) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if trainer.state.global_step > trainer._initial_global_step:  # a run that had ended before has its metrics already
+    if trainer.state.global_step > trainer._initial_global_step:  # a complete run has its metrics already
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:

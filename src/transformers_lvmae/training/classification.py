@@ -18,8 +18,8 @@ class LVMAEClassificationTrainer(AveragingTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
 
     In training, labels become probabilities. MixUp or CutMix mixes the clips of a batch on the device, and their labels with them.
-    The draws are torch's own, whose state Trainer's checkpoints keep. `label_smoothing_factor` of each label is spread over all
-    classes. In evaluation, loss and metrics use plain labels.
+    The draws are torch's own, whose state Trainer's checkpoints keep. A share `label_smoothing_factor` of each label is spread
+    over all classes. In evaluation, loss and metrics use plain labels.
 
     `evaluate()` reports top-1 and top-5 accuracy unless `compute_metrics` is given. For a model with label sets it reports them for each
     set and for all sets at once (`topk_accuracies`). With `ema_decay` above 0 the averaged weights are evaluated and saved.
@@ -34,9 +34,7 @@ class LVMAEClassificationTrainer(AveragingTrainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", self._accuracies)
         super().__init__(*args, **kwargs)
-        self.label_smoother = (
-            None  # transformers' own smoother changes evaluation's loss, too, and takes no mixed labels
-        )
+        self.label_smoother = None  # transformers' smoother also changes the evaluation loss, and takes no mixed labels
         alphas = self.args.mixup_alpha, self.args.cutmix_alpha
         repeats = getattr(self.train_dataset, "num_clips", 1)
         self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
@@ -79,13 +77,11 @@ def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> tor
 
     In each set the share `smoothing` of a row is spread evenly over all classes.
     """
-    columns = labels.view(len(labels), -1).unbind(dim=1)
-    parts = [
-        nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in zip(columns, sizes)
-    ]
+    columns = zip(labels.view(len(labels), -1).unbind(dim=1), sizes)
+    parts = [nn.functional.one_hot(column, size) * (1 - smoothing) + smoothing / size for column, size in columns]
     return torch.cat(parts, dim=1)
 
 
 def logits_of(prediction: EvalPrediction) -> np.ndarray:
-    """Return the logits (clips, classes) that the trainer collected. Its predictions may hold hidden states besides."""
+    """Return the logits (clips, classes) that the trainer collected. Its predictions may also hold hidden states."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions

@@ -6,27 +6,22 @@ from torchvision.transforms import v2
 
 
 class ClipMixing:
-    """MixUp or CutMix of a batch of clips. Where both are on, each batch draws one of them with equal chances, as in VideoMAE.
+    """MixUp or CutMix of a batch of clips. If both are on, each batch draws one of them with equal chances, as in VideoMAE.
 
     Each clip is mixed with the one before it, and the first with the last. A lone clip is mixed with itself. CutMix's box is the same in
     all frames.
 
     Args:
-        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of the shares (VideoMAE: 0.8, 1.0). 0 switches it off.
-        repeats: how many clips of each video lie side by side in a batch. The batch is mixed in such an order that clips of one
-            video do not meet.
-
-    Raises:
-        ValueError: neither is on.
+        mixup_alpha, cutmix_alpha: the shares are drawn from Beta(alpha, alpha) (VideoMAE: 0.8, 1.0). 0 switches it off, but not both.
+        repeats: number of clips of each video, next to each other in a batch. The batch is reordered before mixing, so that clips
+            of one video are not mixed with each other.
     """
 
     def __init__(self, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, repeats: int = 1):
         kinds = {v2.MixUp: mixup_alpha, v2.CutMix: cutmix_alpha}
         mixers = [kind(alpha=alpha) for kind, alpha in kinds.items() if alpha > 0]
         if not mixers:
-            raise ValueError(
-                f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected a positive number for one of them."
-            )
+            raise ValueError(f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected one above 0.")
         self.mix = v2.RandomChoice(mixers)
         self.repeats = repeats
 

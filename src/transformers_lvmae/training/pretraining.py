@@ -25,20 +25,20 @@ class LVMAEPreTrainer(VideoTrainer):
 
     The config says what the decoder predicts and where: `target_type`, `decoder_mask` and its two ratios. A [`TargetBuilder`] adds
     targets and decoder masks to each batch. The frozen tokenizer belongs to the builder and not to the model: it is in no
-    checkpoint, no optimizer and no DDP wrapper. Logs have the loss of each channel besides (`loss_channel_0`, ...).
+    checkpoint, no optimizer and no DDP wrapper. Logs also have the loss of each channel (`loss_channel_0`, ...).
 
-    Pixels may come as uint8. They are normalized on the device, so that a worker sends a quarter of the bytes.
+    Pixels may be uint8 and are then normalized on the device, so that a worker sends a quarter of the bytes.
 
     Args:
-        video_tokenizer ([`FSQMagViTModel`], *optional*): makes targets and importance scores for each batch. Without it batches
-            must hold them (a target cache), or the config must ask for none: `target_type="pixels"` with a `decoder_mask` that
-            needs no learned scores.
-        kwargs: as `Trainer`. `processing_class` must be the processor that made the clips, because tokenizer, motion and flow see
-            them in [0, 1].
+        video_tokenizer ([`FSQMagViTModel`], *optional*): makes targets and importance scores for each batch. Without it, the
+            batches must hold both (a target cache), or the config must need neither: `target_type="pixels"` with a `decoder_mask`
+            that needs no learned scores.
+        kwargs: as `Trainer`. `processing_class` must be the processor that made the clips, because tokenizer, motion and flow
+            take pixels in [0, 1].
 
     Raises:
-        ValueError: tokenizer and model differ in token grid or levels, `raft_weights` come with another mask than flow, or (with the
-            first batch) targets or scores have no source.
+        ValueError: tokenizer and model differ in token grid or levels; `raft_weights` with another mask than flow; (at the first
+            batch) targets or scores are missing and cannot be made.
     """
 
     args: LVMAEPreTrainingArguments
@@ -48,19 +48,16 @@ class LVMAEPreTrainer(VideoTrainer):
         super().__init__(*args, **kwargs)
         if self.data_collator is default_data_collator:
             self.data_collator = collate_masked_clips
-        self.can_return_loss = True  # whatever a batch holds, the loss needs no labels
+        self.can_return_loss = True  # evaluation gives a loss although batches have no labels
         config, raft_weights = self.accelerator.unwrap_model(self.model).config, self.args.raft_weights
         if raft_weights is not None and config.decoder_mask != "flow":
-            raise ValueError(
-                f"Got raft_weights with config.decoder_mask={config.decoder_mask!r}, expected them for 'flow' alone: leave them out "
-                "or change the mask."
-            )
+            raise ValueError(f"Got raft_weights with decoder_mask={config.decoder_mask!r}, expected 'flow': drop them.")
         self.target_builder = TargetBuilder(
             config, self.processing_class, video_tokenizer, self.embed_patches, raft_weights, self.args.device
         )
 
     def embed_patches(self, clips: torch.Tensor) -> torch.Tensor:
-        """The model's patch embedding as it is now, of normalized clips: (B, T, C, H, W) -> (B, N, hidden_size)."""
+        """Embed normalized clips with the model's current patch embedding: (B, T, C, H, W) -> (B, N, hidden_size)."""
         patches = self.accelerator.unwrap_model(self.model).lvmae.embeddings.patch_embeddings
         weights = {name: unsharded(weight) for name, weight in patches.named_parameters()}
         return torch.func.functional_call(patches, weights, (clips,))
@@ -81,5 +78,5 @@ class LVMAEPreTrainer(VideoTrainer):
 
 
 def unsharded(parameter: torch.Tensor) -> torch.Tensor:
-    """Return a parameter that FSDP2 shards as a whole tensor, and any other parameter as it is."""
+    """Return a parameter as a whole tensor, also if FSDP2 shards it."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -48,14 +48,14 @@ class FSQMagViTTrainer(AveragingTrainer):
       tokens, a share `config.keep_ratio` of all; `psnr_kept_5`, ...: the same for shares of 5, 10, 15, 25 and 50 %;
     - `level_usage_0`, ...: for each FSQ channel, the share of its levels that occur among all tokens of all clips;
     - `level_entropy_0`, ...: the entropy of these levels in bits, at most log2 of their number.
-    Only these numbers and a histogram of the codes are kept of each clip.
+    Of each clip, only these numbers and a histogram of its codes are kept.
 
     With `ema_decay` above 0, the averaged weights are evaluated and saved, also in checkpoints; `model` has the weights of the last
     step. A checkpoint's `tokenizer_training.pt` holds the discriminator, its optimizer and schedule, and the averaged and plain
     weights, so that a run is resumed exactly.
 
     Raises:
-        ValueError: an adversarial term or averaged weights under DeepSpeed or FSDP, or a checkpoint that lacks their state.
+        ValueError: an adversarial term or averaged weights under DeepSpeed or FSDP, or resuming a checkpoint without their state.
     """
 
     args: FSQMagViTTrainingArguments
@@ -136,7 +136,7 @@ class FSQMagViTTrainer(AveragingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _add_terms(self, loss: torch.Tensor, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """Return the generator's loss, and keep the pair of clips for the discriminator, whose turn comes after backward."""
+        """Return the tokenizer's whole loss. Keep the clips and their reconstruction for the discriminator's step after backward."""
         parts, weights = {"reconstruction_loss": loss}, {"reconstruction_loss": 1.0}
         with self.accelerator.autocast():
             if self.perceptual_loss is not None:
@@ -177,9 +177,7 @@ class FSQMagViTTrainer(AveragingTrainer):
     def _check_range(self, clips: torch.Tensor) -> None:
         low, high = clips.min().item(), clips.max().item()
         if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(
-                f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use LVMAEVideoProcessor(do_normalize=False)."
-            )
+            raise ValueError(f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use do_normalize=False.")
         self._checked_range = True
 
     def prediction_step(

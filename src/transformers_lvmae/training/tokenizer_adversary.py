@@ -54,7 +54,7 @@ class Adversary:
         return parts
 
     def step(self) -> dict[str, torch.Tensor]:
-        """Step after as many small batches as the generator does; return the norm of the gradient."""
+        """Step once per step of the generator; return the norm of the gradient."""
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.args.max_grad_norm or float("inf"))
         self.optimizer.step()
         self.scheduler.step()

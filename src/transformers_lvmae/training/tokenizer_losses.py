@@ -15,11 +15,10 @@ from transformers.image_utils import PILImageResampling
 
 
 def halve(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Average over cells of 2 x 2 x 2: (B, C, T, H, W) -> T, H and W half as long, rounded up."""
+    """Average over cells of 2 x 2 x 2: (B, C, T, H, W) -> (B, C, T / 2, H / 2, W / 2), rounded up."""
     cell = [min(2, length) for length in hidden_states.shape[2:]]
-    full = hidden_states.to(
-        torch.promote_types(hidden_states.dtype, torch.float32)
-    )  # torch does not pool half precision on a CPU
+    # torch does not pool half precision on a CPU.
+    full = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
     return nn.functional.avg_pool3d(full, cell, ceil_mode=True, count_include_pad=False).to(hidden_states.dtype)
 
 
@@ -74,7 +73,7 @@ class VideoDiscriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips (B, T, C, H, W) in about [0, 1] -> logits (B,); raises ValueError on clips of another size than `size`."""
+        """Return logits (B,) for clips (B, T, C, H, W) in about [0, 1]; raise ValueError on clips of another size than `size`."""
         size = (clips.shape[1], *clips.shape[3:])
         if size != self.size:
             raise ValueError(
@@ -101,7 +100,7 @@ def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> 
 def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Return E |dD(x)/dx|^2 over real clips, with the sum over all pixels of a clip: a scalar that can be differentiated.
 
-    As in MAGVIT, it lacks StyleGAN's factor 1/2: a weight of 10 is StyleGAN's gamma = 20.
+    As in MAGVIT, there is no factor 1/2 as in StyleGAN: a weight of 10 is StyleGAN's gamma = 20.
 
     Args:
         real_logits: (B,), made from `real`; each logit must depend on its own clip only.
@@ -124,7 +123,7 @@ class AdversarialLoss(nn.Module):
         self.discriminator = discriminator
         self.r1_weight = r1_weight
 
-    @torch.compiler.disable  # compiled graphs cannot be differentiated twice, as R1 needs
+    @torch.compiler.disable  # R1 differentiates twice, which compiled graphs cannot
     def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the discriminator's `loss` on clips (B, T, C, H, W), its terms without weights, and the mean logits."""
         real = real.detach().requires_grad_(self.r1_weight > 0)
@@ -182,7 +181,7 @@ class PerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, reconstruction: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """Two clips (B, T, C, H, W) in about [0, 1] -> a scalar; only the reconstruction gets gradients."""
+        """Return the loss of two batches of clips (B, T, C, H, W) in about [0, 1]; only the reconstruction gets gradients."""
         frames = self.draw_frames(clips.shape[0], clips.shape[1]).to(clips.device)
         rows = torch.arange(clips.shape[0], device=clips.device).unsqueeze(1)
         with torch.no_grad():
@@ -196,7 +195,7 @@ class PerceptualLoss(nn.Module):
         return torch.rand(batch_size, num_frames).topk(self.num_frames, dim=1).indices
 
     def logits(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (N, C, H, W) in [0, 1] -> the model's logits (N, classes)."""
+        """Return the model's logits (N, classes) for frames (N, C, H, W) in [0, 1]."""
         resized = nn.functional.interpolate(frames, self.input_size, mode=self.resample, antialias=True)
         return self.model(resized * self.scale + self.shift).logits
 

@@ -1,4 +1,4 @@
-"""Pictures and films: frames with masks and scores on them, curves of a run, what a pre-training run predicts.
+"""Pictures and films: frames with masks and scores, curves of a run, and predictions of a pre-training run.
 
-Only drawing happens here. What is drawn is computed by the models and by `targets/`.
+This folder only draws. The models and `targets/` compute what it shows.
 """

@@ -1,4 +1,4 @@
-"""Draw clips, masks, scores and curves: a picture with a row for each clip and a column for each moment, or a film."""
+"""Draw clips, masks, scores and curves, as pictures and films."""
 
 import os
 from collections import Counter
@@ -63,7 +63,7 @@ def save_rows(
 
 
 def save_curves(path: str | os.PathLike, log_history: list[dict[str, float]]) -> None:
-    """Write a PNG of a run's logs (`trainer.state.log_history`): a panel for each figure that was logged more than once, by step."""
+    """Write a PNG of a run's logs (`trainer.state.log_history`), with a panel for each metric that was logged more than once."""
     skipped = ("epoch", "step", "runtime", "per_second", "flos")
     names = [name for entry in log_history for name in entry if not name.endswith(skipped)]
     counts = Counter(names)

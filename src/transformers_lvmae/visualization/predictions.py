@@ -1,4 +1,4 @@
-"""Pictures of a pre-training run: a clip, what the encoder sees of it, which tokens are decoded, and what is predicted."""
+"""Pictures of a pre-training run: a clip, its visible tokens, its decoded tokens, and the predictions."""
 
 import io
 from typing import Any
@@ -20,16 +20,16 @@ from .drawing import Frames, save_rows, show_kept, show_scores, to_frames
 
 @torch.no_grad()
 def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str, Any]) -> dict[str, Frames]:
-    """Labelled films of one clip: the clip, its masks, the scores that chose the tokens, and what the model predicts.
+    """Return labeled films of one clip: the clip, its masks, the scores that chose the tokens, and the predictions.
 
-    The tokenizer decodes predicted codes; wherever nothing is predicted it gets 0, the code of a dropped token. Predicted pixels are
-    painted where they belong. Scores are shown for masks that rank tokens by them, predicted codes where there is a tokenizer.
-    Under FSDP every process must call this function.
+    The tokenizer decodes predicted codes. Tokens without a prediction get 0, the code of a dropped token. Predicted pixels are painted
+    into the clip. Scores are shown if the mask ranks tokens by them, and predicted codes if there is a tokenizer.
+    Under FSDP, every process must call this function.
 
     Args:
         model: [`LVMAEForPreTraining`], wrapped or not. It is set to evaluation.
-        builder: of the model's config.
-        batch: one collated clip on the builder's device, as a data set of pre-training gives it.
+        builder: made with the model's config.
+        batch: one collated clip of a pre-training data set, on the builder's device.
     """
     config, tokenizer, ranking = builder.config, builder.tokenizer, builder.config.decoder_scores
     made, clips = builder(batch), ClipViews(builder, batch["pixel_values_videos"])
@@ -47,9 +47,8 @@ def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str,
         painted = builder.scale.restore(paint_pixels(made["pixel_values_videos"], output.logits, decoded, config))
         panels["predicted\npixels"] = show_kept(to_frames(painted[0].cpu()), decoded[0], grid)
     elif tokenizer is not None:
-        codes = (
-            likeliest_codes(output.logits, config.levels) if config.target_type == "levels" else output.logits.float()
-        )
+        logits = output.logits
+        codes = likeliest_codes(logits, config.levels) if config.target_type == "levels" else logits.float()
         predicted = codes.new_zeros(*decoded.shape, codes.shape[-1])
         predicted[decoded] = codes.flatten(0, 1)
         panels["predicted codes,\ndecoded"] = to_frames(tokenizer.decode(predicted, grid)[0].cpu())
@@ -61,7 +60,7 @@ def paint_pixels(
 ) -> torch.Tensor:
     """Paint predicted pixels, logits (B, K, target_size), into clips (B, T, C, H, W) at the decoded positions (B, N).
 
-    A model of standardized pixels does not predict a tubelet's mean and deviation. The true ones are used, as VideoMAE does.
+    A model of standardized pixels does not predict a tubelet's mean and deviation. As in VideoMAE, the true ones are used.
     """
     painted = clips.clone()
     tubelets = split_tubelets(painted, config.tubelet_size, config.patch_size)  # a view: writing to it paints the clips
@@ -112,7 +111,7 @@ class PredictionPictures(TrainerCallback):
                 tracker._trackio.log({"eval/prediction": image, "train/global_step": state.global_step})
 
     def _draw(self, panels: dict[str, Frames], title: str) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """Draw the panels as one picture, uint8 (H, W, 3)."""
         file, last = io.BytesIO(), len(panels["video"]) - 1
         save_rows(file, panels, [round(number * last / (self.moments - 1)) for number in range(self.moments)], title)
         return np.asarray(Image.open(file).convert("RGB"))
