@@ -170,7 +170,7 @@ class LVMAEClassificationArguments(VideoTrainingArguments):
     )
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights (EMA); 0 = off."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not for biases and norms."})
-    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Key of class ids."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -182,5 +182,4 @@ class LVMAEClassificationArguments(VideoTrainingArguments):
         for name in ("ema_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
-
-    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation keeps only the loss."})
+        self.scale_learning_rate(self.base_learning_rate)
