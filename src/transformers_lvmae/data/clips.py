@@ -1,4 +1,4 @@
-"""Data sets of clips: a row of a `datasets` dataset becomes the input of a model.
+"""Datasets of clips: a row of a `datasets` dataset becomes the input of a model.
 
 All random draws of a row (start of the clip, crop, masks) are seeded with (seed, epoch, row). So a row's clip does not depend on the
 number of workers and processes, and a resumed run sees the same clips as an uninterrupted one.

@@ -50,7 +50,7 @@ class VideoStream(datasets.IterableDataset):
         return self.clips.num_clips
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> "VideoStream":
-        """Return the part of process `index` of `num_shards`: whole shards of the dataset if their number divides, else every n-th row."""
+        """Return the part of process `index` of `num_shards`: whole shards if their number divides, else every n-th row."""
         clips = copy.copy(self.clips)
         clips.rows = split_dataset_by_node(self.clips.rows, rank=index, world_size=num_shards)
         return VideoStream(clips, self.buffer_size)

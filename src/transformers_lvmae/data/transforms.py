@@ -87,7 +87,7 @@ def rand_augment(num_ops: int, magnitude: int, fill: Sequence[float]) -> v2.Tran
 
 
 def random_erasing(probability: float) -> v2.Transform:
-    """Return random erasing of normalized clips (T, C, H, W): it fills a box of 2 to 33 % of the area with noise, the same in all frames."""
+    """Return random erasing of normalized clips (T, C, H, W): noise in a box of 2 to 33 % of the area, the same in all frames."""
     return v2.RandomErasing(probability, value="random")
 
 

@@ -1,7 +1,7 @@
 """Frozen features on disk: one vector for each clip in Parquet, or all its tokens in safetensors.
 
-A split is cut into shards of consecutive rows. A file gets its final name when it is complete, and a shard's Parquet file comes last.
-So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
+A split is cut into shards of consecutive rows. A file gets its final name when it is complete, and a shard's Parquet file comes
+last. So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
 """
 
 import json
@@ -208,7 +208,7 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """Load the clips of a split with `row`, `start`, `end`, the dataset's columns and any clip `features`; ValueError if shards are missing."""
+    """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`; raise ValueError if shards are missing."""
     files = open_split(folder, split)
     paths = [str(files.path(shard)) for shard in range(files.num_shards)]
     return datasets.concatenate_datasets([datasets.Dataset.from_parquet(path, keep_in_memory=True) for path in paths])

@@ -136,7 +136,7 @@ Scores = Callable[[ProbeData], np.ndarray]
 def linear_probe(
     train: ProbeData, validation: ProbeData, num_labels: int, regularizations: Sequence[float] = REGULARIZATIONS
 ) -> tuple[dict[str, float], Scores]:
-    """Train logistic regressions on standardized features (n, D), and choose the inverse regularization that is best on validation videos.
+    """Train logistic regressions on standardized features (n, D), and choose the inverse regularization by validation.
 
     Returns:
         The chosen settings with their `validation_accuracy`, and a function from clips to probabilities (n, num_labels).

@@ -1,6 +1,6 @@
 """Choose the tokens that are hidden, decoded or kept, and cut clips into tubelets: pure functions of sizes and tensors.
 
-True means what a mask's name says: in `bool_masked_pos`, hidden from the encoder; in `bool_decoded_pos`, decoded (the decoder
+In a mask, True means what its name says: in `bool_masked_pos`, hidden from the encoder; in `bool_decoded_pos`, decoded (the decoder
 gets a mask token there); in a top-k mask, kept. B is the number of clips, N = t * h * w the number of tokens of a clip, in this order.
 """
 

@@ -356,7 +356,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
     supports_gradient_checkpointing = True
-    # LVMAEPatchEmbeddings is listed besides LVMAEEmbeddings because FSDP2 gives the input embeddings a unit of their own.
+    # LVMAEPatchEmbeddings is listed beside LVMAEEmbeddings, because FSDP2 gives the input embeddings a unit of their own.
     _no_split_modules = ["LVMAEEmbeddings", "LVMAEPatchEmbeddings", "LVMAELayer"]
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True

@@ -46,7 +46,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input and output of a `_Recomputed` node. The first call in a backward pass computes them; the node's backward drops them."""
+    """Return input and output of a `_Recomputed` node. A backward pass computes them once and then drops them."""
     if node.recomputed is None:
         (tensor,) = node.saved_tensors
         if not torch.is_grad_enabled():  # no second derivatives: cut the tensor off from its history

@@ -1,7 +1,8 @@
 """Decode chosen frames of a video file, and write a clip to a file.
 
-The decoder is torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles FFmpeg. The number of frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header:
-Matroska and WebM headers say 0, and the header of a truncated file counts the lost frames too.
+The decoder is torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles FFmpeg. The number of
+frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header: Matroska and WebM headers
+say 0, and the header of a truncated file counts the lost frames too.
 """
 
 import io

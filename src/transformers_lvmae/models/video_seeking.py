@@ -177,7 +177,7 @@ class VideoReader:
         high = len(stamps) if self.end is None else int(np.searchsorted(seconds, self.end - TOLERANCE))
         if low >= high:
             raise VideoReadError(
-                f"got a segment from {self.start} to {self.end} s, expected frames in it (the video has {seconds[-1]:.3f} s): correct it."
+                f"got a segment from {self.start} to {self.end} s, expected frames in it (it has {seconds[-1]:.3f} s): correct it."
             )
         self._stamps, self.total = stamps[low:high], high - low
         return low

@@ -1,12 +1,12 @@
-"""Read a target cache: the tokenizer's codes and scores of a data set, computed once by `scripts/cache_targets.py`.
+"""Read a target cache: the tokenizer's codes and scores of a dataset, computed once by `scripts/cache_targets.py`.
 
-A cache has a folder for each split. Its `manifest.json` describes the data and settings that it was made from. Each Arrow file
-holds a fixed number of rows of one epoch of random draws. A file gets its final name when it is complete, so complete files survive a kill.
+A cache has a folder for each split. Its `manifest.json` describes the data and settings that it was made from. Each Arrow file holds a
+fixed number of rows of one epoch of random draws. A file gets its final name when it is complete, so complete files survive a kill.
 
-Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized in advance. If nothing
-is drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer training shows their
-clips again, in turn, under new masks. Clips are never transformed after caching, because the codes of a flipped clip are not the flipped codes
-of the clip. Training with other draws than the cache's is refused.
+Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized in advance.
+If nothing is drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer
+training shows their clips again, in turn, under new masks. Clips are never transformed after caching, because the codes of a flipped
+clip are not the flipped codes of the clip. Training with other draws than the cache's is refused.
 
 A video that cannot be read is treated as in training: it ends the run, or another video takes its place, the same video in both cases.
 """
@@ -37,7 +37,7 @@ Targets = dict[str, torch.Tensor]
 
 
 def describe_clips(clips: VideoClips) -> dict[str, Any]:
-    """Describe all settings that decide the pixels of a data set's clips, as JSON."""
+    """Describe all settings that decide the pixels of a dataset's clips, as JSON."""
     processor = json.loads(clips.processor.to_json_string())
     settings = {
         "num_frames": clips.num_frames,
@@ -66,7 +66,7 @@ def fingerprint(tokenizer: Any) -> dict[str, str]:
 
 
 def video_key(path: str | None, start: float | None = None, end: float | None = None) -> str:
-    """Return a name for a row that does not depend on where the data set lies: the end of its path, and its times in seconds."""
+    """Return a name for a row that does not depend on where the dataset lies: the end of its path, and its times in seconds."""
     times = [
         f" {name} {time}"
         for name, time in (("start", start), ("end", end))
@@ -207,8 +207,8 @@ class CachedVideoClips(MaskedVideoClips):
         kwargs: arguments of [`MaskedVideoClips`], the same as the cache was made with.
 
     Raises:
-        ValueError: the cache was made from another data set or other clips. On access: the cache has the targets of another video, because a
-            video was readable when the cache was made and is not now, or the other way round.
+        ValueError: the cache was made from another dataset or other clips. On access: the cache has the targets of another video,
+            because a video was readable when the cache was made and is not now, or the other way round.
     """
 
     def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):

@@ -75,7 +75,7 @@ def optical_flow(clips: torch.Tensor, grid_size: GridSize, estimator: FlowEstima
 
 
 def uniform_frames(noise: torch.Tensor, grid_size: GridSize) -> torch.Tensor:
-    """Score whole time slots in bit-reversed order: at every budget the best slots are nearly evenly spaced (paper section 4.2, "Uniform").
+    """Score whole slots in bit-reversed order: the best are nearly evenly spaced at every budget (paper section 4.2, "Uniform").
 
     The last slot of a budget may be chosen in part. `noise` (B, N) in [0, 1) then chooses its cells.
     """

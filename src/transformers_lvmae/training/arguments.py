@@ -152,7 +152,7 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
 class LVMAEClassificationArguments(VideoTrainingArguments):
     """Defaults of VideoMAE's fine-tuning recipe: AdamW (0.9, 0.999), decay 0.05, layer decay 0.75, cosine.
 
-    Off by default, because small data sets and short runs do not need them: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
+    Off by default, because small datasets and short runs do not need them: MixUp, CutMix, `label_smoothing_factor` (VideoMAE: 0.1)
     and averaged weights. Mixing and label smoothing apply to training only. Evaluation uses plain labels.
     """
 

@@ -84,7 +84,7 @@ class AveragingTrainer(VideoTrainer):
             super()._save(output_dir, state_dict)
 
     def stateful_parts(self) -> dict[str, Any]:
-        """Return what is saved and resumed besides model, optimizer and schedule. A part that is not in use is None."""
+        """Return the parts that are saved and resumed in addition to model, optimizer and schedule. A part that is not in use is None."""
         return {"averaged_model": self.averaged_model}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -41,7 +41,7 @@ class FSQMagViTTrainer(AveragingTrainer):
     The loss is the squared error and, if the arguments ask for them, a perceptual and an adversarial term (MAGVIT's recipe). Logs
     have every term without its weight. If a batch has `importance_scores` (B, N), they choose the tokens instead of the scorer's.
 
-    Metrics of `evaluate()`, besides the loss at `config.keep_ratio`; PSNR (dB) and SSIM are means over clips:
+    Metrics of `evaluate()`, in addition to the loss at `config.keep_ratio`; PSNR (dB) and SSIM are means over clips:
     - `psnr`, `ssim`: reconstruction from all tokens;
     - `psnr_first_frame`, `ssim_first_frame`: a copy of each window's first frame, which a tokenizer must beat;
     - `psnr_kept`: reconstruction from the tokens that are kept in training, i.e. the first slot and the most important other

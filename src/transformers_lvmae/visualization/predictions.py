@@ -29,7 +29,7 @@ def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str,
     Args:
         model: [`LVMAEForPreTraining`], wrapped or not. It is set to evaluation.
         builder: made with the model's config.
-        batch: one collated clip of a pre-training data set, on the builder's device.
+        batch: one collated clip of a pre-training dataset, on the builder's device.
     """
     config, tokenizer, ranking = builder.config, builder.tokenizer, builder.config.decoder_scores
     made, clips = builder(batch), ClipViews(builder, batch["pixel_values_videos"])
@@ -82,7 +82,7 @@ class PredictionPictures(TrainerCallback):
 
     Args:
         trainer: the [`LVMAEPreTrainer`] that the callback is added to. Its `report_to` names the trackers.
-        clips: a data set of whole clips, of which the first is shown.
+        clips: a dataset of whole clips, of which the first is shown.
         moments: how many frames are shown.
     """
 
