@@ -58,7 +58,7 @@ class PreTrainingModelArguments(ModelArguments):
         if overrides.get("decoder_mask") == "none" and idle:
             raise ValueError(
                 f"Got {' and '.join(idle)} with decoder_mask='none', expected no ratio, because every hidden token is decoded: "
-                "leave the ratio out or choose another mask."
+                "leave it out or choose another mask."
             )
         return overrides
 
