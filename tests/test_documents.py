@@ -27,7 +27,10 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "model_cards").glob("*.md"))]
 RUNS = sorted([*ROOT.glob("scripts/runs/*.sh"), *ROOT.glob("studies/runs/*.sh")])
 PROGRAMS = [
-    path for folder in PROGRAM_FOLDERS for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text()
+    path
+    for folder in PROGRAM_FOLDERS
+    for path in sorted(folder.glob("*.py"))
+    if re.search("ArgumentParser|parse_arguments", path.read_text())
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_COMMAND = re.compile(r"(python|bash|sbatch|accelerate launch|pytest|make|pip install) .+")

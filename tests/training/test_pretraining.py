@@ -263,7 +263,7 @@ def test_options_of_the_script_are_fields_of_the_config(monkeypatch):
     assert pretrain.PreTrainingModelArguments().overrides(LVMAEConfig) == {}
     arguments.decoder_mask = "none"
     with pytest.raises(
-        ValueError, match=r"Got decoder_mask_ratio with decoder_mask='none', expected no ratio.*: leave the ratio out"
+        ValueError, match=r"Got decoder_mask_ratio with decoder_mask='none', expected no ratio.*: leave it out"
     ):
         arguments.overrides(LVMAEConfig)
 

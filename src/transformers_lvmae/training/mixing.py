@@ -21,7 +21,9 @@ class ClipMixing:
         kinds = {v2.MixUp: mixup_alpha, v2.CutMix: cutmix_alpha}
         mixers = [kind(alpha=alpha) for kind, alpha in kinds.items() if alpha > 0]
         if not mixers:
-            raise ValueError(f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected one above 0.")
+            raise ValueError(
+                f"Got mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha}, expected a positive number for one of them."
+            )
         self.mix = v2.RandomChoice(mixers)
         self.repeats = repeats
 
