@@ -25,7 +25,7 @@ FAULTS = {
     "truncated_indexed.mp4": "it is truncated",
     "empty.mp4": "got 0 bytes",
     "noise.mp4": "Invalid data",
-    "unknown_codec.mp4": "a codec that FFmpeg has no decoder for",
+    "unknown_codec.mp4": "a codec without an FFmpeg decoder",
     "audio_only.mp4": "without a video stream",
 }
 

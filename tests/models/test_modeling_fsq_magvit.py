@@ -341,7 +341,7 @@ def test_a_given_mask_is_the_mask(training, length):
 @pytest.mark.parametrize("name", ["importance_scores", "bool_kept_pos"])
 def test_scores_and_masks_of_other_clips_are_refused(name):
     with pytest.raises(
-        ValueError, match=rf"Got {name} of shape \(2, 63\), expected \(2, 64\) for a grid of .*: make them"
+        ValueError, match=rf"Got {name} of shape \(2, 63\), expected \(2, 64\) for the grid .*: make them"
     ):
         build()(random_clip(8), **{name: torch.ones(2, 63)})
 
@@ -536,7 +536,7 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
         ({"stem_patch_size": (1, 2, 4)}, r"Got stem_patch_size=\(1, 2, 4\), .*expected square .*: change"),
         ({"window_size": 5}, r"Got window_size=5 and tokens of 2 frames, expected a multiple: change"),
         ({"image_size": 18}, r"Got image_size=18 and tokens of 4 pixels, expected a multiple: change"),
-        ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected at least 3 each .*: raise"),
+        ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected at least 3 .* each: raise"),
         ({"keep_ratio": 0}, r"Got keep_ratio=0 and .*expected shares .*: give fractions"),
         ({"min_keep_ratio": 0.5}, r"Got min_keep_ratio=0.5 and keep_ratio=0.375, expected a share .*: lower"),
         ({"unmasked_clip_ratio": 1.5}, r"unmasked_clip_ratio=1.5, expected shares .*: give fractions"),

@@ -831,11 +831,11 @@ def clip(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (clip(8, 3, 32, 32), r"Got pixel_values_videos of shape \(8, 3, 32, 32\), expected 5 axes .*: add or"),
+        (clip(8, 3, 32, 32), r"Got pixel_values_videos of shape \(8, 3, 32, 32\), expected 5 axes .*: reshape it"),
         (clip(1, 8, 4, 32, 32), r"Got 4 channels, expected config.num_channels=3: put the channels on axis 2"),
         (clip(1, 7, 3, 32, 32), r"Got 7 frames, expected a multiple of config.tubelet_size=2: sample"),
         (clip(1, 0, 3, 32, 32), r"Got 0 frames, expected a multiple"),
-        (clip(1, 8, 3, 32, 30), r"Got frames of 32 x 30 pixels, expected multiples of config.patch_size=8: resize"),
+        (clip(1, 8, 3, 32, 30), r"Got frames of 32 x 30 pixels, expected multiples of patch_size=8: resize"),
     ],
     ids=["rank", "channels", "frames", "no frames", "size"],
 )

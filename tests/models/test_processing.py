@@ -362,7 +362,7 @@ def test_remote_code_asks_for_no_optional_package(processor_class):
         (np.zeros((0, 48, 64, 3), np.uint8), {}, ValueError, "no axis of length 0"),
         ([], {}, ValueError, "empty list"),
         ([random_clip(2)[0], random_clip(2)], {}, ValueError, "1 single frames among 2"),
-        ([random_clip(1)[0], random_clip(1)[0, :40]], {}, ValueError, "in one clip"),
+        ([random_clip(1)[0], random_clip(1)[0, :40]], {}, ValueError, "in a clip"),
         (7, {}, TypeError, "Got a int"),
         ({"video": "a.mp4"}, {}, TypeError, "'path' or 'bytes'"),
         (random_clip(2, 2), {}, ValueError, "input_data_format"),

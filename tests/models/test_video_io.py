@@ -154,7 +154,7 @@ def test_colours_come_back_in_their_channels(tmp_path):
     ids=["float", "channels first", "one frame", "odd height"],
 )
 def test_write_video_refuses_other_arrays(frames, tmp_path):
-    with pytest.raises(ValueError, match=r"expected uint8 \(T, H, W, 3\) with even H and W"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(T, H, W, 3\), H and W even"):
         write_video(tmp_path / "x.mp4", frames)
     assert not list(tmp_path.iterdir())
 

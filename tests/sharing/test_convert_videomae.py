@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path, fault):
 @pytest.mark.parametrize(
     ("model_class", "overrides", "message"),
     [
-        (VideoMAEModel, {"patch_size": [16, 8]}, r"Got patch_size=\(16, 8\), expected a square: .* retrain"),
+        (VideoMAEModel, {"patch_size": [16, 8]}, r"Got patch_size=\(16, 8\), expected a square, .* retrain"),
         (
             VideoMAEForPreTraining,
             {"norm_pix_loss": False},
