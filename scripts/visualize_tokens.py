@@ -17,7 +17,7 @@ from transformers_lvmae import FSQMagViTModel
 from transformers_lvmae.data import FrameSampling, VideoClips, processor_for
 from transformers_lvmae.models.masking import topk_mask
 from transformers_lvmae.targets.flow import flow_estimator
-from transformers_lvmae.targets.scores import UNLEARNED, score_tokens
+from transformers_lvmae.targets.token_scores import UNLEARNED, score_tokens
 from transformers_lvmae.visualization.drawing import Frames, save_film, save_rows, show_kept, show_scores, to_frames
 
 
@@ -56,7 +56,7 @@ def make_panels(
 ) -> dict[str, Frames]:
     """What there is to see of a clip (T, C, H, W), T a multiple of the window: labelled clips of the same length.
 
-    `choices` are names of `targets.scores.UNLEARNED`, shown beside the learned one.
+    `choices` are names of `targets.token_scores.UNLEARNED`, shown beside the learned one.
     """
     config = model.config
     latents, token_codes, _, importance = model.encode(pixels[None]).to_tuple()

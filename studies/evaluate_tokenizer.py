@@ -37,7 +37,7 @@ from transformers_lvmae.data import (
     select_split,
 )
 from transformers_lvmae.models.masking import first_slot_and_topk_mask
-from transformers_lvmae.targets.scores import SCORES
+from transformers_lvmae.targets.token_scores import SCORES
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio
 

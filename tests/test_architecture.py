@@ -13,7 +13,7 @@ from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS, Decoder
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets, topk_mask
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache_writing import TargetMaker
-from transformers_lvmae.targets.scores import SCORES, TokenScore, compact_scores, split_tubes
+from transformers_lvmae.targets.token_scores import SCORES, TokenScore, compact_scores, split_tubes
 
 
 def brightness(clips, grid_size):

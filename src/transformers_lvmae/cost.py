@@ -1,8 +1,8 @@
 """FLOPs and memory of a training step or a forward pass, counted without computing anything.
 
 The real model runs on PyTorch's meta device, where tensors have shapes but no values. Counting a ViT-B on 128 frames takes a second.
-The count includes matrix products and convolutions (a multiply-add is 2 FLOPs, attention as in its eager form) and the bytes of all
-tensors. It excludes the FLOPs of norms, activations, softmax and copies, and the scratch memory of kernels and of the allocator.
+FLOPs are those of matrix products and convolutions (a multiply-add is 2 FLOPs, attention as in its eager form). Bytes are those of
+all tensors, without the scratch memory of kernels and of the allocator.
 """
 
 import copy

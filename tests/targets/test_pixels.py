@@ -7,7 +7,7 @@ from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import processor_for
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets
 from transformers_lvmae.targets.pixels import PixelScale
-from transformers_lvmae.targets.scores import compact_scores
+from transformers_lvmae.targets.token_scores import compact_scores
 
 
 CONFIG = LVMAEConfig(image_size=32, patch_size=8, num_frames=8)

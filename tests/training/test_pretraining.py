@@ -21,7 +21,13 @@ from transformers_lvmae.models.masking import (
 )
 from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.targets.flow import flow_estimator
-from transformers_lvmae.targets.scores import compact_scores, everest, frame_difference, optical_flow, uniform_frames
+from transformers_lvmae.targets.token_scores import (
+    compact_scores,
+    everest,
+    frame_difference,
+    optical_flow,
+    uniform_frames,
+)
 from transformers_lvmae.visualization.predictions import PredictionPictures
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
-from transformers_lvmae.training.tokenizer_losses import (
+from transformers_lvmae.training.perceptual_loss import PerceptualLoss
+from transformers_lvmae.training.tokenizer_adversary import (
     AdversarialLoss,
-    PerceptualLoss,
     VideoDiscriminator,
     discriminator_loss,
     generator_loss,

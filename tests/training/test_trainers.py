@@ -51,8 +51,9 @@ from transformers_lvmae.models.masking import adaptive_decoder_mask
 from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.training.base import newest_checkpoint, train_and_save
 from transformers_lvmae.training.classification import soft_labels
+from transformers_lvmae.training.perceptual_loss import PerceptualLoss
 from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio
-from transformers_lvmae.training.tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
+from transformers_lvmae.training.tokenizer_adversary import AdversarialLoss, VideoDiscriminator
 
 
 STAGES = ("tokenizer", "pretraining", "classification")

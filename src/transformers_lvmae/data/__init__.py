@@ -9,17 +9,17 @@ from .arguments import VideoDataArguments
 from .broken_videos import TooManyBrokenVideos, read_broken_videos, report_broken_videos
 from .clips import ImageClips, MaskedVideoClips, VideoClips, VideoReading, processor_for
 from .datasets import load_image_dataset, load_video_dataset, select_split
-from .frames import FrameSampling
+from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation
 
 
 def __getattr__(name: str) -> Any:
-    """Import `SelectionCollator` from `targets.scores`, where it lives. It is a public name of this folder."""
+    """Import `SelectionCollator` from `targets.token_scores`, where it lives. It is a public name of this folder."""
     if name != "SelectionCollator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("transformers_lvmae.targets.scores"), name)
+    return getattr(import_module("transformers_lvmae.targets.token_scores"), name)
 
 
 __all__ = [

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from .clips import VideoReading
-from .frames import FrameSampling
+from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation
 
 

@@ -23,7 +23,7 @@ from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
 from .broken_videos import BrokenVideos
 from .datasets import segment_of
-from .frames import FrameSampling
+from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
 

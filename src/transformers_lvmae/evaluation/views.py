@@ -16,7 +16,7 @@ from transformers import default_data_collator
 
 from ..data.clips import to_pixels
 from ..data.datasets import segment_of
-from ..data.frames import FrameSampling
+from ..data.frame_sampling import FrameSampling
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.video_io import decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor

@@ -20,7 +20,7 @@ class DecoderMask(NamedTuple):
     random_besides: bool = False
 
 
-# All values of `LVMAEConfig.decoder_mask`. `targets/scores.py` computes the scores.
+# All values of `LVMAEConfig.decoder_mask`. `targets/token_scores.py` computes the scores.
 DECODER_MASKS = {
     "none": DecoderMask(None),
     "random": DecoderMask("random"),

@@ -15,7 +15,7 @@ from ..models.fsq import indices_to_codes
 from ..models.masking import adaptive_decoder_mask
 from .flow import FlowEstimator, flow_estimator
 from .pixels import PixelScale, tokenizer_view
-from .scores import SCORES, compact_scores
+from .token_scores import SCORES, compact_scores
 
 
 Batch = dict[str, Any]
@@ -124,11 +124,9 @@ class TargetBuilder:
 
 
 class ClipViews:
-    """The clips of one batch in the forms that tokenizer and scores take. Each form is computed at most once.
+    """The clips of one batch as tokenizer and scores see them. Each view is computed at most once.
 
-    Args:
-        builder: the [`TargetBuilder`] of the batch.
-        raw: clips (B, T, C, H, W), uint8 or normalized; None for a batch of visible tubelets.
+    `raw` are clips (B, T, C, H, W), uint8 or normalized, or None for a batch of visible tubelets.
     """
 
     def __init__(self, builder: TargetBuilder, raw: torch.Tensor | None):

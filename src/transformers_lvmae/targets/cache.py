@@ -1,14 +1,13 @@
 """Read a target cache: the tokenizer's codes and scores of a dataset, computed once by `scripts/cache_targets.py`.
 
-A cache has a folder for each split. Its `manifest.json` describes the data and settings that it was made from. Each Arrow file holds a
-fixed number of rows of one epoch of random draws. A file gets its final name when it is complete, so complete files survive a kill.
+A cache has a folder for each split. `manifest.json` describes its data and settings. Each Arrow file holds a fixed number of rows of
+one epoch of random draws. A file gets its final name when it is complete, so complete files survive a kill.
 
 Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips that training will draw can be tokenized in advance.
 If nothing is drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer
-training shows their clips again, in turn, under new masks. Clips are never transformed after caching, because the codes of a flipped
-clip are not the flipped codes of the clip. Training with other draws than the cache's is refused.
+training shows their clips again, in turn, under new masks. Training with other draws than the cache's is refused.
 
-A video that cannot be read is treated as in training: it ends the run, or another video takes its place, the same video in both cases.
+A video that cannot be read is treated as in training.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from transformers import PreTrainedConfig
 from ..data.clips import MaskedVideoClips, VideoClips, seeded
 from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
 from ..models.video_io import video_name
-from .scores import SCORES
+from .token_scores import SCORES
 
 
 MANIFEST_NAME = "manifest.json"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.clips import VideoClips
 from .builder import ClipViews, TargetBuilder
 from .cache import MANIFEST_NAME, Targets, describe_clips, fingerprint, list_shards, row_keys, shown_key
-from .scores import SCORES, compact_scores
+from .token_scores import SCORES, compact_scores
 
 
 def make_manifest(
@@ -81,11 +81,7 @@ class TargetMaker:
                 f"Got scores={scores!r} and tokenizer={getattr(builder.tokenizer, 'name_or_path', None)!r}, expected one of "
                 f"{cacheable}, and a tokenizer for learned ones: correct the spelling or pass the tokenizer."
             )
-        self.builder, self.scores = builder, scores
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.builder.tokenizer
+        self.builder, self.tokenizer, self.scores = builder, builder.tokenizer, scores
 
     @property
     def features(self) -> datasets.Features:

@@ -1,7 +1,6 @@
 """Pixels as the two models take them: normalized for the autoencoder, in [0, 1] and in its own size for the tokenizer.
 
-Training on the fly and a target cache use the same functions, so both get the same bits. The functions move no Python numbers to the
-device, because each number would make an accelerator wait.
+Training on the fly and a target cache use the same functions, so both get the same bits.
 """
 
 from typing import Any
@@ -11,9 +10,7 @@ from torch import nn
 
 
 class PixelScale:
-    """Convert between bytes, normalized pixels and pixels in [0, 1], on the device where the clips are.
-
-    The numbers of the processor move to the device once, not in every step.
+    """Convert between bytes, normalized pixels and pixels in [0, 1]. Python numbers move to the device once, not in every step.
 
     Args:
         processor: the [`LVMAEVideoProcessor`] that made the clips, with mean and deviation. None raises ValueError.
@@ -38,8 +35,7 @@ class PixelScale:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return pixels (..., C, H, W) as the autoencoder takes them, bit for bit as the processor returns them.
 
-        uint8 pixels are normalized; floating point pixels already are, and are returned unchanged. With `do_normalize=False` the last
-        bit may differ, because the processor multiplies by 1/255 and this function divides by 255.
+        Floating point pixels are normalized already, and returned unchanged. With `do_normalize=False` the last bit may differ.
         """
         if pixels.is_floating_point():
             return pixels

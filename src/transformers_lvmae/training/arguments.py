@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
+from .learning_rates import scaled_learning_rate
+
 
 def parse_arguments(*dataclass_types: type) -> tuple[Any, ...]:
     """Parse the command line into one instance of each dataclass; an unknown option ends the script with its name."""
@@ -41,12 +43,6 @@ class VideoTrainingArguments(TrainingArguments):
 
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Clips are made from the video column."})
-
-    def scale_learning_rate(self, base_learning_rate: float | None) -> None:
-        """Set `learning_rate` to a rate for 256 videos a step, scaled to the videos of a step. None leaves it as it is."""
-        if base_learning_rate is not None:
-            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.learning_rate = base_learning_rate * batch / 256
 
 
 @dataclass
@@ -145,7 +141,8 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.scale_learning_rate(self.base_learning_rate)
+        if self.base_learning_rate is not None:
+            self.learning_rate = scaled_learning_rate(self.base_learning_rate, self)
 
 
 @dataclass
@@ -182,4 +179,5 @@ class LVMAEClassificationArguments(VideoTrainingArguments):
         for name in ("ema_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): 0 switches it off.")
-        self.scale_learning_rate(self.base_learning_rate)
+        if self.base_learning_rate is not None:
+            self.learning_rate = scaled_learning_rate(self.base_learning_rate, self)

@@ -1,6 +1,5 @@
 """The classifier's Trainer."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import EvalPrediction
 from ..evaluation.accuracy import topk_accuracies
 from .arguments import LVMAEClassificationArguments
 from .averaging import AveragingTrainer
+from .learning_rates import layer_factor
 from .mixing import ClipMixing
 
 
@@ -67,9 +67,7 @@ class LVMAEClassificationTrainer(AveragingTrainer):
 
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
-        match = re.search(r"encoder\.layers\.(\d+)\.", name)
-        layer = int(match.group(1)) + 1 if match else 0 if ".embeddings." in name else depth + 1
-        return self.args.learning_rate * self.args.layer_decay ** (depth + 1 - layer)
+        return self.args.learning_rate * layer_factor(name, depth, self.args.layer_decay)
 
 
 def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:

@@ -12,8 +12,8 @@ from ..models.fsq import level_histograms, level_statistics
 from ..models.masking import first_slot_and_topk_mask
 from .arguments import FSQMagViTTrainingArguments
 from .averaging import AveragingTrainer
-from .tokenizer_adversary import Adversary
-from .tokenizer_losses import AdversarialLoss, PerceptualLoss, VideoDiscriminator
+from .perceptual_loss import PerceptualLoss
+from .tokenizer_adversary import AdversarialLoss, Adversary, VideoDiscriminator
 
 
 logger = logging.get_logger(__name__)

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
-from ..models.fsq import likeliest_codes
 from ..models.masking import gather_tubelets, split_tubelets
 from ..targets.builder import ClipViews, TargetBuilder
-from ..targets.scores import SCORES
+from ..targets.token_scores import SCORES
 from .drawing import Frames, save_rows, show_kept, show_scores, to_frames
 
 
@@ -47,8 +47,7 @@ def prediction_panels(model: nn.Module, builder: TargetBuilder, batch: dict[str,
         painted = builder.scale.restore(paint_pixels(made["pixel_values_videos"], output.logits, decoded, config))
         panels["predicted\npixels"] = show_kept(to_frames(painted[0].cpu()), decoded[0], grid)
     elif tokenizer is not None:
-        logits = output.logits
-        codes = likeliest_codes(logits, config.levels) if config.target_type == "levels" else logits.float()
+        codes = extract_model_from_parallel(model).predicted_codes(output.logits)
         predicted = codes.new_zeros(*decoded.shape, codes.shape[-1])
         predicted[decoded] = codes.flatten(0, 1)
         panels["predicted codes,\ndecoded"] = to_frames(tokenizer.decode(predicted, grid)[0].cpu())

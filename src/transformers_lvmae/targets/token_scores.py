@@ -1,7 +1,6 @@
 """Scores of tokens: the tokenizer's learned importance, and simpler scores to compare it with.
 
-A score ranks the tokens of a clip, the highest first. `LVMAEConfig.decoder_mask` names a score and says whether some tokens are drawn at
-random in addition (`DECODER_MASKS`). `SCORES` has each score's function and its input.
+A score ranks the tokens of a clip, the highest first. `DECODER_MASKS` in the config names the score of each decoder mask.
 
 The functions take clips (B, T, C, H, W) in [0, 1] and a token grid (t, h, w) and return float32 (B, t * h * w). H and W are multiples of
 h and w, and T frames fill t slots of equal length (the last frame is repeated to complete the last slot). So a grid scores the same tokens at

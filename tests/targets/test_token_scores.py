@@ -10,7 +10,7 @@ from torchvision.models.optical_flow import raft_small
 
 from transformers_lvmae import LVMAEModel
 from transformers_lvmae.targets.flow import flow_estimator
-from transformers_lvmae.targets.scores import (
+from transformers_lvmae.targets.token_scores import (
     UNLEARNED,
     everest,
     frame_difference,
