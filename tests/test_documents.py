@@ -23,8 +23,14 @@ from transformers_lvmae import FSQMagViTConfig, LVMAEConfig
 
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "model_cards").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "ARCHITECTURE.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "model_cards").glob("*.md")),
+]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 RUNS = sorted([*ROOT.glob("scripts/runs/*.sh"), *ROOT.glob("studies/runs/*.sh")])
 PROGRAMS = [
     path
