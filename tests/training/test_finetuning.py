@@ -253,3 +253,15 @@ def test_benchmark_runs_are_commands_that_the_scripts_take(name, script, tmp_pat
     assert (training.cutmix_alpha, training.label_smoothing_factor, config.drop_path_rate > 0) == (1.0, 0.1, True)
     videos = 4 * training.gradient_accumulation_steps  # clips of one video count once
     assert training.learning_rate == pytest.approx(training.base_learning_rate * videos / 256)
+
+
+def test_augmentation_options_reach_the_clips(script):
+    options = ["--dataset_name", str(CLIPS), "--rand_augment_num_ops", "2", "--rand_augment_magnitude", "3"]
+    options += ["--random_erasing_prob", "0.25", "--min_crop_scale", "0.5", "--horizontal_flip"]
+    (arguments,) = HfArgumentParser(script.LabelledVideoDataArguments).parse_args_into_dataclasses(options)
+    rows = load_video_dataset(CLIPS)["train"]
+    clips = VideoClips(rows, processor_for(tiny_config()), 8, training=True, augmentation=arguments.augmentation())
+    assert [step.transforms[0].magnitude for step in clips.recolor.transforms] == [3, 3]
+    assert clips.erase.p == 0.25
+    assert clips.crop.scale == (0.5, 1.0)
+    assert clips.augmentation.horizontal_flip
