@@ -143,7 +143,7 @@ def test_each_batch_draws_one_of_the_two():
     mixed, shares = mixing(clips[:1])
     torch.testing.assert_close(mixed, clips[:1])
     assert shares.item() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match=r"Got mixup_alpha=0.0 and cutmix_alpha=0.0, expected one above 0"):
+    with pytest.raises(ValueError, match=r"Got mixup_alpha=0.0 and cutmix_alpha=0.0, expected a positive number"):
         ClipMixing()
 
 
