@@ -1,6 +1,7 @@
 """Seeking finds the same frames as decoding from the start, at the same cost for all places in a video."""
 
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from builders import FIXTURES
 
 from transformers_lvmae.models import video_io, video_seeking
+from transformers_lvmae.models.decoder_process import Opening
 from transformers_lvmae.models.video_io import decode_video
 from transformers_lvmae.models.video_seeking import MAX_REORDER, VideoReader, VideoReadError
 
@@ -103,6 +105,10 @@ def decoded(monkeypatch):
     return counts
 
 
+def reader_of(path, *span, **kwargs):
+    return VideoReader(open(path, "rb"), *span, **kwargs)
+
+
 def assert_same(got, numbers, pictures):
     assert [number for number, _ in got] == list(range(len(numbers)))
     for (_, frame), number in zip(got, numbers):
@@ -118,11 +124,11 @@ def test_segments_are_the_frames_of_those_seconds(name, videos, decoded):
     for start, length in spans:
         numbers = np.flatnonzero((seconds >= start - 1e-6) & (seconds < start + length - 1e-6))
         if len(numbers):
-            reader = VideoReader(str(path), start, start + length)
+            reader = reader_of(path, start, start + length)
             assert reader.total == len(numbers)
             assert_same(list(reader.frames(range(reader.total))), numbers, pictures)
     assert (decoded["start"] > 0) == (name in FROM_THE_START)
-    reader = VideoReader(str(path), start=seconds[70])
+    reader = reader_of(path, start=seconds[70])
     assert_same(list(reader.frames(range(reader.total))), range(70, len(pictures)), pictures)
 
 
@@ -131,7 +137,7 @@ def test_chosen_frames_are_those_frames_of_the_whole_video(name, videos, decoded
     path, _, pictures = videos(name)
     rng = np.random.default_rng(0)
     for choice in ([len(pictures) - 1], [0, 44, 45], rng.permutation(len(pictures))[:5], range(30, 60, 4)):
-        reader = VideoReader(str(path))
+        reader = reader_of(path)
         assert reader.total == len(pictures)
         got = list(reader.frames(int(number) for number in choice))
         assert [number for number, _ in got] == sorted(choice)
@@ -161,9 +167,9 @@ def test_the_cost_does_not_depend_on_the_place(name, whole, long_video, decoded,
         packets.clear()
         first = 120 * tenth + 5
         if whole:
-            got = list(VideoReader(str(long_video / name)).frames(range(first, first + 25)))
+            got = list(reader_of(long_video / name).frames(range(first, first + 25)))
         else:
-            got = list(VideoReader(str(long_video / name), first / 25, (first + 25) / 25).frames(range(25)))
+            got = list(reader_of(long_video / name, first / 25, (first + 25) / 25).frames(range(25)))
         assert len(got) == 25
         costs.append((len(packets), decoded["jumps"]))
     read, made = np.array(costs).T
@@ -177,7 +183,7 @@ def test_the_cost_does_not_depend_on_the_place(name, whole, long_video, decoded,
 
 def test_a_segment_may_begin_before_the_first_frame(videos):
     path, _, pictures = videos("h264.mp4")
-    reader = VideoReader(str(path), -1.0, 0.2)
+    reader = reader_of(path, -1.0, 0.2)
     assert_same(list(reader.frames(range(reader.total))), range(5), pictures)
 
 
@@ -186,11 +192,11 @@ def test_an_intact_part_of_a_truncated_file_can_be_read(videos, tmp_path):
     _, _, pictures = videos("h264.mp4")
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 3 // 4])
-    reader = VideoReader(str(tmp_path / "cut.mp4"), 0.8, 1.2)
+    reader = reader_of(tmp_path / "cut.mp4", 0.8, 1.2)
     assert_same(list(reader.frames(range(reader.total))), range(20, 30), pictures)
     for span in ({}, {"start": 3.2, "end": 3.4}, {"start": 2.0}):
         with pytest.raises(VideoReadError, match=r"got \d+ frames, expected 90 by its index: it is truncated"):
-            VideoReader(str(tmp_path / "cut.mp4"), **span)
+            reader_of(tmp_path / "cut.mp4", **span)
 
 
 def test_a_codec_without_a_decoder_is_named(tmp_path):
@@ -205,7 +211,8 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
 def test_views_get_the_frames_as_they_are_decoded(frames_a_block, videos, monkeypatch):
     """As many at once as a block may hold, each once, in order."""
     path, _, pictures = videos("h264.mp4")
-    monkeypatch.setattr(video_io, "BLOCK_BYTES", frames_a_block * pictures[0].nbytes)
+    size = frames_a_block * pictures[0].nbytes
+    monkeypatch.setattr(video_io, "Opening", partial(Opening, block_bytes=size))
     blocks = []
 
     def corner(frames):
