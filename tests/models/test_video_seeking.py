@@ -5,7 +5,9 @@ from functools import partial
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
+from av.stream import Disposition
 from builders import FIXTURES
 
 from transformers_lvmae.models import video_io, video_seeking
@@ -28,6 +30,7 @@ VIDEOS = {
     "h264_variable_rate.mkv": ("libx264", {"x264-params": X264}, UNEVEN, {}),
     "h264_starts_late.mp4": ("libx264", {"x264-params": X264}, np.arange(FRAMES) * 40 + 1000, {}),
     "h264_edit_list.mp4": ("libx264", {"x264-params": X264}, np.arange(FRAMES) * 40 - 600, {}),
+    "h264_long_edit_list.mp4": ("libx264", {"x264-params": "keyint=60:bframes=3"}, np.arange(FRAMES) * 40 - 720, {}),
     "h264_fragmented.mp4": ("libx264", {"x264-params": X264}, None, {"movflags": "frag_keyframe+empty_moov"}),
     "h264_fragmented_late.mp4": ("libx264", {"x264-params": X264}, None, {"movflags": "frag_keyframe"}),
     "h264_intra_refresh.mp4": ("libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}, None, {}),
@@ -45,7 +48,7 @@ VIDEOS = {
     "h264.ts": ("libx264", {"x264-params": X264}, None, {}),
 }
 # Where decoding from the start is needed; with an edit list, for what follows the cut alone: its keyframe is cut off.
-FROM_THE_START = {"mpeg4.avi", "mpeg2.mpg", "h264.ts", "h264_intra_refresh.mp4", "h264_edit_list.mp4"}
+FROM_THE_START = {"mpeg4.avi", "mpeg2.mpg", "h264.ts", "h264_intra_refresh.mp4", "h264_edit_list.mp4", "h264_long_edit_list.mp4"}
 
 
 def write(path, codec, options, stamps=None, container_options=None, frames=FRAMES):
@@ -205,6 +208,63 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
     (tmp_path / "unknown.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
     with pytest.raises(VideoReadError, match=r"unknown\.mp4: got a codec without an FFmpeg decoder"):
         decode_video(tmp_path / "unknown.mp4", lambda metadata: [0])
+
+
+def test_the_rate_is_that_of_the_time_stamps(videos):
+    """A container's rate may be a guess: here that of the shortest distance of two frames."""
+    for name in ("h264_variable_rate.mkv", "h264_variable_rate.mp4", "h264.mp4", "vp9.webm", "mpeg4.avi", "h264.ts"):
+        path, seconds, pictures = videos(name)
+        _, metadata = decode_video(path, lambda metadata: [0])
+        assert metadata.duration == pytest.approx(seconds[-1] * len(pictures) / (len(pictures) - 1), rel=0.01)
+        assert metadata.fps == pytest.approx(len(pictures) / metadata.duration)
+    path, seconds, _ = videos("h264_variable_rate.mkv")
+    _, part = decode_video(path, lambda metadata: [0], start=1.0, end=3.0)
+    assert part.duration == pytest.approx(2.0, abs=0.15)
+
+
+# Of a file that was cut, all these play what is left. MPEG-TS shows the loss unless it was cut between two packets.
+@pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm", "h264.ts", "h264.flv", "mpeg2.mpg", "mpeg4.avi", "wmv2.wmv", "vp8.ivf"])
+def test_a_truncated_file_says_so(name, tmp_path):
+    codec = {"h264": "libx264", "vp8": "libvpx", "mpeg2": "mpeg2video", "mpeg4": "mpeg4", "wmv2": "wmv2"}[name.split(".")[0]]
+    write(tmp_path / name, codec, {"g": "10"})
+    _, whole = decode_video(tmp_path / name, lambda metadata: [0])
+    assert (whole.fault, whole.total_num_frames) == (None, FRAMES)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 7 // 10 // 188 * 188 + 1])
+    _, cut = decode_video(tmp_path / name, lambda metadata: [0])
+    assert cut.total_num_frames < FRAMES
+    assert cut.fault.startswith("got ")
+    assert "expected" in cut.fault
+
+
+def test_a_title_of_any_bytes_is_no_fault(tmp_path):
+    for ending in ("mp4", "mkv", "avi"):
+        path = tmp_path / f"clip.{ending}"
+        with av.open(str(path), "w") as container:
+            container.metadata["title"] = "TITLEINLATIN"
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+            container.mux(stream.encode())
+        data = path.read_bytes()
+        assert b"TITLEINLATIN" in data
+        path.write_bytes(data.replace(b"TITLEINLATIN", b"TITLE\xe9\xff\xfe\x80\xc0TI"))
+        assert decode_video(path, lambda metadata: [0])[1].total_num_frames == 1
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    """A song with its cover has no video, and a film with a cover is the film."""
+    cover = tmp_path / "cover.jpg"
+    PIL.Image.new("RGB", (64, 64), (255, 0, 0)).save(cover)
+    with av.open(str(tmp_path / "song.mp4"), "w") as container, av.open(str(cover)) as picture:
+        stream = container.add_stream_from_template(picture.streams.video[0])
+        stream.disposition = Disposition.attached_pic
+        for packet in picture.demux():
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    with pytest.raises(VideoReadError, match="got a file without a video stream"):
+        decode_video(tmp_path / "song.mp4", lambda metadata: [0])
 
 
 @pytest.mark.parametrize("frames_a_block", [1, 2, 3, 100])
