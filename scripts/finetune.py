@@ -198,7 +198,8 @@ def main() -> None:
         processing_class=processor,
     )
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        settings = (model_args, data_args, adapter_args, train_clips.fingerprint())
+        train_and_save(trainer, *settings, dataset=data_args.dataset_name)
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
     trainer.save_metrics("memory", size)
@@ -207,7 +208,7 @@ def main() -> None:
     if test_rows is not None:
         test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
         result = trainer.predict(trainer_dataset(test_clips))
-        metrics = {
+        metrics: dict[str, Any] = {
             **(result.metrics or {}),
             "test_samples": len(result.predictions),
             "test_classes": model.config.num_labels,

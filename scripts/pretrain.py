@@ -127,7 +127,7 @@ def main() -> None:
     shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **evaluation))
     trainer.add_callback(PredictionPictures(trainer, shown))
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        train_and_save(trainer, model_args, data_args, train_clips.fingerprint(), dataset=data_args.dataset_name)
     trainer.end()
 
 

@@ -134,7 +134,8 @@ def main() -> None:
         data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
     )
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        settings = (model_args, data_args, selection_args, train_clips.fingerprint())
+        train_and_save(trainer, *settings, dataset=data_args.dataset_name)
     if trainer.is_world_process_zero():
         save_curves(os.path.join(training_args.output_dir, "losses.png"), trainer.state.log_history)
     trainer.end()

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import sys
 
 import pytest
@@ -103,7 +104,8 @@ def test_a_wrong_option_ends_a_program_with_one_sentence(name, parsers, tmp_path
             continue  # refused by the program itself
         said = complaint(parser, [*NEEDED[name], *options], capsys)
         assert said.startswith("error: Got "), (options, said)
-        assert said.count("\n") == 1 and ", expected " in said and ": " in said[11:], (options, said)
+        assert said.count("\n") == 1, (options, said)
+        assert re.search(", expected .*: ", said), (options, said)
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
@@ -140,7 +142,7 @@ def test_a_program_says_one_sentence_where_its_user_erred():
     def err():
         raise ValueError("Validation failed:\n    ValueError: Got mask_ratio=2, expected less than 1: lower it.")
 
-    with pytest.raises(SystemExit, match="^error: Got mask_ratio=2, expected less than 1: lower it.$"):
+    with pytest.raises(SystemExit, match=r"^error: Got mask_ratio=2, expected less than 1: lower it\.$"):
         run(err)
 
     def fault():
@@ -152,7 +154,9 @@ def test_a_program_says_one_sentence_where_its_user_erred():
     def fill():
         raise RuntimeError("writing failed") from OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(SystemExit, match="^error: Got a full disk .* free some space and start the same command again"):
+    with pytest.raises(
+        SystemExit, match=r"^error: Got a full disk .* free some space and start the same command again"
+    ):
         run(fill)
     with pytest.raises(SystemExit) as ended:
         run(lambda: 3)

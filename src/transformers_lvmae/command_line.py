@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -81,12 +81,12 @@ def number(kind: type, interval: str) -> Callable[[str], float]:
 class CommandLine(HfArgumentParser):
     """A parser of dataclasses, of arguments of its own, or of both. Options have their whole names; numbers are in their ranges."""
 
-    def __init__(self, dataclass_types: Iterable[type] = (), **kwargs: Any):
+    def __init__(self, dataclass_types: Any = (), **kwargs: Any):
         if not dataclass_types:
             kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
 
-    def add_argument(self, *names: str, within: str | None = None, **options: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: str, within: str | None = None, **options: Any) -> argparse.Action:
         """Add an argument; `within` is the range of its number."""
         if options.get("type") in (int, float):
             options["type"] = number(options["type"], within or "(-inf, inf)")

@@ -22,7 +22,7 @@ from ..models.video_io import View, decode_clips, video_name
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
 from .broken_videos import BrokenVideos
-from .datasets import segment_of
+from .datasets import rows_fingerprint, segment_of
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
@@ -172,6 +172,14 @@ class VideoClips(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these rows from others, for the settings of a run."""
+        return rows_fingerprint(self.rows, self.video_column, self.label_column)
+
+    def video_names(self, indices: list[int]) -> list[str]:
+        """Return the names of rows' videos, as error messages show them."""
+        return [video_name(self.rows[index][self.video_column]) for index in indices]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items(index)[0]

@@ -68,8 +68,9 @@ class VideoTrainingArguments(TrainingArguments):
 
     default_rates: ClassVar[dict[str, float]] = {}  # the rate that is taken where none is given
 
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate; the trainer's class has the default."}
+    learning_rate: float = field(  # None until `set_learning_rate`
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Peak learning rate; the trainer's class has the default."},
     )
     base_learning_rate: float | None = field(
         default=None,
