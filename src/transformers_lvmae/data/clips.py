@@ -23,7 +23,7 @@ from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
 from ..models.video_sources import VideoAccess, video_name
 from .broken_videos import BrokenVideos
-from .datasets import segment_of
+from .datasets import rows_fingerprint, segment_of
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
@@ -179,6 +179,14 @@ class VideoClips(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these rows from others, for the settings of a run."""
+        return rows_fingerprint(self.rows, self.video_column, self.label_column)
+
+    def video_names(self, indices: list[int]) -> list[str]:
+        """Return the names of rows' videos, as error messages show them."""
+        return [video_name(self.rows[index][self.video_column]) for index in indices]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items(index)[0]
