@@ -50,7 +50,8 @@ class VideoDataArguments:
         default=1, metadata={"help": "In training, clips of each video; a batch has this many times more clips."}
     )
     on_error: str = field(
-        default="skip", metadata={"help": "If a training video cannot be read: skip (replace and report it) or raise."}
+        default="skip",
+        metadata={"help": "If a video cannot be read: skip (report it; training takes another instead) or raise."},
     )
     max_broken_share: float = field(default=0.1, metadata={"help": "Largest share of videos that may be broken."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N videos."})

@@ -64,7 +64,7 @@ class BrokenVideos:
 
     def _write(self, line: dict[str, str]) -> None:
         if self.folder is None:
-            logger.warning(f"{line['fault']} Another video takes its place.")
+            logger.warning(f"{line['fault']} It is skipped.")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / f"{socket.gethostname()}_{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
@@ -85,5 +85,8 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path = Path(folder).with_suffix(".json")
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
-        logger.warning(f"{len(broken)} videos could not be read; others took their places ({path}):\n{faults}")
+        logger.warning(
+            f"{len(broken)} videos could not be read. Training took others in their places, and evaluation left them out "
+            f"({path}):\n{faults}"
+        )
     return broken
