@@ -147,6 +147,8 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
         "video_io",
         "video_processing_lvmae",
         "video_seeking",
+        "video_sources",
+        "decoder_process",
     }
     # transformers depends on these two itself; its video processors import torchvision.
     packages = {name for path in tmp_path.glob("*.py") for name in get_imports(path)} - {"huggingface_hub", "numpy"}

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
 from ..models.configuration_lvmae import LVMAEConfig
-from .accuracy import topk_accuracies
+from .accuracy import predicts, ranks, topk_accuracies
 from .views import Predictions
 
 
@@ -46,10 +46,9 @@ def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float
     metrics = topk_accuracies(logarithms, predictions.labels, config.label_sets)
     for label_set, (probabilities, labels, _) in by_label_set(predictions, config).items():
         prefix = "" if config.label_sets is None else f"{label_set}_"
-        counts = confusion_counts(probabilities, labels)
-        present = counts.sum(axis=1) > 0
-        recalls = counts.diagonal()[present] / counts.sum(axis=1)[present]
-        metrics[f"{prefix}mean_class_accuracy"] = float(recalls.mean())
+        clips = np.bincount(labels)
+        right = np.bincount(labels, weights=ranks(probabilities, labels) == 0)
+        metrics[f"{prefix}mean_class_accuracy"] = float((right[clips > 0] / clips[clips > 0]).mean())
     return metrics
 
 
@@ -75,12 +74,15 @@ def accuracies_by_length(
 def confusion_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the confusion matrix, int64 (C, C): how often class i (row, true) was predicted as class j (column).
 
+    Rows whose probabilities are not finite predict nothing and are in no cell.
+
     Args:
         probabilities: (rows, C).
         labels: (rows,).
     """
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    known = predicts(probabilities)
+    np.add.at(counts, (labels[known], probabilities[known].argmax(axis=1)), 1)
     return counts
 
 
