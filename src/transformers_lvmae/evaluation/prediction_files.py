@@ -43,9 +43,9 @@ def write_predictions(
     rows, video_column, total = views.rows, views.video_column, len(views.rows)
     places = np.setdiff1d(np.arange(total), predictions.skipped)
     path_column = f"{video_column}.path"
-    videos = rows.select_columns([video_column]).flatten().select_columns([path_column])[path_column]
+    paths = rows.select_columns([video_column]).flatten().select_columns([path_column]).with_format("arrow")[:]
     schema: dict[str, Any] = {"video": datasets.Value("string")}
-    columns: dict[str, list[Any]] = {"video": [video or "<bytes>" for video in videos]}
+    columns: dict[str, list[Any]] = {"video": [path or "<bytes>" for path in paths[path_column].to_pylist()]}
     for time in ("start", "end"):
         schema[time] = datasets.Value("float64")
         columns[time] = list(rows[time]) if time in rows.column_names else [None] * total
