@@ -17,7 +17,7 @@ JOINT_NAME = "action"  # EPIC-Kitchens calls the pair of a verb and a noun an ac
 
 def predicts(scores: np.ndarray) -> np.ndarray:
     """Return True for each row (B,) of `scores` (B, C) that has a prediction: no NaN, no +inf, and a finite score."""
-    return np.logical_and((scores < np.inf).all(axis=1), (scores > -np.inf).any(axis=1))
+    return np.asarray((scores < np.inf).all(axis=1) & (scores > -np.inf).any(axis=1))
 
 
 def ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def joint_ranks(parts: Sequence[np.ndarray], labels: np.ndarray, limit: int) -> 
         scores = (scores[:, :, None] + best_scores[:, None]).reshape(count, -1)
         numbers = (numbers[:, :, None] * part.shape[1] + best[:, None]).reshape(count, -1)
         right = right * part.shape[1] + column[:, None]
-    found = (numbers == right) & np.stack([predicts(part) for part in parts]).all(axis=0)[:, None]
+    found = (numbers == right) & np.logical_and.reduce([predicts(part) for part in parts])[:, None]
     return np.where(found.any(axis=1), np.minimum(ranks(scores, found.argmax(axis=1)), limit), limit)
 
 
@@ -102,7 +102,7 @@ def _shares(prefix: str, rank: np.ndarray, ks: Sequence[int]) -> dict[str, float
 
 def _count_non_finite(parts: Sequence[np.ndarray]) -> dict[str, float]:
     """Return {"non_finite": number of rows without a prediction in some set}, or {} if there are none."""
-    count = int((~np.stack([predicts(part) for part in parts]).all(axis=0)).sum())
+    count = int((~np.logical_and.reduce([predicts(part) for part in parts])).sum())
     if count:
         logger.warning(
             f"Got scores that are not finite for {count} of {len(parts[0])} clips, expected numbers: these clips count as wrong. The "
