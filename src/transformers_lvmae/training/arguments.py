@@ -123,7 +123,21 @@ class SelectionArguments:
 
 @dataclass
 class LVMAEPreTrainingArguments(VideoTrainingArguments):
-    """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
+    """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, no clipping.
+
+    The rate rises for 5 % of the steps (VideoMAE: 40 of 800 epochs) and falls on a cosine to 1/15 of the peak (1e-5 of 1.5e-4).
+    """
+
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all steps (VideoMAE: 40 epochs)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr",
+        metadata={
+            "help": "Schedule of the learning rate; this one ends at 1/15 of the peak unless lr_scheduler_kwargs says else."
+        },
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the gradient; 0 = no clipping."})
 
     base_learning_rate: float | None = field(
         default=1.5e-4, metadata={"help": "Learning rate for a batch of 256, scaled to the run's batch."}
@@ -141,6 +155,8 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 1 / 15}
         if self.base_learning_rate is not None:
             self.learning_rate = scaled_learning_rate(self.base_learning_rate, self)
 
