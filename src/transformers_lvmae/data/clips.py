@@ -31,7 +31,7 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the center.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered and no more, then crops the center.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
@@ -39,7 +39,7 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
-    return LVMAEVideoProcessor(size={"shortest_edge": max(height, width)}, crop_size=crop_size, **kwargs)
+    return LVMAEVideoProcessor(size={"shortest_edge": min(height, width)}, crop_size=crop_size, **kwargs)
 
 
 @contextmanager

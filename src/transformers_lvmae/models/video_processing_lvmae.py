@@ -185,12 +185,15 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def fit(self, frames: torch.Tensor) -> torch.Tensor:
         """Resize and center-crop frames (..., C, H, W) to the model's size; dtype and range of values stay."""
         if self.do_resize:
-            frames = self.resize(frames, self.size, resample=self.resample)
+            size = self.size_to_crop(self.size, self.crop_size) if self.do_center_crop else self.size
+            frames = self.resize(frames, size, resample=self.resample)
         return self.center_crop(frames, self.crop_size) if self.do_center_crop else frames
 
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         for video in videos:
             self._check_channels(video.shape[1], kwargs)
+        if kwargs["do_center_crop"]:
+            kwargs["size"] = self.size_to_crop(kwargs["size"], kwargs["crop_size"])
         return self._to_batch(super()._preprocess(videos, **kwargs)["pixel_values_videos"], return_tensors)
 
 
