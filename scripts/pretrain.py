@@ -1,7 +1,7 @@
 """Pre-train LVMAE on videos: a masked decoder predicts the codes of a frozen tokenizer.
 
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/pretrain \\
-        --model_size base --num_train_epochs 1600 --warmup_steps 0.025
+        --model_size base --num_train_epochs 1600 --crop_scales 1 0.875 0.75 0.66
 
 The tokenizer runs on the fly, on the same clip as the model. With `--target_cache` (written by scripts/cache_targets.py with the same
 options for clips) its codes are read instead, and the data loader sends only a clip's visible tubelets. `--encoder_mask` chooses the

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -131,6 +132,17 @@ def test_spatial_views_lie_along_the_longer_side(shape, places):
         region = frame[..., top : top + side, left : left + side]
         assert torch.equal(views.crop_view(frame, view), views.processor.fit(region))
     assert torch.equal(make_views().crop_view(frame, 0), views.processor.fit(frame))
+
+
+def test_views_of_a_model_that_is_not_square_show_the_whole_region():
+    processor = processor_for(tiny_config(image_size=(32, 56)))
+    frame = torch.randint(0, 256, (3, 100, 200), dtype=torch.uint8)
+    places = VideoViews([], processor, 8, spatial_views=3)
+    for view, left in enumerate((0, 12, 25)):
+        expected = resize(frame[..., left : left + 175], [32, 56], antialias=True)
+        assert torch.equal(places.crop_view(frame, view), expected)
+    whole = resize(frame, [32, 64], antialias=True)
+    assert torch.equal(processor.fit(frame), center_crop(whole, [32, 56]))
 
 
 def test_less_than_one_view_is_refused():

@@ -32,7 +32,7 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the center.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered and no more, then crops the center.
 
     Of a file, it takes `config.num_frames` frames unless the call says otherwise.
 
@@ -42,7 +42,7 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
-    settings = {"size": {"shortest_edge": max(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
+    settings = {"size": {"shortest_edge": min(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
     return LVMAEVideoProcessor(**settings | kwargs)
 
 

@@ -19,9 +19,10 @@ from ..data.clips import to_pixels
 from ..data.datasets import segment_of
 from ..data.frame_sampling import FrameSampling
 from ..models.configuration_lvmae import LVMAEConfig
-from ..models.video_io import decode_clips, video_name
+from ..models.video_io import decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
+from ..models.video_sources import VideoAccess, video_name
 
 
 class VideoViews(Dataset):
@@ -48,6 +49,7 @@ class VideoViews(Dataset):
         video_column: column of videos.
         label_column: column of class ids, or several columns; [`predict`] reads it. None if the rows have no labels.
         broken: counts and records the videos that cannot be read. Without it, such a video raises an error.
+        access: what a row's video may open, and limits of bytes and seconds.
 
     Raises:
         ValueError: less than one view.
