@@ -145,7 +145,7 @@ def find_splits(found: Found, names: Sequence[str]) -> FolderSplits:
         return _splits_of_names(found, folders)
     tops = {parts[depth] for parts in folders.values() if len(parts) > depth}
     exact = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
-    split_names = exact or {top: split_of(top) for top in tops}
+    split_names: dict[str, str | None] = {**exact} or {top: split_of(top) for top in tops}
     splits: FolderSplits = {}
     outside = []
     for name, parts in folders.items():
