@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, load_video_dataset
 from transformers_lvmae.models.video_io import decode_video, video_name
 from transformers_lvmae.models.video_seeking import VideoReadError
@@ -54,12 +55,14 @@ def corner(frames: torch.Tensor) -> torch.Tensor:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("dataset_name", help="--dataset_name of the training scripts")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
-    parser.add_argument("--num_frames", type=int, help="frames to decode per video (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that decode (default: %(default)s)")
+    parser.add_argument("--num_frames", type=int, within="[1, inf)", help="frames to decode per video (default: all)")
+    parser.add_argument(
+        "--workers", type=int, within="[1, inf)", default=1, help="processes that decode (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, help="write the broken videos and their faults to this JSON file")
     return parser.parse_args(argv)
 
@@ -80,4 +83,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

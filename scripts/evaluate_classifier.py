@@ -16,9 +16,11 @@ from accelerate import Accelerator
 from transformers import AutoVideoProcessor
 
 from transformers_lvmae import LVMAEForVideoClassification
+from transformers_lvmae.command_line import check_ranges, run
 from transformers_lvmae.data import FrameSampling, load_video_dataset, select_split
 from transformers_lvmae.evaluation.reports import write_evaluation
 from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
+from transformers_lvmae.sharing.loading import check_head
 from transformers_lvmae.training.arguments import parse_arguments
 
 
@@ -36,7 +38,8 @@ class EvaluationArguments:
     frame_stride: int | None = field(
         default=None,
         metadata={
-            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it."
+            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it.",
+            "within": "[1, inf)",
         },
     )
     frame_jitter: bool = field(
@@ -49,18 +52,30 @@ class EvaluationArguments:
             "help": "What to do with too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
         },
     )
-    temporal_views: int = field(default=1, metadata={"help": "Clips per video, from its beginning to its end."})
-    spatial_views: int = field(default=1, metadata={"help": "Crops per clip along its longer side."})
-    batch_size: int = field(default=8, metadata={"help": "Clips per forward pass on each process."})
-    num_workers: int = field(
-        default=0, metadata={"help": "Processes that decode videos, per process that runs the model."}
+    temporal_views: int = field(
+        default=1, metadata={"help": "Clips per video, from its beginning to its end.", "within": "[1, inf)"}
     )
+    spatial_views: int = field(
+        default=1, metadata={"help": "Crops per clip along its longer side.", "within": "[1, inf)"}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "Clips per forward pass on each process.", "within": "[1, inf)"}
+    )
+    num_workers: int = field(
+        default=0,
+        metadata={"help": "Processes that decode videos, per process that runs the model.", "within": "[0, inf)"},
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        FrameSampling(self.frame_stride, self.frame_jitter, self.short_videos)
 
 
 def main() -> None:
     (args,) = parse_arguments(EvaluationArguments)
     accelerator = Accelerator()
     columns = args.label_column.split(",")
+    check_head(args.model_name_or_path, LVMAEForVideoClassification)
     model = LVMAEForVideoClassification.from_pretrained(args.model_name_or_path)
     splits = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column, columns)
     rows = select_split(splits, args.split)
@@ -87,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,6 +12,7 @@ left out and counted, and missing_videos.txt in the output folder lists the vide
 import argparse
 from pathlib import Path
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
 from transformers_lvmae.data.annotations import Annotations, BuiltDataset, build_dataset
 from transformers_lvmae.data.tables import AnnotationError
@@ -21,7 +22,7 @@ SHOWN_NAMES = 5
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("name", choices=sorted(BENCHMARKS), help="the benchmark, or csv for your own table")
     parser.add_argument("--annotations", nargs="+", required=True, help="official annotation files, or their folders")
     parser.add_argument("--videos", required=True, help="folder of the videos; its sub-folders are searched, too")
@@ -55,4 +56,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
+from ..command_line import check_ranges
 from .clips import VideoReading
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation
@@ -22,7 +23,9 @@ class VideoDataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Train on a stream of the dataset, shuffled in a buffer; needs --max_steps."}
     )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Number of rows in a stream's shuffle buffer."})
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Number of rows in a stream's shuffle buffer.", "within": "[1, inf)"}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on while training."})
     video_column: str = field(default="video", metadata={"help": "Column of videos."})
@@ -30,7 +33,8 @@ class VideoDataArguments:
         default="label", metadata={"help": "Column of classes (names or ids); 'verb,noun' for two labels at once."}
     )
     frame_stride: int | None = field(
-        default=None, metadata={"help": "Take frames this far apart; by default, evenly over the whole video."}
+        default=None,
+        metadata={"help": "Take frames this far apart; by default, evenly over the whole video.", "within": "[1, inf)"},
     )
     frame_jitter: bool = field(
         default=False, metadata={"help": "One frame of each equal part: at random in training, else the middle one."}
@@ -39,22 +43,43 @@ class VideoDataArguments:
         default="stretch", metadata={"help": "Too few frames: stretch (repeat evenly), loop, or pad (repeat the last)."}
     )
     min_crop_scale: float = field(
-        default=1.0, metadata={"help": "In training, crop at random down to this share of the area; 1 = center crop."}
+        default=1.0,
+        metadata={
+            "help": "In training, crop at random down to this share of the area; 1 = center crop.",
+            "within": "(0, 1]",
+        },
     )
     crop_scales: list[float] = field(
         default_factory=list,
-        metadata={"help": "In training, VideoMAE's crop with these shares of the shorter side: 1 0.875 0.75 0.66."},
+        metadata={
+            "help": "In training, VideoMAE's crop with these shares of the shorter side: 1 0.875 0.75 0.66.",
+            "within": "(0, 1]",
+        },
     )
     horizontal_flip: bool = field(default=False, metadata={"help": "In training, mirror half of the clips."})
     num_clips: int = field(
-        default=1, metadata={"help": "In training, clips of each video; a batch has this many times more clips."}
+        default=1,
+        metadata={
+            "help": "In training, clips of each video; a batch has this many times more clips.",
+            "within": "[1, inf)",
+        },
     )
     on_error: str = field(
         default="skip", metadata={"help": "If a training video cannot be read: skip (replace and report it) or raise."}
     )
-    max_broken_share: float = field(default=0.1, metadata={"help": "Largest share of videos that may be broken."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N videos."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N videos."})
+    max_broken_share: float = field(
+        default=0.1, metadata={"help": "Largest share of videos that may be broken.", "within": "[0, 1]"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first N videos.", "within": "[1, inf)"}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first N videos.", "within": "[1, inf)"}
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self.sampling(), self.augmentation(), self.reading(None)  # they refuse what cannot be
 
     @property
     def label_columns(self) -> str | list[str]:
