@@ -112,6 +112,7 @@ def _load_described(
     """Load the videos that metadata files name in the column `file_name`, relative to the folders of these files."""
     tables: list[datasets.Dataset] = []
     files: list[str | None] = []
+    matched = set(found.files)
     for name in metadata:
         rows, place = _read_table(found.root / name, video_column, labels)
         key = next((key for key in ("file_name", f"{video_column}_file_name") if key in rows.column_names), None)
@@ -119,7 +120,7 @@ def _load_described(
             raise AnnotationError(
                 f"Got columns {rows.column_names} in {found.root / name}, expected 'file_name': add it."
             )
-        files += [_described_file(found, name, file, place(number)) for number, file in enumerate(rows[key])]
+        files += [_described_file(found, matched, name, file, place(number)) for number, file in enumerate(rows[key])]
         tables.append(rows.rename_column(key, video_column))
     joined = datasets.concatenate_datasets(tables)
     named = dict.fromkeys(name for name in files if name is not None)
@@ -134,7 +135,7 @@ def _load_described(
     return loaded
 
 
-def _described_file(found: Found, metadata: str, file: Any, place: str) -> str | None:
+def _described_file(found: Found, matched: set[str], metadata: str, file: Any, place: str) -> str | None:
     """Return the path of a metadata row's file from the root; None if a pattern leaves it out."""
     path = os.path.normpath(os.path.join(os.path.dirname(metadata), str(file or "").strip()))
     outside = os.path.relpath(path, os.path.dirname(metadata) or ".").startswith("..")
@@ -143,7 +144,7 @@ def _described_file(found: Found, metadata: str, file: Any, place: str) -> str |
             f"Got file_name {file!r} in {place}, expected a path below the folder of the metadata file: correct the row."
         )
     if found.is_pattern:
-        return path if path in found.files else None
+        return path if path in matched else None
     if not (found.root / path).is_file():
         raise AnnotationError(
             f"Got file_name {file!r} in {place}, expected a file that exists: correct or remove the row."
@@ -170,7 +171,7 @@ def load_tables(names: Sequence[str | os.PathLike], video_column: str, labels: S
         if kind in ("csv", "text"):
             rows = datasets.concatenate_datasets([_read_table(path, video_column, labels)[0] for path in paths])
         else:
-            rows = _load_shards(kind, paths, video_column, streaming and kind != "json")
+            rows = _load_shards(kind, paths, video_column, labels, streaming and kind != "json")
         loaded.append(_resolved(rows, video_column, folder))
     return loaded[0] if len(loaded) == 1 else datasets.concatenate_datasets(loaded)
 
@@ -179,7 +180,7 @@ def _read_table(path: Path, video_column: str, labels: Sequence[str]) -> tuple[d
     """Read a list or table whole, and return a function that says where a row is."""
     kind = TABLES[path.suffix.lower()][0]
     if kind not in ("csv", "text"):
-        return _load_shards(kind, [path], video_column), lambda number: f"row {number + 1} of {path}"
+        return _load_shards(kind, [path], video_column, labels), lambda number: f"row {number + 1} of {path}"
     rows = read_table_or_list(path, video_column)
     cells = {column: typed([row[column] for row in rows]) for column in rows[0]}
     if video_column in cells:
@@ -220,18 +221,17 @@ def read_table_or_list(path: Path, video_column: str, text_as_table: str | None 
         AnnotationError: the file is neither, or a line is wrong.
     """
     lines = read_lines(path)
-    is_text = path.suffix.lower() == ".txt"
-    if lines and (LABELLED_LINE.fullmatch(lines[0][1]) or (is_text and (text_as_table or "\n") not in lines[0][1])):
-        return _read_list(path, video_column)
-    rows = read_rows(path, separator=TABLES[path.suffix.lower()][1].get("sep", ","))
-    if video_column not in rows[0] and LINE_WITH_MORE.match(lines[0][1]):
+    first = lines[0][1] if lines else ""
+    is_list = path.suffix.lower() == ".txt" and not (text_as_table and text_as_table in first)
+    if is_list or LABELLED_LINE.fullmatch(first):
+        return _read_list(path, lines, video_column)
+    if LINE_WITH_MORE.match(first):  # no header
         raise AnnotationError(_no_list(*lines[0]))
-    return rows
+    return read_rows(path, separator=TABLES[path.suffix.lower()][1].get("sep", ","))
 
 
-def _read_list(path: Path, video_column: str) -> list[Row]:
+def _read_list(path: Path, lines: list[tuple[str, str]], video_column: str) -> list[Row]:
     """Read a list: one path a line, or a path and a label on every line."""
-    lines = read_lines(path)
     if not lines:
         raise AnnotationError(f"Got {path} without lines, expected one path a line: fill it.")
     matches = [LABELLED_LINE.fullmatch(line) for _, line in lines]
@@ -251,7 +251,9 @@ def _no_list(place: str, line: str) -> str:
     )
 
 
-def _load_shards(kind: str, paths: Sequence[Path], video_column: str, streaming: bool = False) -> Rows:
+def _load_shards(
+    kind: str, paths: Sequence[Path], video_column: str, labels: Sequence[str], streaming: bool = False
+) -> Rows:
     if kind == "json":
         for path in paths:
             read_text(path)  # names a line that is not UTF-8
@@ -262,34 +264,36 @@ def _load_shards(kind: str, paths: Sequence[Path], video_column: str, streaming:
             f"Got {', '.join(map(str, paths[:3]))}, expected {kind} ({error.__cause__ or error}): write the file again."
         ) from error
     if kind == "webdataset":
-        rows = _flat_samples(rows, video_column, paths[0])
+        rows = _flat_samples(rows, video_column, labels, paths[0])
     if not streaming:
         check_segments(rows, str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files")
     return rows
 
 
-def _flat_samples(rows: Rows, video_column: str, path: Path) -> Rows:
+def _flat_samples(rows: Rows, video_column: str, labels: Sequence[str], path: Path) -> Rows:
     """Turn the fields of a WebDataset into columns: the video, each key of json, and cls or txt as label where json has none."""
     fields = [name for name in rows.features if is_video(f"video.{name}")]
-    if len(fields) != 1:
+    if len(fields) != 1 or (isinstance(rows, datasets.Dataset) and rows.data.column(fields[0]).null_count):
         raise AnnotationError(
-            f"Got samples of {sorted(rows.features)} in {path}, expected one video in each, always with the same ending: write the shards again."
+            f"Got samples of {sorted(rows.features)} in {path}, expected one video in each, always with the same ending: write the "
+            "shards again."
         )
     rows = rows.cast_column(fields[0], datasets.Video(decode=False))
     inside = rows.features.get("json")
     keys = inside if isinstance(inside, dict) else {}
-    columns = {f"json.{key}": key for key in keys} | {fields[0]: video_column}
+    columns = {f"json.{key}": key for key in keys if key != video_column} | {fields[0]: video_column}
     label = next((name for name in ("cls", "txt") if name in rows.features), None)
-    if label is not None and "label" not in keys:
-        columns[label] = "label"
+    if label is not None:
+        columns[label] = label if "label" in keys or label in labels else "label"
     if keys and isinstance(rows, datasets.Dataset):
-        lifted = [datasets.Dataset(rows.select_columns("json").flatten(max_depth=2).data)]
-        rows = datasets.concatenate_datasets([rows.remove_columns("json"), *lifted], axis=1)
+        lifted = rows.select_columns("json").flatten(max_depth=2)
+        rows = datasets.concatenate_datasets([rows.remove_columns("json"), lifted], axis=1)
     elif keys:
         others = {name: feature for name, feature in rows.features.items() if name != "json"}
         features = datasets.Features(others | {f"json.{key}": feature for key, feature in keys.items()})
         rows = rows.map(_lift_json, features=features, remove_columns=["json"])
-    return rows.select_columns(["__key__", *columns]).rename_columns(columns)
+    renamed = {old: new for old, new in columns.items() if old != new}
+    return rows.select_columns(["__key__", *columns]).rename_columns(renamed)
 
 
 def _lift_json(sample: dict[str, Any]) -> dict[str, Any]:
@@ -307,21 +311,32 @@ def _resolved(rows: Rows, column: str, folder: Path) -> Rows:
     feature = rows.features.get(column)
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         return rows  # bytes need no path; if the column is missing, the caller raises
-    features = datasets.Features({**rows.features, column: datasets.Video(decode=False)})
     options = {"column": column, "folder": str(folder.absolute())}
+    if isinstance(rows, datasets.Dataset):
+        paths = [_absolute(video, number, **options) for number, video in enumerate(rows[column])]
+        return replace_column(rows, column, paths, datasets.Value("string"))
+    features = datasets.Features({**rows.features, column: datasets.Video(decode=False)})
     return rows.map(_resolve, fn_kwargs=options, features=features, with_indices=True)
 
 
-def _resolve(row: dict[str, Any], number: int, column: str, folder: str) -> dict[str, dict[str, str | None]]:
-    video = (row[column] or "").strip()
+def _absolute(video: str | None, number: int, column: str, folder: str) -> str:
+    video = (video or "").strip()
     if not video:
         raise AnnotationError(
             f"Got no {column} in row {number + 1} of the tables in {folder}, expected its path: fill it or remove the row."
         )
-    return {column: {"path": video if "://" in video else os.path.normpath(os.path.join(folder, video)), "bytes": None}}
+    return video if "://" in video else os.path.normpath(os.path.join(folder, video))
+
+
+def _resolve(row: dict[str, Any], number: int, column: str, folder: str) -> dict[str, dict[str, str | None]]:
+    return {column: {"path": _absolute(row[column], number, column, folder), "bytes": None}}
 
 
 def replace_column(rows: datasets.Dataset, column: str, values: list[Any], feature: Any) -> datasets.Dataset:
     """Put other values into a column, without copying the others."""
-    names = rows.column_names
-    return rows.remove_columns(column).add_column(column, values, feature=feature).select_columns(names)
+    replaced = datasets.Dataset.from_dict({column: values}, features=datasets.Features({column: feature}))
+    others = [name for name in rows.column_names if name != column]
+    if not others:
+        return replaced
+    joined = datasets.concatenate_datasets([rows.select_columns(others), replaced], axis=1)
+    return joined.select_columns(rows.column_names)

@@ -125,19 +125,16 @@ def report_ignored(root: Path, ignored: Sequence[str], reason: str) -> None:
     """Log the number of ignored files, their endings and some of their names."""
     if ignored:
         endings = Counter(os.path.splitext(name)[1] or "no ending" for name in ignored)
-        kinds = ", ".join(f"{number:,} {ending}" for ending, number in endings.most_common(SHOWN_FILES + 3))
-        more = ", ..." if len(ignored) > SHOWN_FILES else ""
-        logger.warning(
-            f"{len(ignored):,} files in {root} are ignored because {reason} ({kinds}): {', '.join(ignored[:SHOWN_FILES])}{more}"
-        )
+        kinds = ", ".join(f"{number:,} {ending}" for ending, number in endings.most_common())
+        logger.warning(f"{root}: files ignored because {reason}: {kinds}, such as {', '.join(ignored[:SHOWN_FILES])}")
 
 
 def find_splits(found: Found, names: Sequence[str]) -> FolderSplits:
     """Sort files into splits: split -> file -> its folders below the split's folder.
 
     A split is a folder named as in `SPLIT_NAMES`, at the top or below a single folder ("videos/train"). Without such a folder, the
-    names of files may say it, if all of them do ("train-00000-of-00002.parquet"); otherwise the split is train. Videos outside of the splits'
-    folders are left out and reported.
+    names of files may say it, if all of them do ("train-00000-of-00002.parquet"); otherwise the split is train. Files outside of
+    the folders of the splits are left out and reported.
 
     Raises:
         AnnotationError: folders of splits lie at several depths or below classes, or only some names of files have a split.
@@ -146,10 +143,13 @@ def find_splits(found: Found, names: Sequence[str]) -> FolderSplits:
     depth = _split_depth(set(folders.values()))
     if depth is None:
         return _splits_of_names(found, folders)
+    tops = {parts[depth] for parts in folders.values() if len(parts) > depth}
+    exact = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    split_names: dict[str, str | None] = {**exact} or {top: split_of(top) for top in tops}
     splits: FolderSplits = {}
     outside = []
     for name, parts in folders.items():
-        split = split_of(parts[depth]) if len(parts) > depth else None
+        split = split_names.get(parts[depth]) if len(parts) > depth else None
         if split is None:
             outside.append(name)
         else:
@@ -172,12 +172,11 @@ def _split_depth(folders: set[tuple[str, ...]]) -> int | None:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder or file is named after: train, train_256, k400-val, test.csv."""
+    """Return the split that a folder or file is named after, as a word of its own: train, k400_val_256, test-00000-of-00001."""
     shard = re.match(r"(\w+)-\d{5}-of-\d{5}", name)
     if shard:
         return SPLIT_NAMES.get(shard[1].lower(), shard[1])
-    words = re.split(r"[-._ \d]+", name.lower())
-    return next((SPLIT_NAMES[word] for word in (words[0], words[-1]) if word in SPLIT_NAMES), None)
+    return next((SPLIT_NAMES[word] for word in re.split(r"[-._ \d]+", name.lower()) if word in SPLIT_NAMES), None)
 
 
 def _splits_of_names(found: Found, folders: dict[str, tuple[str, ...]]) -> FolderSplits:
