@@ -132,7 +132,8 @@ class FrameSource:
             room: called with a number of bytes, returns a buffer of at least this size; each block is in the buffer of the last call.
         """
         # Build the converter once: for a small frame, building costs more than converting.
-        converter, held = VideoReformatter(), []
+        converter = VideoReformatter()
+        held: list[int] = []
         block = np.empty((0, 0, 0, 3), np.uint8)
         for number, frame in self.reader.frames(numbers):
             if frame.width * frame.height > MOST_PIXELS:
