@@ -64,7 +64,9 @@ def test_a_decoder_that_hangs_in_c_is_ended_in_time(monkeypatch):
     os.kill(hung.pid, signal.SIGSTOP)  # C code that never returns, as the process sees it
     monkeypatch.setattr(decoder_process, "GRACE_SECONDS", 0.2)
     began = time.monotonic()
-    with pytest.raises(VideoReadError, match=r"carphone\.mp4: got no end of decoding within 0\.3 s, expected one: remove it, or"):
+    with pytest.raises(
+        VideoReadError, match=r"carphone\.mp4: got no end of decoding within 0\.3 s, expected one: remove it, or"
+    ):
         decode_video(CLIP, first_frame, access=VideoAccess(max_seconds=0.3))
     assert time.monotonic() - began < 5
     assert hung.poll() is not None
@@ -150,7 +152,9 @@ def test_the_process_loads_no_torch():
 def test_without_a_process_the_frames_are_the_same(monkeypatch):
     """As on Windows."""
     expected, metadata = decode_video(CLIP, lambda metadata: range(40))
-    monkeypatch.setattr(video_io, "opened_video", lambda opening, file, seconds: nullcontext(decoder_process._open_here(opening, file)))
+    monkeypatch.setattr(
+        video_io, "opened_video", lambda opening, file, seconds: nullcontext(decoder_process._open_here(opening, file))
+    )
     frames, found = decode_video(CLIP, lambda metadata: range(40))
     assert torch.equal(frames, expected)
     assert found == metadata

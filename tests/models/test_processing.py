@@ -289,10 +289,19 @@ def test_frames_of_a_file_get_their_size_while_they_are_decoded(video_path, monk
     processor, seen = LVMAEVideoProcessor(**SMALL), []
     monkeypatch.setattr(video_io, "Opening", partial(video_io.Opening, block_bytes=3 * frames[0].nbytes))
     fit = processor.fit
-    monkeypatch.setattr(processor, "fit", lambda frames, **settings: seen.append(len(frames)) or fit(frames, **settings))
-    for settings in ({}, {"size": {"shortest_edge": 40}}, {"crop_size": {"height": 20, "width": 24}}, {"do_resize": False}):
+    monkeypatch.setattr(
+        processor, "fit", lambda frames, **settings: seen.append(len(frames)) or fit(frames, **settings)
+    )
+    for settings in (
+        {},
+        {"size": {"shortest_edge": 40}},
+        {"crop_size": {"height": 20, "width": 24}},
+        {"do_resize": False},
+    ):
         seen.clear()
-        torch.testing.assert_close(pixels(processor, video_path, **settings), pixels(processor, frames, **settings), rtol=0, atol=0)
+        torch.testing.assert_close(
+            pixels(processor, video_path, **settings), pixels(processor, frames, **settings), rtol=0, atol=0
+        )
         assert seen == [3] * 6 + [2]
 
 

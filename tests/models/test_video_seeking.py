@@ -48,7 +48,14 @@ VIDEOS = {
     "h264.ts": ("libx264", {"x264-params": X264}, None, {}),
 }
 # Where decoding from the start is needed; with an edit list, for what follows the cut alone: its keyframe is cut off.
-FROM_THE_START = {"mpeg4.avi", "mpeg2.mpg", "h264.ts", "h264_intra_refresh.mp4", "h264_edit_list.mp4", "h264_long_edit_list.mp4"}
+FROM_THE_START = {
+    "mpeg4.avi",
+    "mpeg2.mpg",
+    "h264.ts",
+    "h264_intra_refresh.mp4",
+    "h264_edit_list.mp4",
+    "h264_long_edit_list.mp4",
+}
 
 
 def write(path, codec, options, stamps=None, container_options=None, frames=FRAMES):
@@ -223,9 +230,13 @@ def test_the_rate_is_that_of_the_time_stamps(videos):
 
 
 # Of a file that was cut, all these play what is left. MPEG-TS shows the loss unless it was cut between two packets.
-@pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm", "h264.ts", "h264.flv", "mpeg2.mpg", "mpeg4.avi", "wmv2.wmv", "vp8.ivf"])
+@pytest.mark.parametrize(
+    "name", ["h264.mkv", "vp8.webm", "h264.ts", "h264.flv", "mpeg2.mpg", "mpeg4.avi", "wmv2.wmv", "vp8.ivf"]
+)
 def test_a_truncated_file_says_so(name, tmp_path):
-    codec = {"h264": "libx264", "vp8": "libvpx", "mpeg2": "mpeg2video", "mpeg4": "mpeg4", "wmv2": "wmv2"}[name.split(".")[0]]
+    codec = {"h264": "libx264", "vp8": "libvpx", "mpeg2": "mpeg2video", "mpeg4": "mpeg4", "wmv2": "wmv2"}[
+        name.split(".")[0]
+    ]
     write(tmp_path / name, codec, {"g": "10"})
     _, whole = decode_video(tmp_path / name, lambda metadata: [0])
     assert (whole.fault, whole.total_num_frames) == (None, FRAMES)

@@ -48,7 +48,9 @@ def test_only_regular_files_are_opened(kind, tmp_path):
         first_frame(path)
 
 
-@pytest.mark.parametrize("name", ["a:b.mp4", "file:clip.mp4", "tcp:1.mp4", "100%d.mp4", "-i.mp4", "l\nine.mp4", "café €.MP4", " .mp4"])
+@pytest.mark.parametrize(
+    "name", ["a:b.mp4", "file:clip.mp4", "tcp:1.mp4", "100%d.mp4", "-i.mp4", "l\nine.mp4", "café €.MP4", " .mp4"]
+)
 def test_a_path_is_a_path_whatever_its_name(name, frame, tmp_path, monkeypatch):
     """FFmpeg would take some of these for protocols or patterns."""
     (tmp_path / name).write_bytes(CLIP.read_bytes())
@@ -79,7 +81,12 @@ def test_rows_can_be_confined_to_folders(frame, tmp_path):
     confined = {"folders": (str(data),)}
     for path in (data / "clip.mp4", data / "inside.mp4", other / ".." / "data" / "clip.mp4"):
         assert torch.equal(first_frame(path, **confined), frame)
-    outside = [data / "outside.mp4", data / "up" / "data-2" / "clip.mp4", data / ".." / "data-2" / "clip.mp4", other / "clip.mp4"]
+    outside = [
+        data / "outside.mp4",
+        data / "up" / "data-2" / "clip.mp4",
+        data / ".." / "data-2" / "clip.mp4",
+        other / "clip.mp4",
+    ]
     for path in outside:
         assert torch.equal(first_frame(path), frame)
         with pytest.raises(VideoReadError, match=r"got a file outside of .*data, expected it there"):
@@ -115,10 +122,20 @@ def test_a_playlist_opens_nothing(text, ending, tmp_path):
 
 @pytest.mark.parametrize(
     "address",
-    ["rtmp://host/live", "tcp://host:1", "ftp://host/a.mp4", "file:///a.mp4", "sftp://h/a.mp4", "zip://a.mp4::ftp://h/b.zip", "x://"],
+    [
+        "rtmp://host/live",
+        "tcp://host:1",
+        "ftp://host/a.mp4",
+        "file:///a.mp4",
+        "sftp://h/a.mp4",
+        "zip://a.mp4::ftp://h/b.zip",
+        "x://",
+    ],
 )
 def test_other_protocols_need_a_word(address):
-    with pytest.raises(VideoReadError, match=r"got the protocol '\w+', expected a path or one of http, https, .*: download it"):
+    with pytest.raises(
+        VideoReadError, match=r"got the protocol '\w+', expected a path or one of http, https, .*: download it"
+    ):
         first_frame(address)
 
 
@@ -202,7 +219,9 @@ def test_a_public_address_does_not_lead_to_a_local_one(site, monkeypatch):
     assert judged == [f"{site}/away", f"{site}/clip.mp4"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.8", "169.254.169.254", "[::1]", "[fe80::1]", "localhost", "0.0.0.0", "192.168.1.1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.0.0.8", "169.254.169.254", "[::1]", "[fe80::1]", "localhost", "0.0.0.0", "192.168.1.1"]
+)
 def test_local_addresses_are_known(host):
     assert video_sources._is_local(f"http://{host}:80/clip.mp4")
 
@@ -212,7 +231,9 @@ def test_public_addresses_are_known():
     assert not video_sources._is_local("http://no-such-host.invalid/clip.mp4")
 
 
-@pytest.mark.parametrize("limit", [{"max_bytes": 0}, {"max_seconds": -1}, {"max_seconds": float("nan")}, {"max_seconds": float("inf")}])
+@pytest.mark.parametrize(
+    "limit", [{"max_bytes": 0}, {"max_seconds": -1}, {"max_seconds": float("nan")}, {"max_seconds": float("inf")}]
+)
 def test_limits_must_be_numbers_above_zero(limit):
     with pytest.raises(ValueError, match=r"Got max_\w+=.*, expected more than 0"):
         VideoAccess(**limit)

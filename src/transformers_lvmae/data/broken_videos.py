@@ -91,5 +91,7 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path = Path(folder).with_suffix(".json")
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
-        logger.warning(f"{len(broken)} videos cannot be read, and others took their places, or seem truncated ({path}):\n{faults}")
+        logger.warning(
+            f"{len(broken)} videos cannot be read, and others took their places, or seem truncated ({path}):\n{faults}"
+        )
     return broken

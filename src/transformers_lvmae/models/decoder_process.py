@@ -48,7 +48,9 @@ from reading.decoder_process import serve
 serve(*map(int, numbers))
 """
 
-Block = tuple[list[int], np.ndarray]  # ascending frame numbers, and frames (N, H, W, 3), uint8 RGB, valid until the next block
+Block = tuple[
+    list[int], np.ndarray
+]  # ascending frame numbers, and frames (N, H, W, 3), uint8 RGB, valid until the next block
 FramesOf = Callable[[Sequence[int]], Iterator[Block]]
 
 
@@ -85,7 +87,9 @@ def open_regular_file(path: str, folders: tuple[str, ...] | None = None) -> Any:
     """Open a file to read bytes; raises VideoReadError for a pipe, a device, a folder, and for a file outside of `folders`."""
     real = Path(os.path.realpath(path))
     if folders is not None and not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
-        raise VideoReadError(f"got a file outside of {', '.join(folders)}, expected it there: move it, or do not confine the rows.")
+        raise VideoReadError(
+            f"got a file outside of {', '.join(folders)}, expected it there: move it, or do not confine the rows."
+        )
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -132,7 +136,9 @@ class FrameSource:
         block = np.empty((0, 0, 0, 3), np.uint8)
         for number, frame in self.reader.frames(numbers):
             if frame.width * frame.height > MOST_PIXELS:
-                raise VideoReadError(f"got frames of {frame.width} x {frame.height} pixels, expected fewer: scale it down.")
+                raise VideoReadError(
+                    f"got frames of {frame.width} x {frame.height} pixels, expected fewer: scale it down."
+                )
             picture = converter.reformat(frame, format="rgb24", threads=1)
             plane, matrix = picture.planes[0], frame.side_data.get("DISPLAYMATRIX")
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: picture.height, : 3 * picture.width]
@@ -280,8 +286,12 @@ class DecoderProcess:
                 return self.connection.recv()
         except (EOFError, ConnectionError):
             if (status := self.process.wait()) != -signal.SIGALRM:
-                raise VideoReadError(f"got a crash of the decoder (status {status}), expected frames: re-encode or remove it.") from None
-        raise VideoReadError(f"got no end of decoding within {max_seconds:g} s, expected one: remove it, or raise max_seconds.")
+                raise VideoReadError(
+                    f"got a crash of the decoder (status {status}), expected frames: re-encode or remove it."
+                ) from None
+        raise VideoReadError(
+            f"got no end of decoding within {max_seconds:g} s, expected one: remove it, or raise max_seconds."
+        )
 
 
 def _bytes_of(file: Any, place: int, size: int) -> bytes:
@@ -289,7 +299,9 @@ def _bytes_of(file: Any, place: int, size: int) -> bytes:
         file.seek(place)
         return file.read(size)
     except Exception as error:  # each file system has its own errors
-        raise VideoReadError(f"got {type(error).__name__}: {error}, expected the bytes of the file: try again or remove it.") from error
+        raise VideoReadError(
+            f"got {type(error).__name__}: {error}, expected the bytes of the file: try again or remove it."
+        ) from error
 
 
 def _nameless_file() -> int:

@@ -131,7 +131,9 @@ def _collect(
             held = clips[clip]
             if held is not None and held.shape[1:] != pictures.shape[1:]:
                 sizes = f"{tuple(held.shape[1:3])} and {tuple(pictures.shape[1:3])}"
-                raise VideoReadError(f"got frames of two sizes, {sizes}, expected one: resize them while decoding, or re-encode it.")
+                raise VideoReadError(
+                    f"got frames of two sizes, {sizes}, expected one: resize them while decoding, or re-encode it."
+                )
             if held is None:
                 held = clips[clip] = pictures.new_empty((len(wanted), *pictures.shape[1:]))
             held[torch.from_numpy(places)] = pictures[torch.from_numpy(np.searchsorted(numbers[used], wanted[places]))]
@@ -174,7 +176,9 @@ def _open_torchcodec(file: Any, access: VideoAccess) -> tuple[Facts, FramesOf]:
     try:
         if isinstance(file, str):
             open_regular_file(file, access.folders).close()
-        decoder = file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
+        decoder = (
+            file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
+        )
         known = decoder.metadata
         facts = Facts(known.num_frames, known.average_fps, known.width, known.height, fault=None)
     except Exception as error:

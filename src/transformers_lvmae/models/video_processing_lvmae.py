@@ -31,7 +31,9 @@ MOST_FRAMES = 1024  # that are read of a file if nobody says which
 def _every_frame(metadata: VideoMetadata) -> range:
     total = metadata.total_num_frames
     if total > MOST_FRAMES:
-        raise ValueError(f"Got a video of {total} frames, expected num_frames or fps, or at most {MOST_FRAMES} frames: pass num_frames.")
+        raise ValueError(
+            f"Got a video of {total} frames, expected num_frames or fps, or at most {MOST_FRAMES} frames: pass num_frames."
+        )
     return range(total)
 
 

@@ -147,7 +147,9 @@ class VideoReader:
         self.file.seek(0)
         # The bytes come from `file` alone: playlists and other containers that name files or addresses cannot open them.
         with av.open(self.file, metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
-            streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+            streams = [
+                stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
+            ]
             if not streams:
                 raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
             stream = streams[0]

@@ -46,7 +46,9 @@ class VideoAccess:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_seconds"):
             if not 0 < getattr(self, name) < 1e15:
-                raise ValueError(f"Got {name}={getattr(self, name)}, expected more than 0: leave it out for the default.")
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)}, expected more than 0: leave it out for the default."
+                )
 
     def open(self, source: Any) -> Any:
         """Turn a source into an absolute path, or into a file object that can seek; a torchcodec decoder stays as it is.
@@ -58,7 +60,9 @@ class VideoAccess:
             data = source.get("bytes")
             source = data if data is not None else source.get("path")
         if source is None:
-            raise VideoReadError("got neither a path nor bytes, expected one of them: check the dataset's video column.")
+            raise VideoReadError(
+                "got neither a path nor bytes, expected one of them: check the dataset's video column."
+            )
         if isinstance(source, bytes):
             return io.BytesIO(source)
         if isinstance(source, (str, os.PathLike)):
@@ -73,14 +77,22 @@ class VideoAccess:
         for link in name.split("::"):
             protocol = link.partition("://")[0] if "://" in link else "file"
             if self.folders is not None or protocol not in self.protocols:
-                allowed = "a path in the data folder" if self.folders is not None else f"a path or one of {', '.join(self.protocols)}"
-                raise VideoReadError(f"got the protocol {protocol!r}, expected {allowed}: download it, or allow the protocol.")
+                allowed = (
+                    "a path in the data folder"
+                    if self.folders is not None
+                    else f"a path or one of {', '.join(self.protocols)}"
+                )
+                raise VideoReadError(
+                    f"got the protocol {protocol!r}, expected {allowed}: download it, or allow the protocol."
+                )
         if name.startswith(tuple(f"{protocol}://" for protocol in WEB)):
             return io.BytesIO(self._download(name))
         try:
             return fsspec.open(name, "rb").open()
         except Exception as error:  # each file system has its own errors
-            raise VideoReadError(f"got {type(error).__name__}: {error}, expected a file at this address: check it.") from error
+            raise VideoReadError(
+                f"got {type(error).__name__}: {error}, expected a file at this address: check it."
+            ) from error
 
     def _download(self, url: str) -> bytes:
         deadline = time.monotonic() + self.max_seconds
@@ -98,7 +110,9 @@ class VideoAccess:
                         raise VideoReadError("got a redirect to a local address, expected a public one: check the URL.")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise VideoReadError(f"got {error}, expected a video at this address: check the URL.") from error
-        raise VideoReadError(f"got more than {MOST_REDIRECTS} redirects, expected a video at this address: check the URL.")
+        raise VideoReadError(
+            f"got more than {MOST_REDIRECTS} redirects, expected a video at this address: check the URL."
+        )
 
     def _read_body(self, response: Any, deadline: float) -> bytes:
         data = bytearray()
@@ -107,7 +121,9 @@ class VideoAccess:
             if len(data) > self.max_bytes:
                 raise VideoReadError(f"got more than {self.max_bytes} bytes, expected fewer: raise max_bytes.")
             if time.monotonic() > deadline:
-                raise VideoReadError(f"got no end of the download within {self.max_seconds:g} s, expected one: raise max_seconds.")
+                raise VideoReadError(
+                    f"got no end of the download within {self.max_seconds:g} s, expected one: raise max_seconds."
+                )
         return bytes(data)
 
 
