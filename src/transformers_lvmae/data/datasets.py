@@ -201,8 +201,8 @@ def _labels(rows: Rows, column: str, name: str) -> list[str | None]:
             return list(names)
         return [label_name(name, label) for label in {row[column] for row in rows.select_columns(column)}]
     if names is not None:
-        return [None if label is None or label < 0 else names[label] for label in rows[column]]
-    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column], start=1)]
+        return [None if label is None or label < 0 else names[label] for label in rows[column][:]]
+    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column][:], start=1)]
 
 
 def _numbered(rows: Rows, column: str, labels: list[str | None], names: list[str]) -> Rows:
