@@ -219,7 +219,7 @@ def test_frames_are_shown_as_players_show_them(turn, ending, tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     for numbers in (range(30), [29]):
-        clip, metadata = decode_video(path, lambda metadata: numbers)
+        clip, metadata = decode_video(path, lambda metadata, numbers=numbers: numbers)
         corners = clip[0, 0][[5, -5]][:, [5, -5]].float() / 50
         assert corners.round().int().tolist() == SHOWN[turn]
         assert (metadata.height, metadata.width) == tuple(clip.shape[-2:]) == ((48, 64), (64, 48))[degrees % 180 == 90]

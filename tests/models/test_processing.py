@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torchvision.transforms.v2.functional as tvF
 import transformers.dynamic_module_utils as dynamic
 from transformers import AutoImageProcessor, AutoVideoProcessor, VideoMAEVideoProcessor, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_imports
@@ -92,6 +93,28 @@ def test_image_processors_equal_video_processor(clip):
     for videos in (list(clip), frames, clip, [list(clip)], clip[None]):
         torch.testing.assert_close(pixels(LVMAEImageProcessor(**SMALL), videos), expected)
         torch.testing.assert_close(pixels(LVMAEImageProcessorPil(**SMALL), videos), expected, rtol=0, atol=ONE_STEP)
+
+
+@pytest.mark.parametrize(
+    ("frame", "resized"),
+    [((90, 160), (32, 56)), ((180, 320), (32, 56)), ((160, 80), (112, 56)), ((80, 80), (56, 56)), ((30, 52), (32, 56))],
+    ids=["same shape", "twice as large", "portrait", "square", "smaller"],
+)
+def test_a_crop_that_is_not_square_is_covered_and_no_more(frame, resized):
+    """The crop of 32 x 56 pixels is all that two frames of this shape have, and the full width or height of others."""
+    settings = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 56}, "do_normalize": False}
+    clip = np.random.default_rng(0).integers(0, 256, (2, *frame, 3), dtype=np.uint8)
+    video = torch.from_numpy(clip).movedim(-1, 1)
+    whole = tvF.resize(video, list(resized), interpolation=tvF.InterpolationMode.BILINEAR, antialias=True)
+    expected = tvF.center_crop(whole, [32, 56])
+    assert torch.equal(LVMAEVideoProcessor(**settings).fit(video), expected)
+    for processor, tolerance in [
+        (LVMAEVideoProcessor, 1e-6),
+        (LVMAEImageProcessor, 1e-6),
+        (LVMAEImageProcessorPil, 1 / 255 + 1e-6),
+    ]:
+        values = pixels(processor(**settings), list(clip))[0]
+        torch.testing.assert_close(values, expected / 255, rtol=0, atol=tolerance)
 
 
 def test_processors_share_their_defaults():

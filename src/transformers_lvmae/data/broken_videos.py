@@ -92,6 +92,7 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
         logger.warning(
-            f"{len(broken)} videos cannot be read, and others took their places, or seem truncated ({path}):\n{faults}"
+            f"{len(broken)} videos cannot be read or seem truncated. In place of one that cannot be read, training took another; "
+            f"evaluation left it out ({path}):\n{faults}"
         )
     return broken

@@ -32,7 +32,7 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the center.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered and no more, then crops the center.
 
     Of a file, it takes `config.num_frames` frames unless the call says otherwise.
 
@@ -42,7 +42,7 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
-    settings = {"size": {"shortest_edge": max(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
+    settings = {"size": {"shortest_edge": min(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
     return LVMAEVideoProcessor(**settings | kwargs)
 
 
@@ -62,8 +62,9 @@ class VideoReading:
     Args:
         num_clips: in training, number of clips of each video, from one decoding (repeated augmentation). Each has its own
             frames, crop and masks.
-        on_error: what to do with a video that cannot be read: "raise" an error that names it, or "skip" it, count it and
-            take another row's video instead, drawn from (seed, epoch, row). A video of one frame can be read: the frame repeats.
+        on_error: what to do with a video that cannot be read: "raise" an error that names it, or "skip" it and count it. In
+            training, another row's video takes its place, drawn from (seed, epoch, row). In evaluation nothing does, because a
+            video would count twice: see [`VideoClips.unreadable_item`]. A video of one frame can be read: the frame repeats.
         max_broken_share: with "skip", the largest share of the videos tried by a process that may be broken.
         broken_folder: with "skip", the folder where every process records the videos that it could not read
             ([`report_broken_videos`]).
@@ -98,7 +99,7 @@ class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalize.
 
     An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels`: a class id, or a list of them
-    for several columns. A row with `start` or `end`, in seconds, is a segment of its video.
+    for several columns. In evaluation with `on_error="skip"`, it has `is_readable` too. A row with `start` or `end`, in seconds, is a segment of its video.
 
     Frames get the model's size right after they are decoded: by the processor's resize and center crop, or by a random crop of the
     stored frames, the same for the whole clip. So memory holds at most 4 MiB of full-size frames at a time, or one frame.
@@ -212,15 +213,26 @@ class VideoClips(Dataset):
         return items
 
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """Return all clips of a row's video. With `on_error="skip"`, count a video that cannot be read and return None."""
+        """Return all clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted; in training, return None."""
         self.broken.tried += 1
         try:
-            return [self.make_item(row, clip) for clip in self.read_clips(row)]
+            items = [self.make_item(row, clip) for clip in self.read_clips(row)]
         except VideoReadError as error:
             if self.on_error == "raise":
                 raise
             self.broken.add(video_name(row[self.video_column]), error)
-            return None
+            return None if self.training else [self.unreadable_item(row)]
+        flag = {} if self.training or self.on_error == "raise" else {"is_readable": True}
+        return [{**item, **flag} for item in items]
+
+    def unreadable_item(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a black clip with `is_readable=False`, which keeps the place of a row whose video cannot be read in evaluation.
+
+        So every process has as many clips as without broken videos. Whoever evaluates drops the clip's results
+        ([`VideoTrainer.evaluation_loop`], [`encode_clips`]).
+        """
+        size = self.processor.crop_size["height"], self.processor.crop_size["width"]
+        return {**self.make_item(row, torch.zeros(self.num_frames, 3, *size, dtype=torch.uint8)), "is_readable": False}
 
     def read_clips(self, row: dict[str, Any]) -> list[torch.Tensor]:
         """Decode `num_clips` clips (T, C, H, W) of a row's video, uint8, of the model's size; each draws its own frames and view."""

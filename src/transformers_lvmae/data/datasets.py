@@ -132,6 +132,21 @@ def _named_splits(name: Any) -> dict[str, list[str]]:
     return parts
 
 
+def data_folders(name: str | os.PathLike | Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the folders of a dataset: those that [`load_video_dataset`] gets, and those of its lists, tables and shards. A dataset on
+    the Hub has none."""
+    names = [file for files in _named_splits(name).values() for file in files] or [os.fspath(name)]  # type: ignore[arg-type]
+    folders = []
+    for file in names:
+        if os.path.isdir(file):
+            folders.append(os.path.abspath(file))
+        elif os.path.isfile(file):
+            folders.append(os.path.dirname(os.path.abspath(file)))
+        elif glob.has_magic(file):
+            folders.append(str(match_files(file).root))
+    return tuple(dict.fromkeys(folders))
+
+
 def _load_parts(parts: dict[str, list[str]], video_column: str, labels: list[str], streaming: bool) -> dict[str, Rows]:
     splits = {}
     for split, names in parts.items():

@@ -132,7 +132,8 @@ class FrameSource:
             room: called with a number of bytes, returns a buffer of at least this size; each block is in the buffer of the last call.
         """
         # Build the converter once: for a small frame, building costs more than converting.
-        converter, held = VideoReformatter(), []
+        converter = VideoReformatter()
+        held: list[int] = []
         block = np.empty((0, 0, 0, 3), np.uint8)
         for number, frame in self.reader.frames(numbers):
             if frame.width * frame.height > MOST_PIXELS:
@@ -141,7 +142,9 @@ class FrameSource:
                 )
             picture = converter.reformat(frame, format="rgb24", threads=1)
             plane, matrix = picture.planes[0], frame.side_data.get("DISPLAYMATRIX")
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: picture.height, : 3 * picture.width]
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                : picture.height, : 3 * picture.width
+            ]
             pixels = as_shown(rows.reshape(picture.height, picture.width, 3), matrix)
             if len(held) == len(block) or pixels.shape != block.shape[1:]:
                 if held:

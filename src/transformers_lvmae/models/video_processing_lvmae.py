@@ -238,16 +238,17 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         Args:
             kwargs: settings that override the processor's: `do_resize`, `size`, `resample`, `do_center_crop`, `crop_size`.
         """
+        crops, crop_size = kwargs.get("do_center_crop", self.do_center_crop), kwargs.get("crop_size", self.crop_size)
         if kwargs.get("do_resize", self.do_resize):
             size, resample = kwargs.get("size", self.size), kwargs.get("resample", self.resample)
-            frames = self.resize(frames, size, resample=resample)
-        if kwargs.get("do_center_crop", self.do_center_crop):
-            frames = self.center_crop(frames, kwargs.get("crop_size", self.crop_size))
-        return frames
+            frames = self.resize(frames, self.size_to_crop(size, crop_size) if crops else size, resample=resample)
+        return self.center_crop(frames, crop_size) if crops else frames
 
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         for video in videos:
             self._check_channels(video.shape[1], kwargs)
+        if kwargs["do_center_crop"]:
+            kwargs["size"] = self.size_to_crop(kwargs["size"], kwargs["crop_size"])
         return self._to_batch(super()._preprocess(videos, **kwargs)["pixel_values_videos"], return_tensors)
 
 

@@ -133,7 +133,7 @@ def _is_local(url: str) -> bool:
         found = socket.getaddrinfo(httpx.URL(url).host, None)
     except OSError:  # unknown here; a proxy may know it
         return False
-    return any(not ipaddress.ip_address(address[4][0].split("%")[0]).is_global for address in found)
+    return any(not ipaddress.ip_address(str(address[4][0]).split("%")[0]).is_global for address in found)
 
 
 def video_name(source: Any) -> str:
