@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from itertools import islice
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from builders import ROOT, write_gray_video
+from builders import ROOT, load_script, write_gray_video
 
 from transformers_lvmae import LVMAEConfig
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, sources, video_files
+from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split, sources, video_files
 from transformers_lvmae.data.streams import VideoStream
 from transformers_lvmae.data.tables import AnnotationError
 from transformers_lvmae.data.video_files import VIDEO_ENDINGS
@@ -567,3 +568,20 @@ def test_the_documents_name_all_endings():
     text = (ROOT / "docs" / "own_videos.md").read_text(encoding="utf-8")
     listed = re.search(r"are videos, in small letters or capitals: ([\w,\s]+)\.", text)
     assert {f".{ending}" for ending in re.split(r",\s+", listed[1])} == VIDEO_ENDINGS
+
+
+def test_a_split_without_labels_is_refused_where_labels_are_needed(videos, tmp_path, monkeypatch):
+    """Fine-tuning stops before it makes a model."""
+    make = Maker(tmp_path, videos)
+    name, _ = an_unlabelled_test_folder(make)
+    splits = load_video_dataset(name, label_column="label")
+    assert len(select_split(splits, "test")) == 1
+    with pytest.raises(ValueError, match="Got split 'test' without labels, expected the column 'label'"):
+        select_split(splits, "test", label_column="label")
+    for options, message in (
+        (["--dataset_name", str(name), "--eval_split", "test"], "Got split 'test' without labels"),
+        (["--dataset_name", str(tmp_path / "train" / "cat"), "--eval_split", "train"], "not in folders of classes"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "run")])
+        with pytest.raises((ValueError, SystemExit), match=message):
+            load_script("finetune").main()

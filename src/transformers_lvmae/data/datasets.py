@@ -236,10 +236,18 @@ def _number(row: dict[str, Any], column: str, numbers: dict[str, int], old: list
     return {column: numbers[str(label_name("a row of the stream", label))]}
 
 
-def select_split(splits: Any, split: str, max_samples: int | None = None) -> Any:
-    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist."""
+def select_split(
+    splits: Any, split: str, max_samples: int | None = None, label_column: str | Sequence[str] | None = None
+) -> Any:
+    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist, or lacks a column of labels."""
     if split not in splits:
         raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
+    for column in [label_column] if isinstance(label_column, str) else label_column or ():
+        if column not in (splits[split].column_names or (column,)):
+            raise ValueError(
+                f"Got split {split!r} without labels, expected the column {column!r}: name a split that has labels. Test splits of "
+                "benchmarks have none."
+            )
     rows = splits[split]
     if max_samples is None:
         return rows
