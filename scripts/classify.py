@@ -1,26 +1,126 @@
 """Classify video files with a fine-tuned model.
 
-python scripts/classify.py runs/finetune VIDEO.mp4 [MORE.mp4 ...]
+    python scripts/classify.py runs/finetune VIDEO.mp4 [MORE.mp4 FOLDER ...]
+    python scripts/classify.py runs/finetune film.mp4 --start 12.5 --end 15 --output answers.jsonl
+
+A folder stands for all videos in it and its sub-folders. --output writes a line for each answer, as JSON lines or CSV by its ending. A
+video that cannot be read is named on stderr; the others are classified, and the exit status is 1.
 """
 
 import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
-from transformers import pipeline
+import torch
+from transformers import AutoVideoProcessor
 
-import transformers_lvmae  # noqa: F401  (registers the model with the Auto classes)
+from transformers_lvmae.data import VideoClips
+from transformers_lvmae.data.datasets import AnyVideoFolder
+from transformers_lvmae.evaluation.accuracy import predicts
+from transformers_lvmae.evaluation.prediction_files import head_columns
+from transformers_lvmae.evaluation.views import load_classifier, split_probabilities
+from transformers_lvmae.models.video_io import video_name
+from transformers_lvmae.models.video_seeking import VideoReadError
 
 
-def main() -> None:
+COLUMNS = ("video", "start", "end", "set", "rank", "label", "score")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
-    parser.add_argument("videos", nargs="+", help="video files")
+    parser.add_argument("videos", nargs="+", help="video files, or folders of them")
+    parser.add_argument(
+        "--start", type=float, help="seconds where the part to classify begins (default: the beginning)"
+    )
+    parser.add_argument("--end", type=float, help="seconds where it ends (default: the end)")
     parser.add_argument("--top_k", type=int, default=3, help="classes to print per video (default: %(default)s)")
-    args = parser.parse_args()
-    classifier = pipeline("video-classification", model=args.model)
-    for video in args.videos:
-        answers = classifier(video, top_k=args.top_k)
-        print(video, *(f"{answer['label']} {answer['score']:.3f}" for answer in answers), sep="\n  ")
+    parser.add_argument("--output", type=Path, help="file of the answers, .jsonl or .csv")
+    args = parser.parse_args(argv)
+    if args.output is not None and args.output.suffix not in (".jsonl", ".csv"):
+        parser.error(f"got --output {args.output}, expected a name that ends in .jsonl or .csv: rename it")
+    if args.top_k < 1:
+        parser.error(f"got --top_k {args.top_k}, expected at least 1: raise it")
+    if args.end is not None and args.end <= (args.start or 0):
+        parser.error(f"got --start {args.start} and --end {args.end}, expected an end after the start: correct them")
+    return args
+
+
+def find_videos(names: list[str]) -> list[str]:
+    """Replace each folder by its videos; a folder without videos ends the program."""
+    videos: list[str] = []
+    for name in names:
+        if not Path(name).is_dir():
+            videos.append(name)
+            continue
+        found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in AnyVideoFolder.EXTENSIONS)
+        if not found:
+            raise SystemExit(f"Got folder {name} without videos, expected at least one: correct the path.")
+        videos += map(str, found)
+    return videos
+
+
+@torch.inference_mode()
+def classify(model: Any, clip: torch.Tensor, top_k: int) -> list[dict[str, Any]]:
+    """Return the `top_k` best classes of a clip (T, C, H, W), for each label set of the model.
+
+    Logits that are not finite end the program.
+    """
+    logits = model(clip[None].to(model.device)).logits.cpu()
+    if not predicts(logits.numpy()).all() or not logits.isfinite().all():
+        raise SystemExit(
+            f"Got logits that are not finite from {model.name_or_path}, expected numbers: the model has diverged in training; use an "
+            "earlier checkpoint."
+        )
+    answers = []
+    scores = split_probabilities(logits, model.config.label_slices)[0]
+    for name, (_, part, labels) in head_columns(model.config).items():
+        best = scores[part].topk(min(top_k, len(labels)))
+        for rank, (score, number) in enumerate(zip(best.values.tolist(), best.indices.tolist()), start=1):
+            answers.append({"set": name, "rank": rank, "label": labels[number], "score": score})
+    return answers
+
+
+def write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(answers)
+        else:
+            file.writelines(json.dumps(answer) + "\n" for answer in answers)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        model = load_classifier(args.model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    rows = [{"video": video, "start": args.start, "end": args.end} for video in find_videos(args.videos)]
+    clips = VideoClips(rows, AutoVideoProcessor.from_pretrained(args.model), model.config.num_frames)
+    answers, faults = [], 0
+    for number, row in enumerate(rows):
+        name = video_name(row["video"])
+        try:
+            clip = clips[number]["pixel_values_videos"]
+        except VideoReadError as error:
+            faults += 1
+            print(error, file=sys.stderr)
+            continue
+        found = classify(model, clip, args.top_k)
+        prefix = "{set}: " if model.config.label_slices else ""
+        print(name, *((prefix + "{label} {score:.3f}").format(**answer) for answer in found), sep="\n  ")
+        answers += [{**row, "video": name, **answer} for answer in found]
+    if args.output is not None:
+        write_answers(args.output, answers)
+    if faults:
+        print(f"{faults} of {len(rows)} videos could not be read.", file=sys.stderr)
+    return int(faults > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -180,7 +180,9 @@ class Predictions:
 def load_classifier(name_or_path: str) -> LVMAEForVideoClassification:
     """Load a fine-tuned model; raise ValueError if the checkpoint is of another kind or has no trained classifier."""
     config = AutoConfig.from_pretrained(name_or_path)
-    remedy = "fine-tune it first (scripts/finetune.py), or name the folder of a fine-tuned model."
+    remedy = (
+        "fine-tune it first (scripts/finetune.py), or name the folder of a fine-tuned model with its adapter merged."
+    )
     if config.model_type != "lvmae":
         raise ValueError(
             f"Got {name_or_path} of model type {config.model_type!r}, expected 'lvmae' with a classifier: {remedy}"
