@@ -7,7 +7,6 @@ A folder stands for all videos in it and its sub-folders. --output writes a line
 video that cannot be read is named on stderr; the others are classified, and the exit status is 1.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -17,48 +16,47 @@ from typing import Any
 import torch
 from transformers import AutoVideoProcessor
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import VideoClips
-from transformers_lvmae.data.datasets import AnyVideoFolder
-from transformers_lvmae.evaluation.accuracy import predicts
+from transformers_lvmae.data.video_files import VIDEO_ENDINGS
 from transformers_lvmae.evaluation.prediction_files import head_columns
-from transformers_lvmae.evaluation.views import load_classifier, split_probabilities
-from transformers_lvmae.models.video_io import video_name
+from transformers_lvmae.evaluation.views import split_probabilities
 from transformers_lvmae.models.video_seeking import VideoReadError
+from transformers_lvmae.models.video_sources import video_name
+from transformers_lvmae.sharing.loading import load_classifier
 
 
 COLUMNS = ("video", "start", "end", "set", "rank", "label", "score")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: list[str] | None = None) -> Any:
+    parser = CommandLine(description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
     parser.add_argument("videos", nargs="+", help="video files, or folders of them")
+    parser.add_argument("--start", type=float, within="[0, inf)", help="seconds where the part to classify begins")
+    parser.add_argument("--end", type=float, within="(0, inf)", help="seconds where it ends")
     parser.add_argument(
-        "--start", type=float, help="seconds where the part to classify begins (default: the beginning)"
+        "--top_k", type=int, within="[1, inf)", default=3, help="classes to print per video (default: %(default)s)"
     )
-    parser.add_argument("--end", type=float, help="seconds where it ends (default: the end)")
-    parser.add_argument("--top_k", type=int, default=3, help="classes to print per video (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file of the answers, .jsonl or .csv")
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix not in (".jsonl", ".csv"):
-        parser.error(f"got --output {args.output}, expected a name that ends in .jsonl or .csv: rename it")
-    if args.top_k < 1:
-        parser.error(f"got --top_k {args.top_k}, expected at least 1: raise it")
+        parser.error(f"Got --output {args.output}, expected a name that ends in .jsonl or .csv: rename it.")
     if args.end is not None and args.end <= (args.start or 0):
-        parser.error(f"got --start {args.start} and --end {args.end}, expected an end after the start: correct them")
+        parser.error(f"Got --start {args.start} and --end {args.end}, expected an end after the start: correct them.")
     return args
 
 
 def find_videos(names: list[str]) -> list[str]:
-    """Replace each folder by its videos; a folder without videos ends the program."""
+    """Replace each folder by its videos; raise ValueError if it has none."""
     videos: list[str] = []
     for name in names:
         if not Path(name).is_dir():
             videos.append(name)
             continue
-        found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in AnyVideoFolder.EXTENSIONS)
+        found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
         if not found:
-            raise SystemExit(f"Got folder {name} without videos, expected at least one: correct the path.")
+            raise ValueError(f"Got folder {name} without videos, expected at least one: correct the path.")
         videos += map(str, found)
     return videos
 
@@ -67,11 +65,11 @@ def find_videos(names: list[str]) -> list[str]:
 def classify(model: Any, clip: torch.Tensor, top_k: int) -> list[dict[str, Any]]:
     """Return the `top_k` best classes of a clip (T, C, H, W), for each label set of the model.
 
-    Logits that are not finite end the program.
+    Logits that are not finite raise ValueError.
     """
     logits = model(clip[None].to(model.device)).logits.cpu()
-    if not predicts(logits.numpy()).all() or not logits.isfinite().all():
-        raise SystemExit(
+    if not logits.isfinite().all():
+        raise ValueError(
             f"Got logits that are not finite from {model.name_or_path}, expected numbers: the model has diverged in training; use an "
             "earlier checkpoint."
         )
@@ -96,10 +94,7 @@ def write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        model = load_classifier(args.model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    model: Any = load_classifier(args.model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     rows = [{"video": video, "start": args.start, "end": args.end} for video in find_videos(args.videos)]
     clips = VideoClips(rows, AutoVideoProcessor.from_pretrained(args.model), model.config.num_frames)
     answers, faults = [], 0
@@ -123,4 +118,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -20,16 +20,19 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import AutoVideoProcessor
 
+from transformers_lvmae.command_line import check_ranges, run
 from transformers_lvmae.data import FrameSampling, VideoReading, load_video_dataset, select_split
+from transformers_lvmae.data.arguments import VideoAccessArguments
 from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.prediction_files import write_predictions
 from transformers_lvmae.evaluation.reports import write_evaluation
-from transformers_lvmae.evaluation.views import VideoViews, check_classes, load_classifier, predict
+from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
+from transformers_lvmae.sharing.loading import load_classifier
 from transformers_lvmae.training.arguments import parse_arguments
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(VideoAccessArguments):
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a fine-tuned model."})
     dataset_name: str = field(metadata={"help": "A dataset on disk, a folder of videos, or a dataset id on the Hub."})
     output_dir: str = field(metadata={"help": "Folder of the results."})
@@ -42,7 +45,8 @@ class EvaluationArguments:
     frame_stride: int | None = field(
         default=None,
         metadata={
-            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it."
+            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it.",
+            "within": "[1, inf)",
         },
     )
     frame_jitter: bool = field(
@@ -55,11 +59,18 @@ class EvaluationArguments:
             "help": "What to do with too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
         },
     )
-    temporal_views: int = field(default=1, metadata={"help": "Clips per video, from its beginning to its end."})
-    spatial_views: int = field(default=1, metadata={"help": "Crops per clip along its longer side."})
-    batch_size: int = field(default=8, metadata={"help": "Clips per forward pass on each process."})
+    temporal_views: int = field(
+        default=1, metadata={"help": "Clips per video, from its beginning to its end.", "within": "[1, inf)"}
+    )
+    spatial_views: int = field(
+        default=1, metadata={"help": "Crops per clip along its longer side.", "within": "[1, inf)"}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "Clips per forward pass on each process.", "within": "[1, inf)"}
+    )
     num_workers: int = field(
-        default=0, metadata={"help": "Processes that decode videos, per process that runs the model."}
+        default=0,
+        metadata={"help": "Processes that decode videos, per process that runs the model.", "within": "[0, inf)"},
     )
     predictions: str | None = field(
         default=None, metadata={"help": "Parquet file for the probabilities of every row; the split needs no labels."}
@@ -67,10 +78,14 @@ class EvaluationArguments:
     on_error: str = field(
         default="skip", metadata={"help": "If a video cannot be read: skip (leave it out and report it) or raise."}
     )
-    max_broken_share: float = field(default=0.1, metadata={"help": "Largest share of videos that may be broken."})
+    max_broken_share: float = field(
+        default=0.1, metadata={"help": "Largest share of videos that may be broken.", "within": "[0, 1]"}
+    )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         VideoReading(on_error=self.on_error)
+        FrameSampling(self.frame_stride, self.frame_jitter, self.short_videos)
 
 
 def load_rows(args: EvaluationArguments) -> tuple[Any, list[str]]:
@@ -101,6 +116,7 @@ def main() -> None:
         video_column=args.video_column,
         label_column=columns[0] if len(columns) == 1 else columns or None,
         broken=broken if args.on_error == "skip" else None,
+        access=args.access_to(args.dataset_name),
     )
     with broken.reported():
         predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
@@ -123,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

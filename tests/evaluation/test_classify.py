@@ -100,7 +100,7 @@ def test_models_that_cannot_answer_are_refused(classify, tmp_path):
     diverged = LVMAEForVideoClassification(tiny_config())
     torch.nn.init.constant_(diverged.classifier.weight, float("nan"))
     folder = save(tmp_path / "diverged", diverged)
-    with pytest.raises(SystemExit, match=r"logits that are not finite from .*diverged, expected numbers"):
+    with pytest.raises(ValueError, match=r"logits that are not finite from .*diverged, expected numbers"):
         classify([folder, VIDEOS[0]])
 
 
@@ -109,7 +109,7 @@ def test_models_that_cannot_answer_are_refused(classify, tmp_path):
     [
         (["--output", "answers.txt"], "expected a name that ends in .jsonl or .csv"),
         (["--start", "3", "--end", "2"], "expected an end after the start"),
-        (["--top_k", "0"], "expected at least 1"),
+        (["--top_k", "0"], "expected a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(options, message, classify, capsys):
@@ -119,5 +119,5 @@ def test_wrong_options_are_refused_before_any_work(options, message, classify, c
 
 
 def test_a_folder_without_videos_is_refused(classify, model, tmp_path):
-    with pytest.raises(SystemExit, match="without videos, expected at least one"):
+    with pytest.raises(ValueError, match="without videos, expected at least one"):
         classify([model, str(tmp_path)])

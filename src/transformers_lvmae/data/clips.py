@@ -7,7 +7,7 @@ number of workers and processes, and a resumed run sees the same clips as an uni
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import datasets
@@ -18,11 +18,12 @@ from torchvision.transforms import v2
 from transformers.video_utils import VideoMetadata
 
 from ..models.masking import ENCODER_MASKS
-from ..models.video_io import View, decode_clips, video_name
+from ..models.video_io import View, decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
+from ..models.video_sources import VideoAccess, video_name
 from .broken_videos import BrokenVideos
-from .datasets import segment_of
+from .datasets import rows_fingerprint, segment_of
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
@@ -31,7 +32,9 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 
 
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
-    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered, then crops the center.
+    """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered and no more, then crops the center.
+
+    Of a file, it takes `config.num_frames` frames unless the call says otherwise.
 
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
@@ -39,7 +42,8 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
-    return LVMAEVideoProcessor(size={"shortest_edge": max(height, width)}, crop_size=crop_size, **kwargs)
+    settings = {"size": {"shortest_edge": min(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
+    return LVMAEVideoProcessor(**settings | kwargs)
 
 
 @contextmanager
@@ -65,6 +69,7 @@ class VideoReading:
         broken_folder: with "skip", the folder where every process records the videos that it could not read
             ([`report_broken_videos`]).
         video_column: column of videos.
+        access: what a row's video may open, and limits of bytes and seconds.
 
     Raises:
         ValueError: an unknown `on_error`, or less than one clip.
@@ -75,6 +80,7 @@ class VideoReading:
     max_broken_share: float = 0.1
     broken_folder: str | os.PathLike | None = None
     video_column: str = "video"
+    access: VideoAccess = field(default_factory=VideoAccess)
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -145,6 +151,7 @@ class VideoClips(Dataset):
         self.on_error = reading.on_error
         self.broken = BrokenVideos(reading.broken_folder, reading.max_broken_share)
         self.video_column = reading.video_column
+        self.access = reading.access
         self.label_column = label_column
         self.seed = seed
         # In shared memory, so that persistent workers see it change.
@@ -173,6 +180,14 @@ class VideoClips(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these rows from others, for the settings of a run."""
+        return rows_fingerprint(self.rows, self.video_column, self.label_column)
+
+    def video_names(self, indices: list[int]) -> list[str]:
+        """Return the names of rows' videos, as error messages show them."""
+        return [video_name(self.rows[index][self.video_column]) for index in indices]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items(index)[0]
@@ -227,7 +242,9 @@ class VideoClips(Dataset):
 
         views = [self.draw_view() for _ in range(self.num_clips)]
         start, end = segment_of(row)
-        clips = decode_clips(row[self.video_column], [sample] * self.num_clips, views, start=start, end=end)
+        video, samplers = row[self.video_column], [sample] * self.num_clips
+        clips = decode_clips(video, samplers, views, start=start, end=end, access=self.access)
+        self.broken.note(video_name(video), clips[0][1].fault)
         return [clip for clip, _ in clips]
 
     def draw_view(self) -> View:

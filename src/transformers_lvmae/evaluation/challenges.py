@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.annotation_files import find_annotations, read_table, the_file
+from ..data.annotation_files import find_annotations, the_file
+from ..data.tables import read_rows
 from .accuracy import JOINT_NAME, topk_accuracies
 from .features import write_aside
 from .prediction_files import read_predictions
@@ -69,7 +70,7 @@ def epic_metrics(predictions: str | os.PathLike, annotations: str | os.PathLike)
     metrics |= topk_accuracies(logits, labels, label_sets)
 
     files = find_annotations([annotations], EPIC_LISTS)
-    lists = {name: {row[name] for row in read_table(the_file(files, name), [name])} for name in EPIC_LISTS}
+    lists = {name: {row[name] for row in read_rows(the_file(files, name), [name])} for name in EPIC_LISTS}
     is_unseen = np.asarray([rows["participant_id"][row] in lists["participant_id"] for row in chosen])
     rare = [np.isin(labels[:, number], list(map(int, lists[name]))) for number, name in enumerate(sets)]
     tails = dict(zip(sets, rare)) | {JOINT_NAME: rare[0] | rare[1]}

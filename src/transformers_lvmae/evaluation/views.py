@@ -12,17 +12,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
-from transformers import AutoConfig, default_data_collator
+from transformers import default_data_collator
 
 from ..data.broken_videos import BrokenVideos
 from ..data.clips import to_pixels
 from ..data.datasets import segment_of
 from ..data.frame_sampling import FrameSampling
 from ..models.configuration_lvmae import LVMAEConfig
-from ..models.modeling_lvmae import LVMAEForVideoClassification
-from ..models.video_io import decode_clips, video_name
+from ..models.video_io import decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
+from ..models.video_sources import VideoAccess, video_name
 
 
 class VideoViews(Dataset):
@@ -49,6 +49,7 @@ class VideoViews(Dataset):
         video_column: column of videos.
         label_column: column of class ids, or several columns; [`predict`] reads it. None if the rows have no labels.
         broken: counts and records the videos that cannot be read. Without it, such a video raises an error.
+        access: what a row's video may open, and limits of bytes and seconds.
 
     Raises:
         ValueError: less than one view.
@@ -67,6 +68,7 @@ class VideoViews(Dataset):
         video_column: str = "video",
         label_column: str | Sequence[str] | None = None,
         broken: BrokenVideos | None = None,
+        access: VideoAccess | None = None,
     ):
         if temporal_views < 1 or spatial_views < 1:
             raise ValueError(
@@ -81,6 +83,7 @@ class VideoViews(Dataset):
         self.video_column = video_column
         self.label_column = label_column
         self.broken = broken
+        self.access = access
         self._unreadable: set[int] = set()  # rows
 
     def __len__(self) -> int:
@@ -111,7 +114,10 @@ class VideoViews(Dataset):
             [partial(self.crop_view, spatial=spatial) for spatial in range(self.spatial_views)],
             start=start,
             end=end,
+            access=self.access,
         )
+        if self.broken is not None:
+            self.broken.note(video_name(row[self.video_column]), clips[0][1].fault)
         duration = clips[0][1].duration
         return {
             "pixel_values_videos": torch.stack([to_pixels(clip, self.processor) for clip, _ in clips]),
@@ -175,23 +181,6 @@ class Predictions:
         count = len(self.probabilities)
         known = False if self.labels is None else (self.labels.reshape(count, -1) >= 0).all(axis=1)
         return self.part(np.full(count, known))
-
-
-def load_classifier(name_or_path: str) -> LVMAEForVideoClassification:
-    """Load a fine-tuned model; raise ValueError if the checkpoint is of another kind or has no trained classifier."""
-    config = AutoConfig.from_pretrained(name_or_path)
-    remedy = (
-        "fine-tune it first (scripts/finetune.py), or name the folder of a fine-tuned model with its adapter merged."
-    )
-    if config.model_type != "lvmae":
-        raise ValueError(
-            f"Got {name_or_path} of model type {config.model_type!r}, expected 'lvmae' with a classifier: {remedy}"
-        )
-    loaded: Any = LVMAEForVideoClassification.from_pretrained(name_or_path, output_loading_info=True)
-    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise ValueError(f"Got {name_or_path} without {', '.join(missing)}, expected a trained classifier: {remedy}")
-    return model
 
 
 def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Sequence[str]) -> None:

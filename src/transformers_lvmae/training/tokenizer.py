@@ -1,6 +1,7 @@
 """The tokenizer's Trainer and its metrics."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -163,6 +164,11 @@ class FSQMagViTTrainer(AveragingTrainer):
         if self.adversary is not None:
             self.adversary.prepare(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def trained_tensors(self) -> Iterator[torch.Tensor]:
+        yield from super().trained_tensors()
+        if self.adversary is not None:
+            yield from self.adversary.losses.parameters()
 
     def stateful_parts(self) -> dict[str, Any]:
         return {"adversary": self.adversary, **super().stateful_parts()}
