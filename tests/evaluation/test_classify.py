@@ -93,9 +93,7 @@ def test_label_sets_are_answered_one_by_one(classify, tmp_path, capsys):
 
 def test_models_that_cannot_answer_are_refused(classify, tmp_path):
     folder = save(tmp_path / "pretrain", LVMAEForPreTraining(tiny_config()))
-    with pytest.raises(
-        SystemExit, match=r"pretrain without classifier.*expected a trained classifier: fine-tune it first"
-    ):
+    with pytest.raises(ValueError, match="with LVMAEForPreTraining, expected LVMAEForVideoClassification: its head"):
         classify([folder, VIDEOS[0]])
     diverged = LVMAEForVideoClassification(tiny_config())
     torch.nn.init.constant_(diverged.classifier.weight, float("nan"))

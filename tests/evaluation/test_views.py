@@ -341,7 +341,9 @@ def test_one_view_that_is_not_finite_makes_its_row_wrong(data, model):
 def test_a_model_without_a_trained_classifier_is_refused(kind, tmp_path):
     model = LVMAEForPreTraining(tiny_config()) if kind == "pretraining" else FSQMagViTModel(tiny_tokenizer_config())
     model.save_pretrained(tmp_path)
-    message = "with LVMAEForPreTraining, expected" if kind == "pretraining" else "with model_type 'fsq_magvit', expected"
+    message = (
+        "with LVMAEForPreTraining, expected" if kind == "pretraining" else "with model_type 'fsq_magvit', expected"
+    )
     with pytest.raises(ValueError, match=message):
         load_classifier(str(tmp_path))
 
