@@ -27,6 +27,7 @@ from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
+from transformers_lvmae.models.credentials import mask_credentials
 from transformers_lvmae.sharing.loading import check_model_type
 
 
@@ -101,7 +102,9 @@ def extract_split(
     """Compute this process's share of a split's shards."""
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
-    files.check_settings({name: getattr(args, name) for name in kept}, write=accelerator.is_main_process)
+    settings = {name: getattr(args, name) for name in kept}
+    settings["dataset_name"] = mask_credentials(args.dataset_name)
+    files.check_settings(settings, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     rows = rows.add_column("row", list(range(len(rows))))
     shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)

@@ -425,6 +425,21 @@ def test_the_picture_shows_where_the_confusions_are(size, tmp_path):
     assert 0.3 / size < changed.mean() < 1.2 / size
 
 
+def test_names_cannot_break_the_results(random_predictions, tmp_path):
+    """Names with mathematics, line breaks and YAML, and a password in an address."""
+    names = ["$\\foo$", "a\nb", "c: [d", 'e "f"', "<b>", "g,h;i"]
+    config = tiny_config(num_labels=6)
+    config.id2label = dict(enumerate(names))
+    about = {"model": "m", "dataset": "https://user:secret@host/$\\bar$", "split": "a: b\n---"}
+    write_evaluation(tmp_path, random_predictions, config, about)
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == names
+    card = yaml.safe_load((tmp_path / "model_card.yaml").read_text())
+    assert {entry.dataset_split for entry in model_index_to_eval_results(card["model-index"])[1]} == {"a: b\n---"}
+    for name in ("results.json", "model_card.yaml"):
+        assert "secret" not in (tmp_path / name).read_text()
+
+
 def test_classes_of_another_dataset_are_refused(data, model):
     rows = load_video_dataset(data, label_column=["verb", "noun"])["test"]
     check_classes(model.config, rows, ["verb", "noun"])
