@@ -46,11 +46,16 @@ class BrokenVideos:
         if video not in self._named:
             self._named.add(video)
             self._write({"video": video, "fault": str(fault)})
+        self.check(fault)
+
+    def check(self, fault: Exception | None = None) -> None:
+        """Raise TooManyBrokenVideos if `failed` is more than `max_share` of `tried`. The message ends with the last fault."""
         if self.failed > self.max_share * max(self.tried, FEWEST_TRIED):
+            last = "" if fault is None else f" The last one: {fault}"
             account = "" if self.folder is None else f" All are named in {self.folder}."
             raise TooManyBrokenVideos(
                 f"Got {self.failed} unreadable videos of the {self.tried} that this process tried, expected at most a share of "
-                f"{self.max_share}: repair or remove them, or raise max_broken_share. The last one: {fault}{account}"
+                f"{self.max_share}: repair or remove them, or raise max_broken_share.{last}{account}"
             ) from fault
 
     def note(self, video: str, fault: str | None) -> None:
