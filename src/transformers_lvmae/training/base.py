@@ -143,6 +143,11 @@ class VideoTrainer(GuardedTrainer):
             f"{args.learning_rate:.3g}."
         )
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # Trainer takes a step more when a run that ended within an epoch is started again.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def get_batch_samples(self, *args, **kwargs) -> Any:
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._clips_of_step = sum(map(count_clips, batches))
