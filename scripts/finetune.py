@@ -32,8 +32,8 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.command_line import check_ranges, json_object, run
 from transformers_lvmae.data import (
+    ByteVideoClips,
     ClipAugmentation,
-    VideoClips,
     VideoDataArguments,
     VideoReading,
     load_video_dataset,
@@ -181,7 +181,7 @@ def main() -> None:
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
     evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
-    train_clips = VideoClips(
+    train_clips = ByteVideoClips(
         train_rows,
         processor,
         model.config.num_frames,
@@ -194,7 +194,7 @@ def main() -> None:
         trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
+        eval_dataset=trainer_dataset(ByteVideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
         processing_class=processor,
     )
     with train_clips.broken.reported():
@@ -206,7 +206,7 @@ def main() -> None:
     if adapter_config is not None and training_args.should_save:
         model.config.save_pretrained(training_args.output_dir)
     if test_rows is not None:
-        test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+        test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
         result = trainer.predict(trainer_dataset(test_clips))
         metrics: dict[str, Any] = {
             **(result.metrics or {}),

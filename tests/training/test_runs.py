@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from builders import CLIPS, MODEL, TESTS, assert_same, losses, make_trainer, weights
+from builders import CLIPS, MODEL, TESTS, TOKENIZER, assert_same, losses, make_trainer, weights
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +21,7 @@ from transformers_lvmae import (
     LVMAEForVideoClassification,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import load_video_dataset
+from transformers_lvmae.data import SelectionCollator, load_video_dataset
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.training.checkpoints import newest_checkpoint
 from transformers_lvmae.training.divergence import MOST_PENDING, FiniteSteps, NonFiniteError
@@ -269,6 +269,42 @@ def test_all_processes_stop_when_one_diverges(two_processes):
     rows = re.search(r"in step 4 \((.*)\), expected", said[0]).group(1)
     assert len(rows.split(", ")) == 2  # those of the process whose loss it was
     assert newest_checkpoint(two_processes / "diverging") == str(two_processes / "diverging" / "checkpoint-2")
+
+
+def test_selections_of_the_tokenizer_do_not_depend_on_workers_and_resume_exactly(splits, tmp_path):
+    """GAN, averages and three kinds of scores; also pictures of several clips a video."""
+
+    def trainer_on(folder, **options):
+        recipe = {
+            "adversarial_weight": 0.1,
+            "discriminator_channels": 4,
+            "discriminator_multipliers": [2, 4],
+            "ema_decay": 0.9,
+        }
+        recipe |= {
+            "perceptual_weight": 0.0,
+            "max_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "topk_sigma_end": 0.01,
+        }
+        trainer = make_trainer("tokenizer", splits, folder, per_device_train_batch_size=2, **recipe, **options)
+        trainer.data_collator = SelectionCollator(["learned", "random", "motion"], TOKENIZER.window_grid_size)
+        for clips in (trainer.train_dataset, trainer.eval_dataset):
+            clips.noise_size = trainer.data_collator.noise_size
+        return trainer
+
+    whole = trainer_on(tmp_path / "whole")
+    train_and_save(whole)
+    workers = trainer_on(tmp_path / "workers", dataloader_num_workers=2)
+    train_and_save(workers)
+    assert_same(weights(workers), weights(whole))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = trainer_on(tmp_path / "resumed", dataloader_num_workers=2)
+    train_and_save(resumed)
+    assert_same(weights(resumed), weights(whole))
+    assert_same(resumed.adversary.state_dict(), whole.adversary.state_dict())
+    assert_same(resumed.averaged_model.state_dict(), whole.averaged_model.state_dict())
 
 
 CHANGES = {
