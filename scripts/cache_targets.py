@@ -140,7 +140,7 @@ def main() -> None:
             "per video and epoch: leave out num_clips and cache more epochs (--num_epochs)."
         )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    reading = VideoReading(video_column=data_args.video_column)
+    reading = VideoReading(video_column=data_args.video_column, access=data_args.access_to(data_args.dataset_name))
     eval_clips = ByteClips(eval_rows, processor, config.num_frames, reading=reading, **common)
     output = Path(args.output_dir)
     with train_clips.broken.reported():

@@ -35,7 +35,6 @@ from transformers_lvmae.data import (
     ByteVideoClips,
     ClipAugmentation,
     VideoDataArguments,
-    VideoReading,
     load_video_dataset,
     processor_for,
     select_split,
@@ -180,7 +179,7 @@ def main() -> None:
     size = report_size(trained_model)
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
-    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
+    evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
     train_clips = ByteVideoClips(
         train_rows,
         processor,
@@ -200,17 +199,19 @@ def main() -> None:
     with train_clips.broken.reported():
         settings = (model_args, data_args, adapter_args, train_clips.fingerprint())
         train_and_save(trainer, *settings, dataset=data_args.dataset_name)
+        test_result = None
+        if test_rows is not None:
+            test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+            test_result = trainer.predict(trainer_dataset(test_clips))
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
     trainer.save_metrics("memory", size)
     if adapter_config is not None and training_args.should_save:
         model.config.save_pretrained(training_args.output_dir)
-    if test_rows is not None:
-        test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
-        result = trainer.predict(trainer_dataset(test_clips))
+    if test_result is not None:
         metrics: dict[str, Any] = {
-            **(result.metrics or {}),
-            "test_samples": len(result.predictions),
+            **(test_result.metrics or {}),
+            "test_samples": len(test_result.predictions),
             "test_classes": model.config.num_labels,
         }
         trainer.log_metrics("test", metrics)

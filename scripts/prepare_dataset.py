@@ -4,8 +4,9 @@
         --videos rgb --output data/diving48
 
 Annotations are files under their official names, or folders that hold them. The dataset is a `datasets.DatasetDict` on disk with the
-columns video (path), label (or verb and noun), and start and end in seconds if clips are parts of videos. Videos are not copied. Clips
-without a video are left out and counted, and missing_videos.txt in the output folder lists the videos.
+columns video (path), label (or verb and noun), and start and end in seconds if clips are parts of videos. A test split that was
+published without labels has no label columns. Rows keep the ids that submissions need. Videos are not copied. Clips without a video are
+left out and counted, and missing_videos.txt in the output folder lists the videos.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
-from transformers_lvmae.data.annotations import AnnotationError, Annotations, BuiltDataset, build_dataset
+from transformers_lvmae.data.annotations import Annotations, BuiltDataset, build_dataset
+from transformers_lvmae.data.tables import AnnotationError
 
 
 SHOWN_NAMES = 5
@@ -33,10 +35,10 @@ def report(name: str, annotations: Annotations, built: BuiltDataset) -> list[str
     lines = compare_with_known(name, annotations)
     for split, rows in built.splits.items():
         lines.append(f"{split}: {len(rows):,} clips with their videos, {built.missing_clips[split]:,} without")
-    for what, names in (("missing", built.missing_videos), ("present more than once", built.ambiguous_videos)):
-        if names:
-            more = ", ..." if len(names) > SHOWN_NAMES else ""
-            lines.append(f"{len(names):,} videos are {what}: {', '.join(names[:SHOWN_NAMES])}{more}")
+    names = built.missing_videos
+    if names:
+        more = ", ..." if len(names) > SHOWN_NAMES else ""
+        lines.append(f"{len(names):,} videos are missing: {', '.join(names[:SHOWN_NAMES])}{more}")
     return lines
 
 

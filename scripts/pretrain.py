@@ -1,7 +1,7 @@
 """Pre-train LVMAE on videos: a masked decoder predicts the codes of a frozen tokenizer.
 
     python scripts/pretrain.py --dataset_name FOLDER_OR_HUB_ID --tokenizer runs/tokenizer --output_dir runs/pretrain \\
-        --model_size base --num_train_epochs 1600 --warmup_steps 0.025
+        --model_size base --num_train_epochs 1600 --crop_scales 1 0.875 0.75 0.66
 
 The tokenizer runs on the fly, on the same clip as the model. With `--target_cache` (written by scripts/cache_targets.py with the same
 options for clips) its codes are read instead, and the data loader sends only a clip's visible tubelets. `--encoder_mask` chooses the
@@ -10,7 +10,7 @@ tokens that the encoder does not see, `--decoder_mask` those that are decoded, a
 each evaluation (`--eval_strategy`) shows a clip, its masks and the predictions. An interrupted run continues from its newest checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.command_line import run
-from transformers_lvmae.data import VideoDataArguments, VideoReading, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data import VideoDataArguments, load_video_dataset, processor_for, select_split
 from transformers_lvmae.data.streams import trainer_dataset
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 from transformers_lvmae.sharing.loading import load_model
@@ -103,7 +103,7 @@ def main() -> None:
         data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, streaming=data_args.streaming
     )
     common = {"sampling": data_args.sampling(), "seed": training_args.seed}
-    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
+    evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
     train_clips = clips_to_train_on(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
@@ -124,6 +124,8 @@ def main() -> None:
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
+    # At each evaluation the pictures need a readable clip, so that a broken one would be counted again and again.
+    evaluation["reading"] = replace(data_args.reading(training_args.output_dir), max_broken_share=1.0)
     shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **evaluation))
     trainer.add_callback(PredictionPictures(trainer, shown))
     with train_clips.broken.reported():

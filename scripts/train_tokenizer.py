@@ -106,10 +106,9 @@ def make_clips(
     train_rows = select_split(videos, args.train_split, args.max_train_samples)
     eval_rows = select_split(videos, args.eval_split, args.max_eval_samples)
     sampling, augmentation, reading = args.sampling(), args.augmentation(), args.reading(output_dir)
-    eval_reading = VideoReading(video_column=args.video_column)
     return (
         VideoClips(train_rows, processor, num_frames, True, sampling, augmentation, reading, seed=seed),
-        VideoClips(eval_rows, processor, num_frames, sampling=sampling, reading=eval_reading, seed=seed),
+        VideoClips(eval_rows, processor, num_frames, sampling=sampling, reading=reading, seed=seed),
     )
 
 

@@ -99,8 +99,11 @@ def count_step(model, precision: str = "float32", **inputs) -> dict[str, int]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             return model(**inputs)
 
-    (outputs, saved), forward_flops = count_flops(lambda: count_saved_bytes(model, forward))
+    outputs, forward_flops = count_flops(forward)
     _, backward_flops = count_flops(lambda: outputs.loss.backward())
+    _, saved = count_saved_bytes(
+        model, forward
+    )  # not inside the FLOP counter, whose hooks make recomputed functions plain calls
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -23,6 +23,7 @@ python examples/make_digits.py $data --task motion --train 640 --validation 80 -
         "num_attention_heads": 4, "intermediate_size": 256, "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2,
         "decoder_num_attention_heads": 4, "decoder_intermediate_size": 256}' \
     --num_train_epochs 4 --per_device_train_batch_size 8 --base_learning_rate 6.4e-2 --warmup_steps 0.1 \
+    --lr_scheduler_type cosine --max_grad_norm 1 \
     --logging_steps 20 --logging_first_step true --save_steps 100 --save_total_limit 1 --report_to none
 
 [ -f $run/finetune/test_results.json ] || python scripts/finetune.py \

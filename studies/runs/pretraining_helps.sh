@@ -25,6 +25,7 @@ python scripts/cache_targets.py --dataset_name $data --tokenizer $run/tokenizer 
 [ -f $run/pretrain/eval_results.json ] || python scripts/pretrain.py \
     --dataset_name $data --target_cache $run/targets --output_dir $run/pretrain --config_overrides "{$network, $decoder}" \
     --num_train_epochs 12 --per_device_train_batch_size 16 --base_learning_rate 3.2e-2 --warmup_steps 0.1 --dataloader_num_workers 1 \
+    --lr_scheduler_type cosine --max_grad_norm 1 \
     --logging_steps 20 --logging_first_step true --save_steps 200 --save_total_limit 1 --report_to none
 
 finetune() {  # name, seed, what differs

@@ -98,6 +98,21 @@ def test_multi_scale_crops_are_videomaes():
     assert drawn == expected
 
 
+def test_random_crops_keep_the_shape_of_a_model_that_is_not_square():
+    """Of 640 x 360 pixels and a model of 208 x 112: the largest crop is 640 x 344, as of the center crop; things are not squeezed."""
+    frame = torch.zeros(3, 360, 640, dtype=torch.uint8)
+    scales = (1.0, 0.875, 0.75, 0.66)
+    crop = ClipAugmentation(crop_scales=scales).crop((112, 208))
+    drawn = {(params["height"], params["width"]) for params in (crop.make_params([frame]) for _ in range(500))}
+    heights, widths = ([int(side * scale) for scale in scales] for side in (640 * 112 / 208, 640))
+    assert drawn == {(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1}
+    resized = ClipAugmentation(0.3).crop((112, 208))
+    shapes = [resized.make_params([frame]) for _ in range(300)]
+    squeezed = torch.tensor([params["height"] / params["width"] * 208 / 112 for params in shapes])
+    assert 0.74 < squeezed.min() < 0.8
+    assert 1.25 < squeezed.max() < 1.35
+
+
 def test_multi_scale_crop_shows_what_it_says():
     frame = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     crop = MultiScaleCrop((16, 16))

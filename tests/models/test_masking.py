@@ -208,6 +208,14 @@ def test_more_noise_makes_a_softer_mask_and_none_the_hard_one():
     assert softness == sorted(set(softness))
 
 
+@pytest.mark.parametrize("k", [20, torch.tensor([[20], [20], [20]])])
+def test_a_budget_of_all_tokens_has_exactly_no_gradient(k):
+    """The tokenizer scales scores to [0, 1]; for tied scores this multiplies the gradient by a million, and its rounding too."""
+    scores = torch.zeros(3, 20, requires_grad=True)
+    (perturbed_topk_mask(scores, k, 0.05, 7) * torch.rand(3, 20)).sum().backward()
+    assert torch.equal(scores.grad, torch.zeros(3, 20))
+
+
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     hard, soft = torch.tensor([1.0, 0.0, 1.0]), torch.rand(3, requires_grad=True)
     weights = torch.tensor([2.0, -3.0, 0.5])

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from builders import initialize_again, tiny_tokenizer_config
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
@@ -83,6 +83,15 @@ def test_128_frames_are_tokenized_as_each_window_alone():
         torch.testing.assert_close(scores, window.importance_scores.view(2, 8, 16)[:, 1:])
     assert torch.equal(whole.latents, torch.cat([window.latents for window in windows], dim=1))
     assert torch.equal(whole.codes, model.quantizer(whole.latents).flatten(1, 3))
+
+
+def test_in_windows_of_one_slot_the_first_slot_takes_the_score_of_the_second():
+    longer, model = build(window_size=8), build(window_size=2)
+    model.load_state_dict(longer.state_dict())
+    clip = random_clip(8)
+    scores = encode(model, clip).importance_scores
+    torch.testing.assert_close(scores, encode(longer, clip).importance_scores)
+    assert torch.equal(scores.unflatten(1, (4, -1))[:, 0], scores.unflatten(1, (4, -1))[:, 1])
 
 
 def test_scores_of_windows_are_those_of_the_whole_clip_at_once():
@@ -536,11 +545,15 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
         ({"stem_patch_size": (1, 2, 4)}, r"Got stem_patch_size=\(1, 2, 4\), .*expected square .*: change"),
         ({"window_size": 5}, r"Got window_size=5 and tokens of 2 frames, expected a multiple: change"),
         ({"image_size": 18}, r"Got image_size=18 and tokens of 4 pixels, expected a multiple: change"),
-        ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected at least 3 .* each: raise"),
-        ({"keep_ratio": 0}, r"Got keep_ratio=0 and .*expected shares .*: give fractions"),
+        ({"levels": (8, 2)}, r"Got levels=\(8, 2\), expected 3 .* levels in each channel .*: choose"),
+        ({"levels": (8,) * 22}, r"Got levels=.*, expected .* fewer than 2\^63 codes: choose"),
+        ({"stem_patch_size": [1, 1]}, r"Got .*stem_patch_size=\(1, 1\) .*expected .*three for the stem .*: correct"),
+        (
+            {"channel_multipliers": (1, 0, 2)},
+            r"Got channel_multipliers=\(1, 0, 2\), .*expected numbers from 1 .*: correct",
+        ),
+        ({"base_channels": 2**16}, r"Got 3 levels of up to 131072 channels, expected .* 1e\+11 weights in all: check"),
         ({"min_keep_ratio": 0.5}, r"Got min_keep_ratio=0.5 and keep_ratio=0.375, expected a share .*: lower"),
-        ({"unmasked_clip_ratio": 1.5}, r"unmasked_clip_ratio=1.5, expected shares .*: give fractions"),
-        ({"topk_num_samples": 1}, r"Got topk_num_samples=1 .*expected at least 2 samples .*: raise"),
         ({"topk_kind": "sparse"}, r"Got topk_kind='sparse', expected 'perturbed', the only .*: train a new"),
         ({"first_slot_score": "copy_next"}, r"Got first_slot_score='copy_next', expected 'previous_window', .*: train"),
         ({"topk_straight_through": False}, r"Got topk_straight_through=False, expected True, the only .*: train a new"),
@@ -549,6 +562,34 @@ def test_codes_that_do_not_fit_the_grid_are_refused(shape, grid_size):
 def test_configs_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_tokenizer_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("keep_ratio", 0),
+        ("unmasked_clip_ratio", 1.5),
+        ("topk_num_samples", 1),
+        ("topk_sigma", 0.0),
+        ("pixel_std", -1),
+        ("num_res_blocks", 0),
+        ("base_channels", 10**9),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_when_set_too(field, value):
+    config = tiny_tokenizer_config()
+    for use in (lambda: tiny_tokenizer_config(**{field: value}), lambda: setattr(config, field, value)):
+        with pytest.raises(
+            StrictDataclassFieldValidationError, match=rf"'{field}':\n.*Value must be .*, got {value}\."
+        ):
+            use()
+
+
+def test_a_config_that_no_longer_fits_is_refused_when_a_model_is_built():
+    config = tiny_tokenizer_config()
+    config.window_size = 5
+    with pytest.raises(ValueError, match=r"Got window_size=5 and tokens of 2 frames, expected a multiple"):
+        FSQMagViTModel(config)
 
 
 # Sizes, and starting from pictures

@@ -1,12 +1,13 @@
 """The encoder, the masked autoencoder and the classifier: against VideoMAE, naive code, and other settings of the same model."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
 from builders import initialize_again, tiny_config
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
@@ -1006,7 +1007,13 @@ def test_tubelets_for_a_model_of_pixels_and_bytes_are_refused():
         ),
         ({"image_size": (32, 36)}, r"Got image_size=\(32, 36\) and patch_size=8, expected .*: use 32 x 32 pixels"),
         ({"num_frames": 9}, r"Got num_frames=9 and tubelet_size=2, expected .*: use 8 frames"),
-        ({"mask_ratio": 90}, r"Got mask_ratio=90, expected a share in \[0, 1\): give a fraction"),
+        ({"image_size": [32]}, r"Got image_size=\[32\], expected one side or .*: correct"),
+        ({"levels": ()}, r"Got levels=\(\), expected 2 to 65536 levels .*: take the tokenizer's"),
+        ({"levels": (8,) * 22}, r"Got levels=.*, expected .* fewer than 2\^63 codes: take"),
+        (
+            {"hidden_size": 2**16, "intermediate_size": 2**16, "num_hidden_layers": 1000},
+            r"Got layers of 3e\+13 parameters, expected at most 1e\+12: check",
+        ),
         (
             {"decoder_mask_ratio": 0.1, "decoder_random_ratio": 0.2},
             r"Got decoder_random_ratio=0.2 .*expected .*: lower",
@@ -1016,6 +1023,45 @@ def test_tubelets_for_a_model_of_pixels_and_bytes_are_refused():
 def test_configs_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", -1),
+        ("num_hidden_layers", 10**7),
+        ("decoder_num_hidden_layers", 0),
+        ("hidden_size", 2**20),
+        ("tubelet_size", 0),
+        ("mask_ratio", 90),
+        ("drop_path_rate", 1.0),
+        ("tube_drop_ratio", float("nan")),
+        ("layer_norm_eps", 0.0),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_when_set_too(field, value):
+    config = tiny_config()
+    for use in (lambda: tiny_config(**{field: value}), lambda: setattr(config, field, value)):
+        with pytest.raises(
+            StrictDataclassFieldValidationError, match=rf"'{field}':\n.*Value must be .*, got {value}\."
+        ):
+            use()
+    assert getattr(config, field) == getattr(tiny_config(), field)
+
+
+@pytest.mark.parametrize("model_class", [LVMAEModel, LVMAEForPreTraining, LVMAEForVideoClassification])
+def test_a_config_that_no_longer_fits_is_refused_when_a_model_is_built(model_class):
+    config = tiny_config()
+    config.num_attention_heads = 5
+    with pytest.raises(ValueError, match=r"Got hidden_size=32 with num_attention_heads=5, expected"):
+        model_class(config)
+
+
+def test_a_hostile_config_file_is_refused_at_once(tmp_path):
+    fields = {**tiny_config().to_dict(), "num_hidden_layers": 10**7}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(StrictDataclassFieldValidationError, match="num_hidden_layers"):
+        LVMAEModel.from_pretrained(tmp_path)
 
 
 def test_unknown_sizes_are_refused():

@@ -6,10 +6,12 @@ from builders import tiny_config
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.modules.module import register_module_forward_hook
 from transformers.activations import GELUActivation
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.cost import count_saved_bytes
+from transformers_lvmae.models import recomputation
 from transformers_lvmae.models.masking import topk_mask
 from transformers_lvmae.models.recomputation import apply_linears, recompute_in_backward
 
@@ -130,8 +132,9 @@ def test_hooks_around_see_all_else_that_is_kept():
         apply_linears(norm(tensor), linear)
         plain_count = len(seen)
         (output,) = apply_linears(recompute_in_backward(norm, tensor), linear)
-    # The norm keeps 5 tensors and its recomputed twin 1; dropout's mask and the Linear's input and weight are in both.
-    assert [kept.shape for kept in seen[plain_count + 1 :]] == [kept.shape for kept in seen[5:plain_count]]
+    # The norm keeps 5 tensors and its recomputed twin its input and 2 weights; dropout's mask and the Linear's input and weight are in
+    # both.
+    assert [kept.shape for kept in seen[plain_count + 3 :]] == [kept.shape for kept in seen[5:plain_count]]
     assert plain_count == 8
     output.sum().backward()
     assert tensor.grad.any()
@@ -152,10 +155,48 @@ def test_mlp_checkpointing_is_every_n_layers_and_can_be_taken_back():
     assert not any(layer.gradient_checkpointing or layer.mlp_checkpointing for layer in layers)
 
 
-def test_a_function_with_hooks_is_called_plainly():
-    """FSDP2 gathers a unit's parameters in a hook before its call: those at hand outside of it are shards."""
-    norm = nn.LayerNorm(4)
+def is_recomputed(function: nn.Module, tensor: torch.Tensor) -> bool:
+    return isinstance(recompute_in_backward(function, tensor).grad_fn, recomputation._Recomputed._backward_cls)
+
+
+HOOKS = {
+    "forward pre": lambda norm, seen: norm.register_forward_pre_hook(lambda module, args: seen.append(True)),
+    "forward": lambda norm, seen: norm.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad)),
+    "backward pre": lambda norm, seen: norm.register_full_backward_pre_hook(lambda module, grads: seen.append(True)),
+    "backward": lambda norm, seen: norm.register_full_backward_hook(lambda module, *grads: seen.append(True)),
+    "global": lambda norm, seen: register_module_forward_hook(lambda module, args, out: seen.append(out.requires_grad)),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_function_with_hooks_is_called_plainly(kind):
+    """A hook fires once, with gradients. FSDP2 gathers a unit's parameters in a hook: outside of its call they are shards."""
+    norm, seen = nn.LayerNorm(4), []
     tensor = torch.randn(2, 4, requires_grad=True)
-    assert type(recompute_in_backward(norm, tensor).grad_fn).__name__ == "_RecomputedBackward"
-    norm.register_forward_pre_hook(lambda module, args: None)
-    assert type(recompute_in_backward(norm, tensor).grad_fn).__name__ == "NativeLayerNormBackward0"
+    assert is_recomputed(norm, tensor)
+    hook = HOOKS[kind](norm, seen)
+    try:
+        recompute_in_backward(norm, tensor).sum().backward()
+    finally:
+        hook.remove()
+    assert seen == [True]
+    assert is_recomputed(norm, tensor)
+
+
+@pytest.mark.parametrize("changed", ["weight", "bias", "input"])
+def test_what_changes_in_place_before_backward_is_an_error_as_in_a_plain_step(changed):
+    norm, leaf = nn.LayerNorm(4), torch.randn(2, 4, requires_grad=True)
+    tensor = leaf * 1
+    output = recompute_in_backward(norm, tensor)
+    with torch.no_grad():
+        {"weight": norm.weight, "bias": norm.bias, "input": tensor}[changed].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_small_outputs_are_kept(monkeypatch):
+    monkeypatch.undo()  # of conftest.py
+    smallest, norm = recomputation.SMALLEST_NUMEL, nn.LayerNorm(16)
+    assert not is_recomputed(norm, torch.randn(smallest // 16 - 1, 16, requires_grad=True))
+    assert is_recomputed(norm, torch.randn(smallest // 16, 16, requires_grad=True))
+    assert smallest < 1280 * 768 / 8  # a 128-frame clip of ViT-B is far above, and one of 16 frames too

@@ -1,6 +1,7 @@
 """The masks and targets of pre-training, and the combinations that are refused."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -43,6 +44,29 @@ def model_with(**fields):
 
 def trainer_with(splits, path, arguments=(), **fields):
     return make_trainer("pretraining", splits, path, training=False, model=model_with(**fields), **dict(arguments))
+
+
+def test_the_rate_is_videomaes_and_a_plain_cosine_is_to_be_had(splits, tmp_path):
+    """Linear from 0 in 5 % of the steps, then a cosine from the peak to 1/15 of it; no clipping."""
+
+    def rates(**options):
+        trainer = trainer_with(splits, tmp_path, {"learning_rate": 1.0, "base_learning_rate": None, **options})
+        optimizer = trainer.create_optimizer()
+        scheduler = trainer.create_scheduler(100, optimizer)
+        values = []
+        for _ in range(101):
+            values.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return values, trainer.args.max_grad_norm
+
+    fall = [(1 + math.cos(math.pi * step / 95)) / 2 for step in range(96)]
+    videomae = [step / 5 for step in range(5)] + [1 / 15 + (1 - 1 / 15) * share for share in fall]
+    assert rates() == (pytest.approx(videomae), 0)
+    plain = [(1 + math.cos(math.pi * step / 100)) / 2 for step in range(101)]
+    options = {"lr_scheduler_type": "cosine", "warmup_steps": 0, "max_grad_norm": 1.0}
+    assert rates(**options) == (pytest.approx(plain), 1)
+    assert rates(lr_scheduler_kwargs={"min_lr_rate": 0.5})[0][-1] == pytest.approx(0.5)
 
 
 def raw_clips(splits, rows=3):

@@ -4,13 +4,53 @@ import os
 from dataclasses import dataclass, field
 
 from ..command_line import check_ranges
+from ..models.video_sources import VideoAccess
 from .clips import VideoReading
+from .datasets import data_folders
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation
 
 
+@dataclass(kw_only=True)
+class VideoAccessArguments:
+    """What the rows of a dataset may open."""
+
+    confine: bool = field(
+        default=False,
+        metadata={
+            "help": "Open only files in the dataset's own folders, also after links are followed, and no addresses."
+        },
+    )
+    more_protocols: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Protocols that addresses of videos may have besides http(s), hf, s3, gs, zip, tar: ftp, sftp, file, ..."
+        },
+    )
+    max_video_bytes: int = field(
+        default=VideoAccess.max_bytes,
+        metadata={"help": "Size of the largest download of a video.", "within": "[1, inf)"},
+    )
+    max_video_seconds: float = field(
+        default=VideoAccess.max_seconds,
+        metadata={
+            "help": "Longest time to download, and to decode, one video. Then it cannot be read.",
+            "within": "(0, 1e9)",
+        },
+    )
+
+    def access_to(self, dataset_name: str) -> VideoAccess:
+        """Return what the rows of a dataset may open."""
+        return VideoAccess(
+            folders=data_folders(dataset_name) if self.confine else None,
+            protocols=(*VideoAccess.protocols, *self.more_protocols),
+            max_bytes=self.max_video_bytes,
+            max_seconds=self.max_video_seconds,
+        )
+
+
 @dataclass
-class VideoDataArguments:
+class VideoDataArguments(VideoAccessArguments):
     """Which videos to read, and how to take clips from them."""
 
     dataset_name: str = field(
@@ -65,7 +105,8 @@ class VideoDataArguments:
         },
     )
     on_error: str = field(
-        default="skip", metadata={"help": "If a training video cannot be read: skip (replace and report it) or raise."}
+        default="skip",
+        metadata={"help": "If a video cannot be read: skip (report it; training takes another instead) or raise."},
     )
     max_broken_share: float = field(
         default=0.1, metadata={"help": "Largest share of videos that may be broken.", "within": "[0, 1]"}
@@ -97,4 +138,5 @@ class VideoDataArguments:
     def reading(self, output_dir: str | None) -> VideoReading:
         """Return how training videos are read. Processes record broken videos in the folder `broken_videos` of `output_dir`."""
         folder = os.path.join(output_dir or ".", "broken_videos")
-        return VideoReading(self.num_clips, self.on_error, self.max_broken_share, folder, self.video_column)
+        access = self.access_to(self.dataset_name)
+        return VideoReading(self.num_clips, self.on_error, self.max_broken_share, folder, self.video_column, access)

@@ -17,13 +17,13 @@ from ..models.video_io import View
 class MultiScaleCrop(v2.Transform):
     """VideoMAE's random crop, GroupMultiScaleCrop (from TSN): crop with one of a few sizes at one of 13 places, then resize.
 
-    The height and the width of the crop are shares of the frame's shorter side. They are drawn together, at most one step of `scales`
-    apart. The places are the four corners, the middles of the four sides, the center, and the points halfway from the center to each
+    The height and the width of the crop are shares of those of the largest region with the shape of `size`, for a square `size` of the
+    frame's shorter side. They are drawn together, at most one step of `scales` apart. The places are the four corners, the middles of the four sides, the center, and the points halfway from the center to each
     corner.
 
     Args:
         size: (height, width) to resize to.
-        scales: shares of the shorter side, descending.
+        scales: shares of the largest region's sides, descending.
     """
 
     PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
@@ -35,8 +35,10 @@ class MultiScaleCrop(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
-        sides = [int(min(height, width) * scale) for scale in self.scales]
-        pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+        ratio = self.size[1] / self.size[0]
+        largest = min(height, width / ratio), min(width, height * ratio)
+        heights, widths = ([int(side * scale) for scale in self.scales] for side in largest)
+        pairs = [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
         crop_height, crop_width = pairs[int(torch.randint(len(pairs), ()))]
         y, x = self.PLACES[int(torch.randint(len(self.PLACES), ()))]
         top, left = (height - crop_height) * y // 4, (width - crop_width) * x // 4
@@ -137,7 +139,9 @@ class ClipAugmentation:
             return MultiScaleCrop(size, self.crop_scales)
         if self.min_crop_scale == 1:
             return None
-        return v2.RandomResizedCrop(size, scale=(self.min_crop_scale, 1.0), antialias=True)
+        ratio = size[1] / size[0]
+        scale, shapes = (self.min_crop_scale, 1.0), (3 / 4 * ratio, 4 / 3 * ratio)
+        return v2.RandomResizedCrop(size, scale=scale, ratio=shapes, antialias=True)
 
     def recolor(self, image_mean: Sequence[float]) -> v2.Transform | None:
         """Return RandAugment of uint8 frames, or None. Pixels that move in from outside get the color `image_mean`, in [0, 1]."""

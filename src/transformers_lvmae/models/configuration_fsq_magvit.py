@@ -5,6 +5,13 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils.type_validators import interval, probability
+
+
+# Ranges of the config's numbers, checked whenever one is set. The upper ends stop a damaged config from building for hours.
+SIZE = interval(min=1, max=2**16)
+POSITIVE = interval(min=0, exclude_min=True, max=1000)
+MOST_PARAMETERS = 10**11  # of the 3x3x3 convolutions
 
 
 @strict
@@ -48,24 +55,24 @@ class FSQMagViTConfig(PreTrainedConfig):
     model_type = "fsq_magvit"
 
     image_size: int | list[int] | tuple[int, int] = 112
-    num_frames: int = 128
-    window_size: int = 16
-    num_channels: int = 3
+    num_frames: int = SIZE(default=128)
+    window_size: int = SIZE(default=16)
+    num_channels: int = SIZE(default=3)
     pixel_mean: float | int = 0.45
-    pixel_std: float | int = 0.225
-    base_channels: int = 64
+    pixel_std: float | int = POSITIVE(default=0.225)
+    base_channels: int = SIZE(default=64)
     channel_multipliers: list[int] | tuple[int, ...] = (2, 4)
     temporal_downsample: list[bool] | tuple[bool, ...] = (False,)
-    num_res_blocks: int = 2
-    norm_num_groups: int = 32
+    num_res_blocks: int = interval(min=1, max=1000)(default=2)
+    norm_num_groups: int = SIZE(default=32)
     stem_patch_size: list[int] | tuple[int, int, int] = (2, 4, 4)
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
-    scorer_hidden_size: int = 64
-    keep_ratio: float | int = 0.375
+    scorer_hidden_size: int = SIZE(default=64)
+    keep_ratio: float | int = interval(min=0, max=1, exclude_min=True)(default=0.375)
     min_keep_ratio: float | int | None = None
-    unmasked_clip_ratio: float | int = 0.0
-    topk_sigma: float | int = 0.05
-    topk_num_samples: int = 64
+    unmasked_clip_ratio: float | int = probability(default=0.0)
+    topk_sigma: float | int = POSITIVE(default=0.05)
+    topk_num_samples: int = interval(min=2, max=2**16)(default=64)
 
     @classmethod
     def from_size(
@@ -127,7 +134,8 @@ class FSQMagViTConfig(PreTrainedConfig):
         return math.prod(self.levels)
 
     def validate_architecture(self) -> None:
-        """Check fields against each other; raise ValueError if they do not fit."""
+        """Check fields against each other; raise ValueError if they do not fit. Building a model calls this again."""
+        self._check_lists()
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
             raise ValueError(
                 f"Got {len(self.temporal_downsample)} temporal_downsample for {len(self.channel_multipliers)} "
@@ -147,24 +155,10 @@ class FSQMagViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got image_size={self.image_size} and tokens of {self.patch_size} pixels, expected a multiple: change image_size."
             )
-        if min(self.levels) < 3:
-            raise ValueError(f"Got levels={tuple(self.levels)}, expected at least 3 (better 5) each: raise them.")
-        if not 0 < self.keep_ratio <= 1 or not 0 <= self.unmasked_clip_ratio <= 1:
-            raise ValueError(
-                f"Got keep_ratio={self.keep_ratio} and unmasked_clip_ratio={self.unmasked_clip_ratio}, expected shares in "
-                "(0, 1] and [0, 1]: give fractions."
-            )
         if self.min_keep_ratio is not None and not 0 < self.min_keep_ratio <= self.keep_ratio:
             raise ValueError(
                 f"Got min_keep_ratio={self.min_keep_ratio} and keep_ratio={self.keep_ratio}, expected a share in (0, "
                 "keep_ratio]: lower min_keep_ratio or leave it out."
-            )
-        if self.pixel_std <= 0:
-            raise ValueError(f"Got pixel_std={self.pixel_std}, expected a positive number: raise it.")
-        if self.topk_num_samples < 2 or self.topk_sigma <= 0:
-            raise ValueError(
-                f"Got topk_num_samples={self.topk_num_samples} and topk_sigma={self.topk_sigma}, expected at least 2 samples "
-                "and a positive sigma: raise them."
             )
         for name, expected in DELETED_FIELDS.items():
             if getattr(self, name, expected) != expected:
@@ -172,6 +166,28 @@ class FSQMagViTConfig(PreTrainedConfig):
                     f"Got {name}={getattr(self, name)!r}, expected {expected!r}, the only value still supported: train a new "
                     "tokenizer, or use this one with version 0.1."
                 )
+
+    def _check_lists(self) -> None:
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        sizes = [*self.channel_multipliers, *self.stem_patch_size, *sides]
+        if len(self.stem_patch_size) != 3 or len(sides) != 2 or not 1 <= min(sizes) <= max(sizes) <= 2**16:
+            raise ValueError(
+                f"Got channel_multipliers={tuple(self.channel_multipliers)}, stem_patch_size={tuple(self.stem_patch_size)} and "
+                f"image_size={self.image_size}, expected numbers from 1 to {2**16}, three for the stem and one or two for the "
+                "image: correct them."
+            )
+        if not 3 <= min(self.levels, default=0) <= max(self.levels) <= 2**16 or self.codebook_size >= 2**63:
+            raise ValueError(
+                f"Got levels={tuple(self.levels)}, expected 3 (better 5) to {2**16} levels in each channel and fewer than 2^63 codes: "
+                "choose others."
+            )
+        width = self.base_channels * max(self.channel_multipliers)
+        weights = 27 * width**2 * self.num_res_blocks * len(self.channel_multipliers)
+        if len(self.channel_multipliers) > 16 or weights > MOST_PARAMETERS:
+            raise ValueError(
+                f"Got {len(self.channel_multipliers)} levels of up to {width} channels, expected at most 16 levels and "
+                f"{MOST_PARAMETERS:.0e} weights in all: check the config's sizes."
+            )
 
 
 # Fields of version 0.1 and the one value of each that is still supported. A config that is read from a file of version 0.1 keeps

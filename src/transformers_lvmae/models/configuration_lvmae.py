@@ -1,10 +1,18 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
+import math
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils.type_validators import interval
+
+
+# Ranges of the config's numbers, checked whenever one is set. The upper ends stop a damaged config from building for hours.
+SIZE, DEPTH = interval(min=1, max=2**16), interval(min=1, max=1000)
+SHARE = interval(min=0, max=1, exclude_max=True)
+MOST_PARAMETERS = 10**12  # of a model
 
 
 class DecoderMask(NamedTuple):
@@ -107,36 +115,36 @@ class LVMAEConfig(PreTrainedConfig):
     attribute_map = {"rebuild_activations": "recompute_activations"}
 
     image_size: int | list[int] | tuple[int, int] = 224
-    patch_size: int = 16
-    num_channels: int = 3
-    num_frames: int = 128
-    tubelet_size: int = 2
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    patch_size: int = SIZE(default=16)
+    num_channels: int = SIZE(default=3)
+    num_frames: int = SIZE(default=128)
+    tubelet_size: int = SIZE(default=2)
+    hidden_size: int = SIZE(default=768)
+    num_hidden_layers: int = DEPTH(default=12)
+    num_attention_heads: int = SIZE(default=12)
+    intermediate_size: int = SIZE(default=3072)
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    drop_path_rate: float | int = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
+    hidden_dropout_prob: float | int = SHARE(default=0.0)
+    attention_probs_dropout_prob: float | int = SHARE(default=0.0)
+    drop_path_rate: float | int = SHARE(default=0.0)
+    initializer_range: float = interval(min=0, max=1)(default=0.02)
+    layer_norm_eps: float = interval(min=0, max=1, exclude_min=True)(default=1e-6)
     qv_bias: bool = True
     final_layer_norm: bool = True
-    decoder_hidden_size: int = 384
-    decoder_num_hidden_layers: int = 4
-    decoder_num_attention_heads: int = 6
-    decoder_intermediate_size: int = 1536
-    mask_ratio: float | int = 0.9
+    decoder_hidden_size: int = SIZE(default=384)
+    decoder_num_hidden_layers: int = DEPTH(default=4)
+    decoder_num_attention_heads: int = SIZE(default=6)
+    decoder_intermediate_size: int = SIZE(default=1536)
+    mask_ratio: float | int = SHARE(default=0.9)
     encoder_mask: Literal["tube", "random"] = "tube"
     decoder_mask: str = "adaptive_random"
-    decoder_mask_ratio: float | int = 0.9
-    decoder_random_ratio: float | int = 0.05
+    decoder_mask_ratio: float | int = SHARE(default=0.9)
+    decoder_random_ratio: float | int = SHARE(default=0.05)
     target_type: Literal["codes", "latents", "levels", "pixels"] = "codes"
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 8)
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
-    tube_drop_ratio: float | int = 0.2
+    tube_drop_ratio: float | int = SHARE(default=0.2)
     label_sets: dict[str, list[int]] | None = None
     recompute_activations: bool = True
 
@@ -216,8 +224,14 @@ class LVMAEConfig(PreTrainedConfig):
             return self.tubelet_size * self.patch_size**2 * self.num_channels
         return sum(self.levels) if self.target_type == "levels" else len(self.levels)
 
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes: the product of the levels."""
+        return math.prod(self.levels)
+
     def validate_architecture(self) -> None:
-        """Check fields against each other; raise ValueError if they do not fit."""
+        """Check fields against each other; raise ValueError if they do not fit. Building a model calls this again."""
+        self._check_lists()
         if self.decoder_mask not in DECODER_MASKS:
             raise ValueError(f"Got decoder_mask={self.decoder_mask!r}, expected one of {[*DECODER_MASKS]}: choose one.")
         for name, heads in [
@@ -241,14 +255,38 @@ class LVMAEConfig(PreTrainedConfig):
                 f"Got num_frames={self.num_frames} and tubelet_size={self.tubelet_size}, expected a multiple of the "
                 f"tubelet: use {self.num_frames // self.tubelet_size * self.tubelet_size} frames."
             )
-        for name in ("mask_ratio", "decoder_mask_ratio", "decoder_random_ratio", "tube_drop_ratio", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"Got {name}={getattr(self, name)}, expected a share in [0, 1): give a fraction.")
+        self._check_parameters()
         self._check_label_sets()
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
                 "expected at most as many random tokens as the scores leave out: lower decoder_random_ratio."
+            )
+
+    def _check_lists(self) -> None:
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) != 2 or not all(self.patch_size <= side <= 2**16 for side in sides):
+            raise ValueError(
+                f"Got image_size={self.image_size}, expected one side or (height, width), from patch_size={self.patch_size} to "
+                f"{2**16} pixels: correct it."
+            )
+        if not 2 <= min(self.levels, default=0) <= max(self.levels) <= 2**16 or self.codebook_size >= 2**63:
+            raise ValueError(
+                f"Got levels={tuple(self.levels)}, expected 2 to {2**16} levels in each channel and fewer than 2^63 codes: take the "
+                "tokenizer's levels."
+            )
+
+    def _check_parameters(self) -> None:
+        encoder, decoder = (
+            depth * 2 * size * (2 * size + inner)
+            for depth, size, inner in (
+                (self.num_hidden_layers, self.hidden_size, self.intermediate_size),
+                (self.decoder_num_hidden_layers, self.decoder_hidden_size, self.decoder_intermediate_size),
+            )
+        )
+        if encoder + decoder > MOST_PARAMETERS:
+            raise ValueError(
+                f"Got layers of {encoder + decoder:.0e} parameters, expected at most {MOST_PARAMETERS:.0e}: check the config's sizes."
             )
 
     def _check_label_sets(self) -> None:

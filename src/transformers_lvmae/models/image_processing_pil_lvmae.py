@@ -110,6 +110,27 @@ class LVMAEProcessingMixin:
         kwargs |= {"do_convert_rgb": do_convert_rgb, "input_data_format": input_data_format}
         return super().process_image(image, **kwargs)
 
+    def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
+        """Resize frames (..., C, H, W). If `size` is one of [`size_to_crop`], keep their shape and cover the crop."""
+        if size.shortest_edge and size.height and size.width:
+            sides, crop = image.shape[-2:], (size.height, size.width)
+            size = SizeDict(shortest_edge=size.shortest_edge)
+            if any(side * size.shortest_edge // min(sides) < part for side, part in zip(sides, crop)):
+                scale = max(part / side for side, part in zip(sides, crop))
+                height, width = (max(round(side * scale), part) for side, part in zip(sides, crop))
+                size = SizeDict(height=height, width=width)
+        return super().resize(image, size, *args, **kwargs)
+
+    @staticmethod
+    def size_to_crop(size: SizeDict, crop_size: SizeDict) -> SizeDict:
+        """Return the size for [`resize`] before a center crop: the shortest edge of `size`, or as much more as the crop needs.
+
+        So a crop that is not square is covered, and no more: a frame of 640 x 360 pixels becomes 208 x 117 for a crop of 208 x 112.
+        """
+        if not (size and size.shortest_edge) or size.longest_edge:
+            return size
+        return SizeDict(shortest_edge=size.shortest_edge, height=crop_size.height, width=crop_size.width)
+
     def _channel_format(self, shape: Sequence[int]) -> ChannelDimension:
         """Distinguish (..., C, H, W) from (..., H, W, C): C is 1, 3, 4 or the length of `image_mean`."""
         known = {1, 3, 4} | ({len(self.image_mean)} if isinstance(self.image_mean, (list, tuple)) else set())
@@ -159,6 +180,8 @@ class LVMAEImageProcessingMixin(LVMAEProcessingMixin):
         frames = [frame for clip in images for frame in clip]
         for frame in frames:
             self._check_channels(frame.shape[0], kwargs)
+        if kwargs["do_center_crop"]:
+            kwargs["size"] = self.size_to_crop(kwargs["size"], kwargs["crop_size"])
         done = iter(super()._preprocess(frames, return_tensors=None, **kwargs)["pixel_values"])
         stack = torch.stack if isinstance(frames[0], torch.Tensor) else np.stack
         clips = [stack(list(islice(done, len(clip)))) for clip in images]

@@ -199,6 +199,9 @@ class _PerturbedTopK(torch.autograd.Function):
         value = (kept * grad_mask.unsqueeze(1)).sum(dim=-1, keepdim=True)
         samples = value.shape[1]
         centered = (value - value.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        # Where all samples keep the same tokens, as with k = N, the mean differs by rounding. Tied scores, which the tokenizer
+        # divides by their range, would make a large gradient of it.
+        centered = centered.masked_fill((kept == kept[:, :1]).all(dim=(1, 2)).view(-1, 1, 1), 0.0)
         return (noise * centered).mean(dim=1) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
 
 

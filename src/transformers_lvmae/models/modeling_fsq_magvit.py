@@ -225,6 +225,10 @@ class FSQMagViTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config: FSQMagViTConfig):
+        config.validate_architecture()  # fields may have been set one by one since the config was made
+        super().__init__(config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -315,11 +319,14 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             previous = features[:, :, -1:]
         all_latents = torch.cat(latents, dim=2)[:, :, :slots].movedim(1, -1)
         codes = self.quantizer(all_latents).flatten(1, 3)
+        all_scores = torch.cat(scores, dim=1)
+        if all_scores.shape[1] > 1:  # with windows of one slot, the first window does not see the second slot
+            all_scores = torch.cat([all_scores[:, 1:2], all_scores[:, 1:]], dim=1)
         return FSQMagViTEncoderOutput(
             latents=all_latents,
             codes=codes,
             code_indices=codes_to_indices(codes, self.config.levels),
-            importance_scores=torch.cat(scores, dim=1)[:, :slots].flatten(1),
+            importance_scores=all_scores[:, :slots].flatten(1),
         )
 
     def decode(self, codes: torch.Tensor, grid_size: tuple[int, int, int] | None = None) -> torch.Tensor:

@@ -366,6 +366,10 @@ class LVMAEPreTrainedModel(PreTrainedModel):
     _supports_context_parallel = False  # accelerate's context parallelism can only express causal attention
     _can_record_outputs = {"hidden_states": LVMAELayer, "attentions": LVMAEAttention}
 
+    def __init__(self, config: LVMAEConfig):
+        config.validate_architecture()  # fields may have been set one by one since the config was made
+        super().__init__(config)
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,

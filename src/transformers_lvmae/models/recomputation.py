@@ -5,7 +5,9 @@ The outputs are cheap to compute, and make up a third of what a transformer laye
 input, and `apply_linears` lets each Linear keep a small note (dtype and shape) in place of the output. Notable choices:
 - the Linears are called as modules, so LoRA, quantized and sharded layers work;
 - autograd keeps all other tensors as usual, so activation checkpointing and offloading work;
-- under torch.compile both functions are plain calls, because its partitioner recomputes cheap outputs by itself.
+- under torch.compile both functions are plain calls, because its partitioner recomputes cheap outputs by itself;
+- small tensors are not worth it: 16 layers of 64 tokens of width 32 took 23 ms with recomputation and 13 ms without, of 512 tokens of
+  width 192, 161 and 149 ms (forward and backward, one thread).
 """
 
 from collections.abc import Iterator
@@ -15,14 +17,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import _has_any_global_hook
 
 
+SMALLEST_NUMEL = 2**16  # recompute outputs of at least this many numbers
 # Autograd nodes between a tensor and the reshaped or cast copy that a Linear keeps of it.
 _SAME_VALUES = ("ViewBackward0", "UnsafeViewBackward0", "ToCopyBackward0")
 
 
 class _Recomputed(torch.autograd.Function):
-    """Compute function(tensor) and keep only `tensor`. `parameters` are the function's own; they are passed to get gradients."""
+    """Compute function(tensor) and keep only `tensor`.
+
+    `parameters` are the function's own. They are passed to get gradients, and saved so that autograd raises if they change in place
+    before backward, as it does after a plain call.
+    """
 
     @staticmethod
     def forward(ctx: Any, function: nn.Module, tensor: torch.Tensor, *parameters: nn.Parameter) -> torch.Tensor:
@@ -30,7 +38,7 @@ class _Recomputed(torch.autograd.Function):
         device_type = tensor.device.type if torch.amp.is_autocast_available(tensor.device.type) else "cpu"
         ctx.function, ctx.recomputed = function, None
         ctx.autocast = device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
-        ctx.save_for_backward(tensor)
+        ctx.save_for_backward(tensor, *parameters)
         return function(tensor)
 
     @staticmethod
@@ -48,7 +56,7 @@ class _Recomputed(torch.autograd.Function):
 def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return input and output of a `_Recomputed` node. A backward pass computes them once and then drops them."""
     if node.recomputed is None:
-        (tensor,) = node.saved_tensors
+        tensor = node.saved_tensors[0]
         if not torch.is_grad_enabled():  # no second derivatives: cut the tensor off from its history
             tensor = tensor.detach().requires_grad_()
         with torch.enable_grad(), torch.autocast(*node.autocast):
@@ -60,15 +68,26 @@ def _recompute(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def recompute_in_backward(function: nn.Module, tensor: torch.Tensor, enabled: bool = True) -> torch.Tensor:
     """Return `function(tensor)`, whose output [`apply_linears`] does not keep; gradients are bit-equal to a plain call's.
 
-    A function with hooks is called plainly, because a unit of FSDP2 has its real parameters only inside its own call.
+    A function with hooks is called plainly: its hooks would fire twice, and a unit of FSDP2 has its real parameters only inside its
+    own call. So is one of a small tensor, which would take more time and save little.
 
     Args:
         function: cheap and deterministic, such as a norm or an activation. It runs twice in a step.
         enabled: False makes this a plain call.
     """
-    if not enabled or torch.compiler.is_compiling() or function._forward_pre_hooks:
+    if not enabled or tensor.numel() < SMALLEST_NUMEL or torch.compiler.is_compiling() or _has_hooks(function):
         return function(tensor)
     return _Recomputed.apply(function, tensor, *function.parameters())
+
+
+def _has_hooks(function: nn.Module) -> bool:
+    kinds = (
+        function._forward_pre_hooks,
+        function._forward_hooks,
+        function._backward_pre_hooks,
+        function._backward_hooks,
+    )
+    return any(kinds) or _has_any_global_hook()
 
 
 def apply_linears(tensor: torch.Tensor, *linears: nn.Module) -> tuple[torch.Tensor, ...]:

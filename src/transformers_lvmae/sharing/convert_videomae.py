@@ -309,4 +309,4 @@ def convert_original(src: str, dst: str, num_frames: int | None = None, **option
     model.to(converted[next(iter(names))].dtype).load_state_dict(converted)
     model.save_pretrained(dst)
     crop_size = dict(zip(("height", "width"), config.frame_size))
-    LVMAEVideoProcessor(size={"shortest_edge": max(config.frame_size)}, crop_size=crop_size).save_pretrained(dst)
+    LVMAEVideoProcessor(size={"shortest_edge": min(config.frame_size)}, crop_size=crop_size).save_pretrained(dst)

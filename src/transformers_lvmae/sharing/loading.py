@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..models.modeling_lvmae import LVMAEForVideoClassification
+
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -43,3 +45,16 @@ def load_model(model_class: type[Model], name_or_path: str | os.PathLike, **kwar
     """Return `model_class.from_pretrained(...)` of a folder or Hub id that holds a model of this type; ValueError on any other."""
     check_model_type(name_or_path, model_class)
     return model_class.from_pretrained(name_or_path, **kwargs)
+
+
+def load_classifier(name_or_path: str | os.PathLike) -> LVMAEForVideoClassification:
+    """Load a fine-tuned model. Raises ValueError if a folder or Hub id holds another model, or one without a trained classifier."""
+    check_head(name_or_path, LVMAEForVideoClassification)
+    loaded: Any = LVMAEForVideoClassification.from_pretrained(name_or_path, output_loading_info=True)
+    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"Got {str(name_or_path)!r} without {', '.join(missing)}, expected a trained classifier: fine-tune it first "
+            "(scripts/finetune.py), or name the folder of a fine-tuned model."
+        )
+    return model

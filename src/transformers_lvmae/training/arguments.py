@@ -216,7 +216,21 @@ class SelectionArguments:
 
 @dataclass
 class LVMAEPreTrainingArguments(VideoTrainingArguments):
-    """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, cosine."""
+    """Defaults of VideoMAE's recipe, which the paper follows: AdamW (0.9, 0.95), decay 0.05, 1.5e-4 x batch / 256, no clipping.
+
+    The rate rises for 5 % of the steps (VideoMAE: 40 of 800 epochs) and falls on a cosine to 1/15 of the peak (1e-5 of 1.5e-4).
+    """
+
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all steps (VideoMAE: 40 epochs)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr",
+        metadata={
+            "help": "Schedule of the learning rate; this one ends at 1/15 of the peak unless lr_scheduler_kwargs says else."
+        },
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the gradient; 0 = no clipping."})
 
     default_rates: ClassVar[dict[str, float]] = {"base_learning_rate": 1.5e-4}
 
@@ -230,6 +244,11 @@ class LVMAEPreTrainingArguments(VideoTrainingArguments):
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "No labels: clips or a cache give targets."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 1 / 15}
 
 
 @dataclass

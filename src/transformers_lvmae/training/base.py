@@ -10,10 +10,13 @@ import torch
 import torch.distributed.nn.functional  # a later import would hold a reference to the process group (VideoTrainer.end)
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.operations import recursively_apply
 from torch import nn
-from transformers import TrainerCallback, logging
+from transformers import EvalPrediction, TrainerCallback, logging
 from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer_utils import EvalLoopOutput
 
+from ..models.video_seeking import VideoReadError
 from ..sharing.model_card import ModelCardFacts, command_line, may_write_card, write_model_card
 from .checkpoints import fault_of, newest_checkpoint
 from .guarding import GuardedTrainer, read_results
@@ -76,7 +79,7 @@ def count_clips(batch: dict[str, Any]) -> int:
 
 class VideoTrainer(GuardedTrainer):
     """A Trainer whose training set knows its epoch, whose parameters may learn at different rates, whose logs have the parts of the
-    loss, and whose saved folders have a model card.
+    loss, whose evaluations leave out what cannot be read, and whose saved folders have a model card.
 
     All draws of a step (masks of tubes, mixing, drop path, noise) come from (seed, step, number of the small batch in the step, over
     all processes). So processes draw differently, and a step draws the same if it is resumed, or divided among more processes.
@@ -91,6 +94,82 @@ class VideoTrainer(GuardedTrainer):
         self.add_callback(_SayWhatIsTrained(self))
         self.add_callback(_TellEpoch())
         self._card_facts: dict[str, Any] = {}
+        self._evaluated: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate without the clips whose items have `is_readable=False`: they are in no loss, metric, prediction or label.
+
+        If items have `is_readable`, the metrics also have the numbers of clips: `samples`, `samples_skipped` and `samples_total`.
+
+        Raises:
+            VideoReadError: no clip can be read.
+        """
+        seed_draws(self.args.seed, self.args.process_index)  # each evaluation draws the same
+        self._evaluated = []
+        compute_metrics = self.compute_metrics
+        if compute_metrics is not None:
+            self.compute_metrics = lambda prediction: compute_metrics(self._readable_part(prediction))
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+        if not self._evaluated:
+            return output
+        losses, readable = self._losses_and_readable()
+        prefix, count = kwargs.get("metric_key_prefix", "eval"), int(readable.sum())
+        metrics = output.metrics or {}
+        metrics |= {f"{prefix}_samples": count, f"{prefix}_samples_skipped": len(readable) - count}
+        metrics[f"{prefix}_samples_total"] = len(readable)
+        if count < len(readable):
+            logger.warning(f"Evaluated {count:,} of {len(readable):,} clips ({prefix}): the others could not be read.")
+            metrics[f"{prefix}_loss"] = float(losses[readable].mean())
+        predictions, labels = (_rows(part, readable) for part in (output.predictions, output.label_ids))
+        return EvalLoopOutput(predictions, labels, metrics, count)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Evaluate a batch ([`evaluate_batch`]) without its unreadable clips. Their places in predictions and labels hold zeros, so that
+        all processes gather equally many; if no clip is readable, the results of black clips are gathered and dropped."""
+        if "is_readable" not in inputs:
+            return self.evaluate_batch(model, inputs, prediction_loss_only, ignore_keys)
+        readable = inputs["is_readable"].bool().to(self.args.device)
+        used = readable if readable.any() else torch.ones_like(readable)
+        chosen = {name: _rows(value, used) for name, value in inputs.items() if name != "is_readable"}
+        loss, *results = self.evaluate_batch(model, chosen, prediction_loss_only, ignore_keys)
+        losses = torch.zeros(len(readable), device=self.args.device) if loss is None else loss.repeat(len(readable))
+        self._evaluated.append(self.accelerator.gather_for_metrics((losses, readable)))
+        predictions, labels = (None if value is None else recursively_apply(_spread, value, used) for value in results)
+        return loss, predictions, labels
+
+    def evaluate_batch(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Return loss, predictions and labels of a batch, as `Trainer.prediction_step`, which subclasses override here."""
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        # In evaluation, a loss is the mean over the process's own clips, of which unreadable ones may leave unequal numbers.
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch if model.training else None)
+
+    def _losses_and_readable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return for every clip so far the loss of its batch, and whether it was readable."""
+        losses, readable = (torch.cat(parts).cpu().numpy() for parts in zip(*self._evaluated))
+        if not readable.any():
+            raise VideoReadError(
+                f"Got {len(readable)} clips to evaluate of which none can be read, expected most to play: repair or remove them "
+                "(scripts/check_videos.py names all)."
+            )
+        return losses, readable
+
+    def _readable_part(self, prediction: EvalPrediction) -> EvalPrediction:
+        """Return the predictions and labels of the clips that could be read."""
+        if not self._evaluated:
+            return prediction
+        _, readable = self._losses_and_readable()
+        return EvalPrediction(_rows(prediction.predictions, readable), _rows(prediction.label_ids, readable))
 
     def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
         """Write README.md to the output folder, unless a person wrote the one that is there already.
@@ -157,15 +236,10 @@ class VideoTrainer(GuardedTrainer):
         step, number = self.state.global_step, self._small_batch[1] + 1
         self._small_batch = (step, number if step == self._small_batch[0] else 0)
         seed_draws(self.args.seed, step, self._small_batch[1] * self.args.world_size + self.args.process_index)
-        if (
-            self._clips_of_step
-        ):  # Trainer divides the loss by this number: a count of batches, if all have the same size
+        # Trainer divides the loss by this number, which is a count of batches if all have the same size.
+        if self._clips_of_step:
             self.current_gradient_accumulation_steps = self._clips_of_step / count_clips(inputs)  # type: ignore[assignment]
         return super().training_step(model, inputs, *args, **kwargs)
-
-    def evaluation_loop(self, *args, **kwargs) -> Any:
-        seed_draws(self.args.seed, self.args.process_index)  # each evaluation draws the same
-        return super().evaluation_loop(*args, **kwargs)
 
     def _get_learning_rate(self) -> float:
         """Return the largest rate of all groups of parameters, which is the one that the user set."""
@@ -213,6 +287,23 @@ class VideoTrainer(GuardedTrainer):
                 weight_decay = self.args.weight_decay if name in decayed else 0.0
                 groups.setdefault((self.learning_rate_of(name), weight_decay), []).append(parameter)
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _rows(value: Any, chosen: Any) -> Any:
+    """Return the chosen rows of an array or tensor with one row for each clip, also inside a tuple; anything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows(item, chosen) for item in value)
+    has_rows = isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0 and len(value) == len(chosen)
+    return value[chosen.to(value.device) if isinstance(value, torch.Tensor) else chosen] if has_rows else value
+
+
+def _spread(value: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """Put the rows of a tensor into the places where `used` (B,) is True, and zeros into the others."""
+    if value.ndim == 0 or len(value) != int(used.sum()):
+        return value
+    spread = value.new_zeros((len(used), *value.shape[1:]))
+    spread[used] = value
+    return spread
 
 
 def run_results(folder: str | os.PathLike, log_history: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -186,7 +186,7 @@ class FSQMagViTTrainer(AveragingTrainer):
             raise ValueError(f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use do_normalize=False.")
         self._checked_range = True
 
-    def prediction_step(
+    def evaluate_batch(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)
