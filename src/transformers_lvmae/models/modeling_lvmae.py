@@ -131,7 +131,9 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         if pixels.ndim == 5:
             pixels = gather_tubelets(split_tubelets(pixels, self.tubelet_size, self.patch_size), positions)
-        return self.projection(pixels.transpose(2, 3).flatten(2).to(self.projection.weight.dtype))
+        # Quantized weights are integers, or no parameters at all. What is not quantized then says the dtype.
+        dtypes = (weight.dtype for weight in self.projection.parameters() if weight.is_floating_point())
+        return self.projection(pixels.transpose(2, 3).flatten(2).to(next(dtypes, pixels.dtype)))
 
 
 class LVMAEEmbeddings(nn.Module):
@@ -201,12 +203,18 @@ class LVMAEAttention(nn.Module):
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
         first_query: int = 0,
+        attention_mask: None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
 
-        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them.
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. An `attention_mask`, which
+        peft passes as None, raises ValueError.
         """
+        if attention_mask is not None:
+            raise ValueError(
+                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
+            )
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
