@@ -54,9 +54,9 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Save as transformers does, and with it the image processor of the same settings, without which a pipeline cannot batch."""
         settings = self.to_dict()
-        LVMAEImageProcessor(**{name: settings[name] for name in ImagesKwargs.__annotations__ if name in settings}).save_pretrained(
-            save_directory
-        )
+        LVMAEImageProcessor(
+            **{name: settings[name] for name in ImagesKwargs.__annotations__ if name in settings}
+        ).save_pretrained(save_directory)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def preprocess(self, videos: Any, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:
