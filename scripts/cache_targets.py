@@ -21,7 +21,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from transformers_lvmae import FSQMagViTModel, LVMAEConfig
+from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
+from transformers_lvmae.command_line import check_ranges, run
 from transformers_lvmae.data import (
     VideoDataArguments,
     VideoReading,
@@ -29,6 +30,7 @@ from transformers_lvmae.data import (
     processor_for,
     select_split,
 )
+from transformers_lvmae.sharing.loading import check_model_type, load_model
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import TargetCache
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
@@ -40,15 +42,28 @@ class CacheArguments:
     output_dir: str = field(metadata={"help": "Folder of the cache, with one folder per split."})
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
     scores: str = field(default="learned", metadata={"help": "learned (the tokenizer's), motion, everest or flow."})
-    num_epochs: int = field(default=1, metadata={"help": "Epochs of random starts, crops and flips to store."})
+    num_epochs: int = field(
+        default=1, metadata={"help": "Epochs of random starts, crops and flips to store.", "within": "[1, inf)"}
+    )
     seed: int = field(
-        default=42, metadata={"help": "The --seed of pre-training; it matters if clips are drawn at random."}
+        default=42,
+        metadata={
+            "help": "The --seed of pre-training; it matters if clips are drawn at random.",
+            "within": "[0, 4294967296)",
+        },
     )
-    batch_size: int = field(default=1, metadata={"help": "Clips per forward pass on each process."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode videos, per process that tokenizes."})
+    batch_size: int = field(
+        default=1, metadata={"help": "Clips per forward pass on each process.", "within": "[1, inf)"}
+    )
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode videos, per process that tokenizes.", "within": "[0, inf)"}
+    )
     clips_per_shard: int = field(
-        default=256, metadata={"help": "Clips per file. A killed process loses at most one file."}
+        default=256, metadata={"help": "Clips per file. A killed process loses at most one file.", "within": "[1, inf)"}
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def cache_split(
@@ -97,10 +112,11 @@ def report(folder: Path, clips: int, seconds: float) -> None:
 def main() -> None:
     model_args, data_args, args = parse_arguments(ModelArguments, VideoDataArguments, CacheArguments)
     overrides = model_args.overrides(LVMAEConfig)
-    tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer) if args.tokenizer else None
+    tokenizer = load_model(FSQMagViTModel, args.tokenizer) if args.tokenizer else None
     if tokenizer is not None:
         overrides.setdefault("levels", tuple(tokenizer.config.levels))
     if model_args.model_name_or_path:
+        check_model_type(model_args.model_name_or_path, LVMAEForPreTraining)
         config = LVMAEConfig.from_pretrained(model_args.model_name_or_path, **overrides)
     else:
         config = LVMAEConfig(**overrides)
@@ -124,7 +140,7 @@ def main() -> None:
             "per video and epoch: leave out num_clips and cache more epochs (--num_epochs)."
         )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    reading = VideoReading(video_column=data_args.video_column)
+    reading = VideoReading(video_column=data_args.video_column, access=data_args.access_to(data_args.dataset_name))
     eval_clips = ByteClips(eval_rows, processor, config.num_frames, reading=reading, **common)
     output = Path(args.output_dir)
     with train_clips.broken.reported():
@@ -134,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

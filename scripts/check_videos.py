@@ -4,8 +4,8 @@
     python scripts/check_videos.py DATA --num_frames 16 --report broken.json
 
 The script decodes every frame of every video or segment. With --num_frames it decodes only so many, evenly spaced: that takes a tenth of
-the time and misses damage between them. It prints each broken file with its fault and then exits with status 1. DATA is anything that
-the training scripts take as --dataset_name.
+the time and misses damage between them. It prints each broken file with its fault, and each file that plays but seems to be truncated,
+and then exits with status 1. DATA is anything that the training scripts take as --dataset_name.
 """
 
 import argparse
@@ -18,30 +18,36 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, load_video_dataset
-from transformers_lvmae.models.video_io import decode_video, video_name
+from transformers_lvmae.data.arguments import VideoAccessArguments
+from transformers_lvmae.data.datasets import segment_of
+from transformers_lvmae.models.video_io import decode_video
 from transformers_lvmae.models.video_seeking import VideoReadError
+from transformers_lvmae.models.video_sources import VideoAccess, video_name
 
 
 class Faults(Dataset):
-    """A dataset of (name, fault or None) of each row's video."""
+    """A dataset of (name, fault or None, whether the video plays) of each row's video."""
 
-    def __init__(self, rows: Any, video_column: str, num_frames: int | None):
+    def __init__(self, rows: Any, video_column: str, num_frames: int | None, access: VideoAccess):
         self.rows = rows
         self.video_column = video_column
         self.num_frames = num_frames
+        self.access = access
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[str, str | None]:
+    def __getitem__(self, index: int) -> tuple[str, str | None, bool]:
         row = self.rows[index]
-        video = row[self.video_column]
+        video, (start, end) = row[self.video_column], segment_of(row)
+        name = video_name(video)
         try:
-            decode_video(video, self.sample, start=row.get("start"), end=row.get("end"), view=corner)
+            _, metadata = decode_video(video, self.sample, start=start, end=end, view=corner, access=self.access)
         except VideoReadError as error:
-            return video_name(video), str(error)
-        return video_name(video), None
+            return name, str(error), False
+        return name, metadata.fault and f"{name}: {metadata.fault}", True
 
     def sample(self, metadata: VideoMetadata) -> Any:
         total = metadata.total_num_frames
@@ -53,31 +59,41 @@ def corner(frames: torch.Tensor) -> torch.Tensor:
     return frames[:, :, :1, :1]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: list[str] | None = None) -> tuple[VideoAccessArguments, argparse.Namespace]:
+    parser = CommandLine(
+        VideoAccessArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset_name", help="--dataset_name of the training scripts")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
-    parser.add_argument("--num_frames", type=int, help="frames to decode per video (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that decode (default: %(default)s)")
-    parser.add_argument("--report", type=Path, help="write the broken videos and their faults to this JSON file")
-    return parser.parse_args(argv)
+    parser.add_argument("--num_frames", type=int, within="[1, inf)", help="frames to decode per video (default: all)")
+    parser.add_argument(
+        "--workers", type=int, within="[0, inf)", default=1, help="processes that decode (default: %(default)s)"
+    )
+    parser.add_argument("--report", type=Path, help="write these videos and their faults to this JSON file")
+    access_args, args = parser.parse_dataclasses(argv)
+    return access_args, args
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    access_args, args = parse_args(argv)
+    access = access_args.access_to(args.dataset_name)
     splits = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column)
-    broken: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for split, rows in splits.items():
-        faults = Faults(rows, args.video_column, args.num_frames)
-        loader = DataLoader(faults, batch_size=None, num_workers=args.workers)
-        found = {name: fault for name, fault in tqdm(loader, desc=split, unit="video") if fault is not None}
-        print(f"{split}: {len(found)} of {len(rows)} videos cannot be read", *found.values(), sep="\n")
-        broken |= found
+        loader = DataLoader(
+            Faults(rows, args.video_column, args.num_frames, access), batch_size=None, num_workers=args.workers
+        )
+        found = [row for row in tqdm(loader, desc=split, unit="video") if row[1] is not None]
+        for plays, what in ((False, "cannot be read"), (True, "play, but seem to be truncated")):
+            named = {name: fault for name, fault, is_playable in found if is_playable == plays}
+            if named or not plays:
+                print(f"{split}: {len(named)} of {len(rows)} videos {what}", *named.values(), sep="\n")
+            faults |= named
     if args.report:
-        args.report.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
-    return 1 if broken else 0
+        args.report.write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

@@ -3,19 +3,22 @@
 python scripts/classify.py runs/finetune VIDEO.mp4 [MORE.mp4 ...]
 """
 
-import argparse
-
 from transformers import pipeline
 
-import transformers_lvmae  # noqa: F401  (registers the model with the Auto classes)
+from transformers_lvmae import LVMAEForVideoClassification
+from transformers_lvmae.command_line import CommandLine, run
+from transformers_lvmae.sharing.loading import check_head
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
     parser.add_argument("videos", nargs="+", help="video files")
-    parser.add_argument("--top_k", type=int, default=3, help="classes to print per video (default: %(default)s)")
+    parser.add_argument(
+        "--top_k", type=int, within="[1, inf)", default=3, help="classes to print per video (default: %(default)s)"
+    )
     args = parser.parse_args()
+    check_head(args.model, LVMAEForVideoClassification)
     classifier = pipeline("video-classification", model=args.model)
     for video in args.videos:
         answers = classifier(video, top_k=args.top_k)
@@ -23,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

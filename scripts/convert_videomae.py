@@ -7,26 +7,35 @@ The class is the counterpart of the one that the checkpoint was saved from (tran
 computed, so --num_frames changes no weight. The source's processor is converted too, if there is one.
 """
 
-import argparse
 import os
 
+from transformers_lvmae.command_line import CommandLine, number, run
 from transformers_lvmae.sharing.convert_videomae import convert, convert_original
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("src", help="folder or Hub id of a transformers VideoMAE, or an original .pth file")
     parser.add_argument("dst", help="folder to write")
-    parser.add_argument("--num_frames", type=int, help="frames of a clip (default: the source's; original files: 16)")
+    parser.add_argument(
+        "--num_frames", type=int, within="[1, inf)", help="frames of a clip (default: the source's; original files: 16)"
+    )
     original = parser.add_argument_group("original files", "what the shapes of the weights do not show")
     original.add_argument(
-        "--image_size", type=int, default=224, help="height and width of a frame in pixels (default: 224)"
+        "--image_size",
+        type=number(int, "[1, inf)"),
+        default=224,
+        help="height and width of a frame in pixels (default: 224)",
     )
     original.add_argument(
-        "--num_attention_heads", type=int, help="heads of the encoder (default: those of the original of its width)"
+        "--num_attention_heads",
+        type=number(int, "[1, inf)"),
+        help="heads of the encoder (default: those of the original of its width)",
     )
     original.add_argument(
-        "--decoder_num_attention_heads", type=int, help="heads of the decoder (default: those of the original)"
+        "--decoder_num_attention_heads",
+        type=number(int, "[1, inf)"),
+        help="heads of the decoder (default: those of the original)",
     )
     args = parser.parse_args()
     if os.path.isfile(args.src):
@@ -36,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from transformers_lvmae import FSQMagViTConfig, LVMAEConfig
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.cost import StepCost, classification_cost, pretraining_cost, tokenizer_cost
 
 
@@ -138,17 +139,22 @@ def machine_table(args: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("task", choices=["tokenizer", "pretraining", "finetuning", "classifying", "table"])
     parser.add_argument(
         "--size", default="base", choices=["small", "base", "large", "huge"], help="the ViT (default: base)"
     )
-    parser.add_argument("--frames", type=int, default=128, help="frames of a clip (default: 128)")
-    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels (default: 224)")
-    parser.add_argument("--labels", type=int, default=48, help="classes (default: 48)")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips in a step (default: 1)")
+    parser.add_argument("--frames", type=int, within="[1, inf)", default=128, help="frames of a clip (default: 128)")
     parser.add_argument(
-        "--budget", type=float, help="share of all tokens that the decoder predicts, 0 to 1 (default: the config's)"
+        "--image_size", type=int, within="[1, inf)", default=224, help="height and width in pixels (default: 224)"
+    )
+    parser.add_argument("--labels", type=int, within="[1, inf)", default=48, help="classes (default: 48)")
+    parser.add_argument("--batch_size", type=int, within="[1, inf)", default=1, help="clips in a step (default: 1)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        within="(0, 1]",
+        help="share of all tokens that the decoder predicts, 0 to 1 (default: the config's)",
     )
     parser.add_argument(
         "--precision",
@@ -163,15 +169,25 @@ def parser() -> argparse.ArgumentParser:
         choices=["none", "mlp", "layer"],
         help="recompute nothing, the MLPs or whole layers in backward (default: none)",
     )
-    parser.add_argument("--lora_rank", type=int, default=0, help="rank of LoRA; 0 trains all weights (default: 0)")
+    parser.add_argument(
+        "--lora_rank", type=int, within="[0, inf)", default=0, help="rank of LoRA; 0 trains all weights (default: 0)"
+    )
     parser.add_argument("--mixing", action="store_true", help="fine-tune with MixUp or CutMix")
     parser.add_argument("--training", action="store_true", help="train the tokenizer; without it, encode clips")
-    parser.add_argument("--memory", type=float, default=24, help="GiB of the device (default: 24)")
+    parser.add_argument("--memory", type=float, within="(0, inf)", default=24, help="GiB of the device (default: 24)")
     parser.add_argument(
-        "--peak", type=float, default=165, help="TFLOP/s of the device in this precision (default: 165)"
+        "--peak",
+        type=float,
+        within="(0, inf)",
+        default=165,
+        help="TFLOP/s of the device in this precision (default: 165)",
     )
     parser.add_argument(
-        "--clips", type=int, default=1_000_000, help="clips of the whole training, epochs x videos (default: 1000000)"
+        "--clips",
+        type=int,
+        within="[1, inf)",
+        default=1_000_000,
+        help="clips of the whole training, epochs x videos (default: 1000000)",
     )
     return parser
 
@@ -182,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

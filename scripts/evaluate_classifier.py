@@ -1,4 +1,4 @@
-"""Evaluate a fine-tuned model with one or more views per video: accuracies, also by class and by length of the clips.
+"""Evaluate a fine-tuned model with one or more views per video: accuracies, also by class and by length of the clips; predictions.
 
     python scripts/evaluate_classifier.py --model_name_or_path runs/finetune --dataset_name data/diving48 --split test \\
         --output_dir runs/finetune/test
@@ -7,23 +7,32 @@
 Probabilities are averaged over `temporal_views` x `spatial_views` views of a video. A model of 32 frames with --temporal_views 4 is
 the paper's multi-crop baseline: the average over four chunks of 32 frames. Several processes give the same numbers as one: every video
 counts once. The output folder gets results.json, model_card.yaml (metadata of a model card), classes.csv and confusion_matrix.png.
+
+--predictions FILE.parquet writes the probabilities of every row, also for a split without labels, which then has no other results.
+A video that cannot be read is left out of the numbers and named in broken_videos.json of the output folder.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from accelerate import Accelerator
 from transformers import AutoVideoProcessor
 
-from transformers_lvmae import LVMAEForVideoClassification
-from transformers_lvmae.data import FrameSampling, load_video_dataset, select_split
+from transformers_lvmae.command_line import check_ranges, run
+from transformers_lvmae.data import FrameSampling, VideoReading, load_video_dataset, select_split
+from transformers_lvmae.data.arguments import VideoAccessArguments
+from transformers_lvmae.data.broken_videos import BrokenVideos
+from transformers_lvmae.evaluation.prediction_files import write_predictions
 from transformers_lvmae.evaluation.reports import write_evaluation
 from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
+from transformers_lvmae.sharing.loading import load_classifier
 from transformers_lvmae.training.arguments import parse_arguments
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(VideoAccessArguments):
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a fine-tuned model."})
     dataset_name: str = field(metadata={"help": "A dataset on disk, a folder of videos, or a dataset id on the Hub."})
     output_dir: str = field(metadata={"help": "Folder of the results."})
@@ -36,7 +45,8 @@ class EvaluationArguments:
     frame_stride: int | None = field(
         default=None,
         metadata={
-            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it."
+            "help": "Source frames from one sampled frame to the next. Default: evenly over the video, or over the view's part of it.",
+            "within": "[1, inf)",
         },
     )
     frame_jitter: bool = field(
@@ -49,22 +59,53 @@ class EvaluationArguments:
             "help": "What to do with too few frames: stretch (repeat each evenly), loop, or pad (repeat the last)."
         },
     )
-    temporal_views: int = field(default=1, metadata={"help": "Clips per video, from its beginning to its end."})
-    spatial_views: int = field(default=1, metadata={"help": "Crops per clip along its longer side."})
-    batch_size: int = field(default=8, metadata={"help": "Clips per forward pass on each process."})
-    num_workers: int = field(
-        default=0, metadata={"help": "Processes that decode videos, per process that runs the model."}
+    temporal_views: int = field(
+        default=1, metadata={"help": "Clips per video, from its beginning to its end.", "within": "[1, inf)"}
     )
+    spatial_views: int = field(
+        default=1, metadata={"help": "Crops per clip along its longer side.", "within": "[1, inf)"}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "Clips per forward pass on each process.", "within": "[1, inf)"}
+    )
+    num_workers: int = field(
+        default=0,
+        metadata={"help": "Processes that decode videos, per process that runs the model.", "within": "[0, inf)"},
+    )
+    predictions: str | None = field(
+        default=None, metadata={"help": "Parquet file for the probabilities of every row; the split needs no labels."}
+    )
+    on_error: str = field(
+        default="skip", metadata={"help": "If a video cannot be read: skip (leave it out and report it) or raise."}
+    )
+    max_broken_share: float = field(
+        default=0.1, metadata={"help": "Largest share of videos that may be broken.", "within": "[0, 1]"}
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        VideoReading(on_error=self.on_error)
+        FrameSampling(self.frame_stride, self.frame_jitter, self.short_videos)
+
+
+def load_rows(args: EvaluationArguments) -> tuple[Any, list[str]]:
+    """Return the rows of the split and its label columns: none if only predictions are asked for and no row has a label."""
+    columns, source = args.label_column.split(","), (args.dataset_name, args.dataset_config_name, args.video_column)
+    if args.predictions:
+        rows = select_split(load_video_dataset(*source), args.split)
+        if any(name not in rows.column_names or set(rows[name]) <= {None, -1, ""} for name in columns):
+            return rows, []
+    return select_split(load_video_dataset(*source, columns), args.split), columns
 
 
 def main() -> None:
     (args,) = parse_arguments(EvaluationArguments)
     accelerator = Accelerator()
-    columns = args.label_column.split(",")
-    model = LVMAEForVideoClassification.from_pretrained(args.model_name_or_path)
-    splits = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column, columns)
-    rows = select_split(splits, args.split)
-    check_classes(model.config, rows, columns)
+    model = load_classifier(args.model_name_or_path)
+    rows, columns = load_rows(args)
+    if columns:
+        check_classes(model.config, rows, columns)
+    broken = BrokenVideos(os.path.join(args.output_dir, "broken_videos"), args.max_broken_share)
     views = VideoViews(
         rows,
         AutoVideoProcessor.from_pretrained(args.model_name_or_path),
@@ -73,18 +114,29 @@ def main() -> None:
         args.temporal_views,
         args.spatial_views,
         video_column=args.video_column,
-        label_column=columns[0] if len(columns) == 1 else columns,
+        label_column=columns[0] if len(columns) == 1 else columns or None,
+        broken=broken if args.on_error == "skip" else None,
+        access=args.access_to(args.dataset_name),
     )
-    predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
-    if accelerator.is_main_process:
+    with broken.reported():
+        predictions = predict(model, views, accelerator, args.batch_size, args.num_workers)
+    if accelerator.is_main_process and args.predictions:
+        write_predictions(args.predictions, predictions, views, model.config)
+        print(f"Predictions of {len(predictions.probabilities):,} of {len(rows):,} rows: {args.predictions}")
+    if accelerator.is_main_process and not columns:
+        print(
+            f"No labels in column {args.label_column!r} of split {args.split!r}: nothing but the predictions was written."
+        )
+    elif accelerator.is_main_process:
         about = {"model": args.model_name_or_path, "dataset": args.dataset_name, "split": args.split}
         about["num_frames"] = model.config.num_frames
         for name in ("frame_stride", "frame_jitter", "short_videos", "temporal_views", "spatial_views"):
             about[name] = getattr(args, name)
         results = write_evaluation(args.output_dir, predictions, model.config, about)
         print(json.dumps(results["metrics"], indent=2))
+        print(f"on {results['clips']:,} of {results['clips_total']:,} clips")
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

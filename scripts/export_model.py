@@ -20,12 +20,13 @@ from huggingface_hub import HfApi
 from transformers import AutoVideoProcessor
 from transformers.utils import cached_file
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.sharing.export import export_onnx, load_any_model, save_with_code
 from transformers_lvmae.sharing.model_card import CARD_NAME, ModelCardFacts, may_write_card, write_model_card
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("checkpoint", help="folder or Hub id of a model or tokenizer")
     parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx (needs the extra onnx)")
@@ -66,4 +67,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

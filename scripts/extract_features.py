@@ -21,36 +21,56 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoModel, AutoVideoProcessor
 
+from transformers_lvmae import LVMAEModel
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
+from transformers_lvmae.sharing.loading import check_model_type
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a pre-trained or fine-tuned LVMAE")
     parser.add_argument("dataset_name", help="a folder of videos, a dataset saved to disk, or a dataset id on the Hub")
     parser.add_argument("output_dir", type=Path, help="folder of the features")
     parser.add_argument("--splits", nargs="+", help="splits to read (default: all)")
     parser.add_argument("--tokens", action="store_true", help="store all tokens of a clip instead of their mean")
-    parser.add_argument("--clip_seconds", type=float, help="length of a clip in seconds (default: one clip per video)")
     parser.add_argument(
-        "--stride_seconds", type=float, help="seconds from one clip's start to the next (default: --clip_seconds)"
+        "--clip_seconds",
+        type=float,
+        within="[0.001, inf)",
+        help="length of a clip in seconds (default: one clip per video)",
+    )
+    parser.add_argument(
+        "--stride_seconds",
+        type=float,
+        within="[0.001, inf)",
+        help="seconds from one clip's start to the next (default: --clip_seconds)",
     )
     parser.add_argument(
         "--frame_stride",
         type=int,
+        within="[1, inf)",
         help="source frames from one sampled frame to the next, centered in the video (default: evenly over it)",
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="clips per forward pass (default: %(default)s)")
     parser.add_argument(
-        "--num_workers", type=int, default=0, help="processes that decode videos (default: %(default)s)"
+        "--batch_size", type=int, within="[1, inf)", default=1, help="clips per forward pass (default: %(default)s)"
     )
-    parser.add_argument("--shard_size", type=int, default=64, help="videos per shard (default: %(default)s)")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        within="[0, inf)",
+        default=0,
+        help="processes that decode videos (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard_size", type=int, within="[1, inf)", default=64, help="videos per shard (default: %(default)s)"
+    )
     parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.stride_seconds is not None and args.clip_seconds is None:
         parser.error(
-            f"got --stride_seconds {args.stride_seconds} without --clip_seconds, expected both: add --clip_seconds"
+            f"Got --stride_seconds {args.stride_seconds} without --clip_seconds, expected both: add --clip_seconds."
         )
     return args
 
@@ -93,6 +113,7 @@ def clips_of(args: argparse.Namespace, rows: Any) -> Any:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = Accelerator()
+    check_model_type(args.model, LVMAEModel)
     model = AutoModel.from_pretrained(args.model).to(accelerator.device)
     processor = AutoVideoProcessor.from_pretrained(args.model)
     splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
@@ -103,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

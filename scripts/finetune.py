@@ -15,7 +15,6 @@ With `--lora`, or any adapter of peft as `--peft_config`, the output folder hold
 class names. The model card in it shows how to load them with the base model.
 """
 
-import json
 import resource
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,36 +30,45 @@ from transformers_lvmae import (
     LVMAEConfig,
     LVMAEForVideoClassification,
 )
+from transformers_lvmae.command_line import check_ranges, json_object, run
 from transformers_lvmae.data import (
     ClipAugmentation,
     VideoClips,
     VideoDataArguments,
-    VideoReading,
     load_video_dataset,
     processor_for,
     select_split,
 )
 from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.sharing.loading import load_model
 from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
 
 
 @dataclass
 class FineTuningModelArguments(ModelArguments):
-    model_size: str = field(default="base", metadata={"help": "Size of a new model: small, base, large or huge."})
+    model_size: str = field(
+        default="base", metadata={"help": "Size of a new model.", "choices": ["small", "base", "large", "huge"]}
+    )
 
 
 @dataclass
 class LabelledVideoDataArguments(VideoDataArguments):
     test_split: str | None = field(default=None, metadata={"help": "Split for the final accuracy. Default: no test."})
     rand_augment_num_ops: int = field(
-        default=0, metadata={"help": "RandAugment operations per training clip (VideoMAE: 4). 0 is none."}
+        default=0,
+        metadata={"help": "RandAugment operations per training clip (VideoMAE: 4). 0 is none.", "within": "[0, inf)"},
     )
     rand_augment_magnitude: int = field(
-        default=7, metadata={"help": "Strength of RandAugment's operations, 0 to 10 (VideoMAE: 7)."}
+        default=7,
+        metadata={"help": "Strength of RandAugment's operations, 0 to 10 (VideoMAE: 7).", "within": "[0, 10]"},
     )
     random_erasing_prob: float = field(
-        default=0.0, metadata={"help": "Share of the training clips with a box of noise, 0 to 1 (VideoMAE: 0.25)."}
+        default=0.0,
+        metadata={
+            "help": "Share of the training clips with a box of noise, 0 to 1 (VideoMAE: 0.25).",
+            "within": "[0, 1]",
+        },
     )
 
     def augmentation(self) -> ClipAugmentation:
@@ -73,9 +81,13 @@ class AdapterArguments:
     """Options of an adapter that is trained instead of all weights. New layers (classifier, class attention) are trained in full."""
 
     lora: bool = field(default=False, metadata={"help": "Train LoRA: low-rank updates of frozen weights."})
-    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA's updates."})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA's updates.", "within": "[1, inf)"})
     lora_alpha: int = field(
-        default=16, metadata={"help": "Scale of LoRA's updates: they are multiplied by lora_alpha / lora_rank."}
+        default=16,
+        metadata={
+            "help": "Scale of LoRA's updates: they are multiplied by lora_alpha / lora_rank.",
+            "within": "[1, inf)",
+        },
     )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "v_proj"],
@@ -88,6 +100,11 @@ class AdapterArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.lora and self.peft_config is not None:
+            raise ValueError("Got lora and peft_config, expected one of them: put LoRA's settings into peft_config.")
+
     def config(self) -> Any:
         """Return peft's config for these options; None trains all weights."""
         from peft import LoraConfig, PeftConfig
@@ -95,11 +112,9 @@ class AdapterArguments:
         if self.peft_config is None:
             sizes: dict[str, Any] = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
             return LoraConfig(**sizes, target_modules=self.lora_target_modules) if self.lora else None
-        if self.lora:
-            raise ValueError("Got lora and peft_config, expected one of them: put LoRA's settings into peft_config.")
         if Path(self.peft_config).is_dir():
             return PeftConfig.from_pretrained(self.peft_config)
-        return PeftConfig.from_peft_type(**json.loads(self.peft_config))
+        return PeftConfig.from_peft_type(**json_object("peft_config", self.peft_config))
 
 
 def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
@@ -138,6 +153,7 @@ def main() -> None:
         FineTuningModelArguments, LabelledVideoDataArguments, AdapterArguments, LVMAEClassificationArguments
     )
     set_seed(training_args.seed)
+    overrides, adapter_config = model_args.overrides(LVMAEConfig), adapter_args.config()
     if data_args.streaming:
         training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
@@ -153,18 +169,17 @@ def main() -> None:
     test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
     # An encoder that was fine-tuned before may have other label sets.
-    overrides = {**model_args.overrides(LVMAEConfig), "label_sets": None, **LVMAEConfig.label_fields(names)}
+    overrides = {**overrides, "label_sets": None, **LVMAEConfig.label_fields(names)}
     if model_args.model_name_or_path:
-        model = LVMAEForVideoClassification.from_pretrained(model_args.model_name_or_path, **overrides)
+        model = load_model(LVMAEForVideoClassification, model_args.model_name_or_path, **overrides)
     else:
         model = LVMAEForVideoClassification(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
-    adapter_config = adapter_args.config()
     trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
     size = report_size(trained_model)
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
-    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
+    evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
     train_clips = VideoClips(
         train_rows,
         processor,
@@ -182,18 +197,21 @@ def main() -> None:
         processing_class=processor,
     )
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        settings = (model_args, data_args, adapter_args, train_clips.fingerprint())
+        train_and_save(trainer, *settings, dataset=data_args.dataset_name)
+        test_result = None
+        if test_rows is not None:
+            test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+            test_result = trainer.predict(trainer_dataset(test_clips))
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
     trainer.save_metrics("memory", size)
     if adapter_config is not None and training_args.should_save:
         model.config.save_pretrained(training_args.output_dir)
-    if test_rows is not None:
-        test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
-        result = trainer.predict(trainer_dataset(test_clips))
-        metrics = {
-            **(result.metrics or {}),
-            "test_samples": len(result.predictions),
+    if test_result is not None:
+        metrics: dict[str, Any] = {
+            **(test_result.metrics or {}),
+            "test_samples": len(test_result.predictions),
             "test_classes": model.config.num_labels,
         }
         trainer.log_metrics("test", metrics)
@@ -205,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,22 +4,25 @@
         --videos rgb --output data/diving48
 
 Annotations are files under their official names, or folders that hold them. The dataset is a `datasets.DatasetDict` on disk with the
-columns video (path), label (or verb and noun), and start and end in seconds if clips are parts of videos. Videos are not copied. Clips
-without a video are left out and counted, and missing_videos.txt in the output folder lists the videos.
+columns video (path), label (or verb and noun), and start and end in seconds if clips are parts of videos. A test split that was
+published without labels has no label columns. Rows keep the ids that submissions need. Videos are not copied. Clips without a video are
+left out and counted, and missing_videos.txt in the output folder lists the videos.
 """
 
 import argparse
 from pathlib import Path
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
-from transformers_lvmae.data.annotations import AnnotationError, Annotations, BuiltDataset, build_dataset
+from transformers_lvmae.data.annotations import Annotations, BuiltDataset, build_dataset
+from transformers_lvmae.data.tables import AnnotationError
 
 
 SHOWN_NAMES = 5
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("name", choices=sorted(BENCHMARKS), help="the benchmark, or csv for your own table")
     parser.add_argument("--annotations", nargs="+", required=True, help="official annotation files, or their folders")
     parser.add_argument("--videos", required=True, help="folder of the videos; its sub-folders are searched, too")
@@ -32,10 +35,10 @@ def report(name: str, annotations: Annotations, built: BuiltDataset) -> list[str
     lines = compare_with_known(name, annotations)
     for split, rows in built.splits.items():
         lines.append(f"{split}: {len(rows):,} clips with their videos, {built.missing_clips[split]:,} without")
-    for what, names in (("missing", built.missing_videos), ("present more than once", built.ambiguous_videos)):
-        if names:
-            more = ", ..." if len(names) > SHOWN_NAMES else ""
-            lines.append(f"{len(names):,} videos are {what}: {', '.join(names[:SHOWN_NAMES])}{more}")
+    names = built.missing_videos
+    if names:
+        more = ", ..." if len(names) > SHOWN_NAMES else ""
+        lines.append(f"{len(names):,} videos are missing: {', '.join(names[:SHOWN_NAMES])}{more}")
     return lines
 
 
@@ -53,4 +56,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,7 @@ tokens that the encoder does not see, `--decoder_mask` those that are decoded, a
 each evaluation (`--eval_strategy`) shows a clip, its masks and the predictions. An interrupted run continues from its newest checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
-from transformers_lvmae.data import VideoDataArguments, VideoReading, load_video_dataset, processor_for, select_split
+from transformers_lvmae.command_line import run
+from transformers_lvmae.data import VideoDataArguments, load_video_dataset, processor_for, select_split
 from transformers_lvmae.data.streams import trainer_dataset
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
+from transformers_lvmae.sharing.loading import load_model
 from transformers_lvmae.targets.cache import TargetCache, clips_to_train_on
 from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
@@ -34,7 +36,9 @@ from transformers_lvmae.visualization.predictions import PredictionPictures
 
 @dataclass
 class PreTrainingModelArguments(ModelArguments):
-    model_size: str = field(default="base", metadata={"help": "Size of a new model: small, base, large or huge."})
+    model_size: str = field(
+        default="base", metadata={"help": "Size of a new model.", "choices": ["small", "base", "large", "huge"]}
+    )
     tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained tokenizer."})
     target_cache: str | None = field(
         default=None,
@@ -81,7 +85,7 @@ def main() -> None:
         training_args.accelerator_config.dispatch_batches = False  # each process decodes its own clips
 
     overrides = model_args.overrides(LVMAEConfig)
-    tokenizer = FSQMagViTModel.from_pretrained(model_args.tokenizer) if model_args.tokenizer else None
+    tokenizer = load_model(FSQMagViTModel, model_args.tokenizer) if model_args.tokenizer else None
     caches: dict[str, TargetCache] = {}
     if model_args.target_cache:
         caches = open_caches(model_args.target_cache, tokenizer, data_args.train_split, data_args.eval_split)
@@ -90,7 +94,7 @@ def main() -> None:
         if source.levels is not None:
             overrides.setdefault("levels", tuple(source.levels))
     if model_args.model_name_or_path:
-        model = LVMAEForPreTraining.from_pretrained(model_args.model_name_or_path, **overrides)
+        model = load_model(LVMAEForPreTraining, model_args.model_name_or_path, **overrides)
     else:
         model = LVMAEForPreTraining(LVMAEConfig.from_size(model_args.model_size, **overrides))
     processor = processor_for(model.config)
@@ -99,7 +103,7 @@ def main() -> None:
         data_args.dataset_name, data_args.dataset_config_name, data_args.video_column, streaming=data_args.streaming
     )
     common = {"sampling": data_args.sampling(), "seed": training_args.seed}
-    evaluation = {**common, "reading": VideoReading(video_column=data_args.video_column)}
+    evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
     train_clips = clips_to_train_on(
         select_split(splits, data_args.train_split, data_args.max_train_samples),
         processor,
@@ -120,12 +124,14 @@ def main() -> None:
         processing_class=processor,
         video_tokenizer=None if any(cache.levels for cache in caches.values()) else tokenizer,
     )
+    # At each evaluation the pictures need a readable clip, so that a broken one would be counted again and again.
+    evaluation["reading"] = replace(data_args.reading(training_args.output_dir), max_broken_share=1.0)
     shown = trainer_dataset(clips_to_train_on(*evaluated, whole_clips=True, **evaluation))
     trainer.add_callback(PredictionPictures(trainer, shown))
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        train_and_save(trainer, model_args, data_args, train_clips.fingerprint(), dataset=data_args.dataset_name)
     trainer.end()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

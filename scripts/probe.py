@@ -21,12 +21,13 @@ import numpy as np
 from transformers import AutoVideoProcessor
 
 from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.evaluation.features import TokenFeatures, load_features, split_settings
 from transformers_lvmae.evaluation.probe import ProbeData, attentive_probe, class_ids, linear_probe, split_by_video
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("probe", choices=("linear", "attentive"), help="kind of classifier")
     parser.add_argument("features", type=Path, help="output folder of extract_features.py; attentive needs --tokens")
     parser.add_argument("output_dir", type=Path, help="folder of the results")
@@ -36,11 +37,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--validation_split", help="split to choose settings on (default: a fifth of the training videos)"
     )
     parser.add_argument("--test_split", default="test", help="split to test on (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of repetitions (default: %(default)s)")
-    parser.add_argument("--num_train_epochs", type=float, default=20, help="attentive: epochs (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=64, help="attentive: clips per step (default: %(default)s)")
     parser.add_argument(
-        "--num_workers", type=int, default=0, help="attentive: processes that read features (default: %(default)s)"
+        "--seeds", type=int, within="[1, inf)", default=3, help="number of repetitions (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_train_epochs", type=float, within="(0, inf)", default=20, help="attentive: epochs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, within="[1, inf)", default=64, help="attentive: clips per step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        within="[0, inf)",
+        default=0,
+        help="attentive: processes that read features (default: %(default)s)",
     )
     parser.add_argument("--bf16", action="store_true", help="attentive: train with bfloat16 autocast")
     return parser.parse_args(argv)
@@ -135,4 +146,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,6 @@ RUN_DIR holds the output folders `tokenizer`, `pretrain` and `finetune` of train
 the folder of videos that they were trained on. Pictures are written to RUN_DIR/pictures, the table to RUN_DIR/report.md.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from transformers import default_data_collator, pipeline
 
 from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEVideoProcessor
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.visualization.drawing import save_rows
@@ -69,7 +69,7 @@ def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("run", type=Path, help="folder with tokenizer, pretrain and finetune")
     parser.add_argument("data", help="folder of videos with a test split")
     args = parser.parse_args()
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,6 +22,7 @@ from transformers_lvmae import (
     FSQMagViTTrainingArguments,
     LVMAEVideoProcessor,
 )
+from transformers_lvmae.command_line import run
 from transformers_lvmae.data import (
     FrameSampling,
     ImageClips,
@@ -35,6 +36,7 @@ from transformers_lvmae.data import (
     select_split,
 )
 from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.sharing.loading import check_model_type, load_model
 from transformers_lvmae.training.arguments import ModelArguments, SelectionArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.visualization.drawing import save_curves
@@ -43,7 +45,8 @@ from transformers_lvmae.visualization.drawing import save_curves
 @dataclass
 class TokenizerModelArguments(ModelArguments):
     model_size: str = field(
-        default="base", metadata={"help": "Size of a new model: tiny, base, large, magvit_base or magvit_large."}
+        default="base",
+        metadata={"help": "Size of a new model.", "choices": ["tiny", "base", "large", "magvit_base", "magvit_large"]},
     )
     image_tokenizer: str | None = field(
         default=None,
@@ -71,9 +74,10 @@ class TokenizerDataArguments(VideoDataArguments):
 def make_model(args: TokenizerModelArguments, on_images: bool) -> FSQMagViTModel:
     overrides = args.overrides(FSQMagViTConfig)
     if args.model_name_or_path:
-        return FSQMagViTModel.from_pretrained(args.model_name_or_path, **overrides)
+        return load_model(FSQMagViTModel, args.model_name_or_path, **overrides)
     config = FSQMagViTConfig.from_size(args.model_size, **overrides)  # type: ignore[arg-type]
     if args.image_tokenizer:
+        check_model_type(args.image_tokenizer, FSQMagViTModel)
         return FSQMagViTModel.from_image_tokenizer(args.image_tokenizer, config)
     return FSQMagViTModel(config.for_images() if on_images else config)
 
@@ -102,10 +106,9 @@ def make_clips(
     train_rows = select_split(videos, args.train_split, args.max_train_samples)
     eval_rows = select_split(videos, args.eval_split, args.max_eval_samples)
     sampling, augmentation, reading = args.sampling(), args.augmentation(), args.reading(output_dir)
-    eval_reading = VideoReading(video_column=args.video_column)
     return (
         VideoClips(train_rows, processor, num_frames, True, sampling, augmentation, reading, seed=seed),
-        VideoClips(eval_rows, processor, num_frames, sampling=sampling, reading=eval_reading, seed=seed),
+        VideoClips(eval_rows, processor, num_frames, sampling=sampling, reading=reading, seed=seed),
     )
 
 
@@ -130,11 +133,12 @@ def main() -> None:
         data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
     )
     with train_clips.broken.reported():
-        train_and_save(trainer, dataset=data_args.dataset_name)
+        settings = (model_args, data_args, selection_args, train_clips.fingerprint())
+        train_and_save(trainer, *settings, dataset=data_args.dataset_name)
     if trainer.is_world_process_zero():
         save_curves(os.path.join(training_args.output_dir, "losses.png"), trainer.state.log_history)
     trainer.end()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,21 +14,24 @@ from pathlib import Path
 import torch
 
 from transformers_lvmae import FSQMagViTModel
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, processor_for
 from transformers_lvmae.models.masking import topk_mask
+from transformers_lvmae.sharing.loading import load_model
 from transformers_lvmae.targets.flow import flow_estimator
 from transformers_lvmae.targets.token_scores import UNLEARNED, score_tokens
 from transformers_lvmae.visualization.drawing import Frames, save_film, save_rows, show_kept, show_scores, to_frames
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("tokenizer", help="folder or Hub id of a tokenizer")
     parser.add_argument("video", type=Path, help="any video file")
     parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument(
         "--keep_ratio",
         type=float,
+        within="[0, 1]",
         default=0.15,
         help="share of the clip's tokens to keep, 0 to 1 (default: %(default)s)",
     )
@@ -39,14 +42,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=["flow", "random"],
         help="other choices to show beside the learned one (default: flow random)",
     )
-    parser.add_argument("--num_frames", type=int, default=None, help="frames of the clip (default: the tokenizer's)")
+    parser.add_argument(
+        "--num_frames", type=int, within="[1, inf)", default=None, help="frames of the clip (default: the tokenizer's)"
+    )
     parser.add_argument(
         "--frame_stride",
         type=int,
+        within="[1, inf)",
         default=None,
         help="source frames from one sampled frame to the next (default: evenly over the video)",
     )
-    parser.add_argument("--moments", type=int, default=8, help="columns of the strip (default: %(default)s)")
+    parser.add_argument(
+        "--moments", type=int, within="[1, inf)", default=8, help="columns of the strip (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
@@ -81,7 +89,7 @@ def make_panels(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    model = FSQMagViTModel.from_pretrained(args.tokenizer).eval()
+    model = load_model(FSQMagViTModel, args.tokenizer).eval()
     window = model.config.window_size
     num_frames = args.num_frames or model.config.num_frames
     if num_frames % window:
@@ -101,4 +109,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

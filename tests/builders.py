@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -22,6 +23,7 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import ClipAugmentation, FrameSampling, MaskedVideoClips, VideoClips, processor_for
+from transformers_lvmae.models.video_io import write_video
 
 
 TESTS = Path(__file__).parent
@@ -208,3 +210,10 @@ def assert_same(one, two):
         assert torch.equal(one, two)
     else:
         assert one == two
+
+
+def write_gray_video(path: Path, brightness: int, num_frames: int = 2) -> None:
+    """Write a video of 16 x 16 gray pixels whose first frame has this brightness."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = np.full((num_frames, 16, 16, 3), brightness, np.uint8)
+    write_video(path, frames, fps=10)

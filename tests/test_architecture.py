@@ -8,7 +8,7 @@ from builders import CLIPS, MODEL, ROOT, make_trainer, pretraining_batch
 from torch import nn
 
 from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
-from transformers_lvmae.data import datasets, load_video_dataset, processor_for
+from transformers_lvmae.data import load_video_dataset, processor_for, sources
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS, DecoderMask
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets, topk_mask
 from transformers_lvmae.targets.builder import TargetBuilder
@@ -42,7 +42,7 @@ def test_add_a_decoder_mask(monkeypatch, tmp_path):
 
 
 def test_add_a_data_format(monkeypatch, tmp_path):
-    monkeypatch.setitem(datasets.TABLES, ".psv", ("csv", {"sep": "|"}))
+    monkeypatch.setitem(sources.TABLES, ".psv", ("csv", {"sep": "|"}))
     (tmp_path / "table.psv").write_text("video|start|label\na.mp4|1.5|cut\nsub/b.mp4||stir\n")
     rows = load_video_dataset(tmp_path / "table.psv", label_column="label")["train"]
     assert [row["video"]["path"] for row in rows] == [str(tmp_path / "a.mp4"), str(tmp_path / "sub" / "b.mp4")]

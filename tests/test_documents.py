@@ -20,6 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from builders import PROGRAM_FOLDERS, ROOT
 
 from transformers_lvmae import FSQMagViTConfig, LVMAEConfig
+from transformers_lvmae.command_line import CommandLine
 
 
 README = ROOT / "README.md"
@@ -36,7 +37,7 @@ PROGRAMS = [
     path
     for folder in PROGRAM_FOLDERS
     for path in sorted(folder.glob("*.py"))
-    if re.search("ArgumentParser|parse_arguments", path.read_text())
+    if re.search("ArgumentParser|CommandLine|parse_arguments", path.read_text())
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_COMMAND = re.compile(r"(python|bash|sbatch|accelerate launch|pytest|make|pip install) .+")
@@ -94,6 +95,7 @@ def program_parser(monkeypatch, program, arguments=None):
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
         patch.setattr(argparse.ArgumentParser, "error", fail)
+        patch.setattr(CommandLine, "error", fail)
         patch.setattr(sys, "argv", [str(program), *(arguments or [])])
         patch.syspath_prepend(str(program.parent))
         with pytest.raises((Parsed, SystemExit)):  # --help exits by itself; errors do not, see above

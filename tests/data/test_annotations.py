@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from datasets import ClassLabel, DatasetDict
 
 from transformers_lvmae.data import load_video_dataset
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
-from transformers_lvmae.data.annotations import AnnotationError, build_dataset
+from transformers_lvmae.data.annotations import build_dataset
+from transformers_lvmae.data.tables import AnnotationError
 from transformers_lvmae.models.video_io import decode_video, write_video
 
 
@@ -92,9 +94,12 @@ def make_epic_kitchens(root: Path) -> Made:
         ]
         write_csv(root / f"EPIC_100_{split}.csv", header, rows)
         make_video(root / "EPIC-KITCHENS" / video[:3] / "videos" / f"{video}.MP4", 30)
-    (root / "EPIC_100_test_timestamps.csv").write_text("narration_id,participant_id,video_id\n")
-    row = {"video": "P01_01", "start": 1.0, "end": 1.8, "verb": 1, "noun": 2}
-    return Made(root, root, {"train": 2, "validation": 1}, {"verb": verbs, "noun": nouns}, row)
+    row = ["P01_101_0", "P01", "P01_101", "00:00:00.851", "00:00:00.86", "00:00:01.87", 143, 193]
+    write_csv(root / "EPIC_100_test_timestamps.csv", header.partition(",narration,")[0], [row])
+    make_video(root / "EPIC-KITCHENS" / "P01" / "videos" / "P01_101.MP4", 30)
+    ids = {"narration_id": "P01_01_0", "participant_id": "P01"}
+    row = {"video": "P01_01", **ids, "start": 1.0, "end": 1.8, "verb": 1, "noun": 2}
+    return Made(root, root, {"train": 2, "validation": 1, "test": 1}, {"verb": verbs, "noun": nouns}, row)
 
 
 def make_something_something(root: Path) -> Made:
@@ -107,19 +112,29 @@ def make_something_something(root: Path) -> Made:
         for i in ids:
             make_video(root / "20bn-something-something-v2" / f"{i}.mp4", 5)
     (root / "something-something-v2-test.json").write_text(json.dumps([{"id": "1420"}]))
-    return Made(root, root, {"train": 3, "validation": 1}, {"label": names}, {"video": "78687", "label": 1})
+    make_video(root / "20bn-something-something-v2" / "1420.mp4", 5)
+    row = {"video": "78687", "id": "78687", "label": 1}
+    return Made(root, root, {"train": 3, "validation": 1, "test": 1}, {"label": names}, row)
 
 
-def make_kinetics(root: Path) -> Made:
-    header, rows = "label,youtube_id,time_start,time_end,split", {}
-    rows["train"] = [["washing feet", "--GkrdYZ9Tc", 0, 10, "train"], ["air drumming", "_bcJuKJQ_s", 104, 114, "train"]]
-    rows["validate"] = [["air drumming", "--nQbRBEz2s", 9, 19, "validate"]]
+def make_kinetics(root: Path, text_lists: bool = False) -> Made:
+    """The test split is without labels, as DeepMind published it. Kinetics-600 has complete lists only as .txt."""
+    header, rows = "label,youtube_id,time_start,time_end,split,is_cc", {}
+    rows["train"] = [
+        ["washing feet", "--GkrdYZ9Tc", 0, 10, "train", 0],
+        ["air drumming", "_bcJuKJQ_s", 104, 114, "train", 1],
+    ]
+    rows["val"] = [["air drumming", "--nQbRBEz2s", 9, 19, "val", 0]]
+    rows["test"] = [["", "-0IErS_cisg", 45, 55, "test", 0]]
     for split, clips in rows.items():
-        write_csv(root / f"{split}.csv", header, clips)
-        for label, video, start, end, _ in clips:
+        name = f"{split}.txt" if text_lists and split != "test" else f"{split}.csv"
+        first = 1 if split == "test" else 0
+        write_csv(root / name, ",".join(header.split(",")[first:5]), [clip[first:5] for clip in clips])
+        for label, video, start, end, *_ in clips:
             make_video(root / "videos" / split / label / f"{video}_{start:06d}_{end:06d}.mp4", 6)
+    (root / "k600_train_path.txt").write_text("https://example.org/600/train/air drumming.tar.gz\n")
     row = {"video": "--GkrdYZ9Tc_000000_000010", "label": 1}
-    return Made(root, root, {"train": 2, "validation": 1}, {"label": ["air drumming", "washing feet"]}, row)
+    return Made(root, root, {"train": 2, "validation": 1, "test": 1}, {"label": ["air drumming", "washing feet"]}, row)
 
 
 def make_finegym(root: Path) -> Made:
@@ -148,6 +163,8 @@ MAKERS: dict[str, Callable[[Path], Made]] = {
     "epic_kitchens_100": make_epic_kitchens,
     "something_something_v2": make_something_something,
     "kinetics400": make_kinetics,
+    "kinetics600": partial(make_kinetics, text_lists=True),
+    "kinetics700": make_kinetics,
     "finegym288": make_finegym,
 }
 
@@ -176,22 +193,20 @@ def test_prepare_fine_tune_evaluate(name, tmp_path, monkeypatch, capsys):
         data,
     )
     printed = capsys.readouterr().out
-    assert f"train: {made.splits['train']} annotated clips, NOT the published" in printed
+    published = "" if name == "kinetics700" else ", NOT the published"
+    assert f"train: {made.splits['train']} annotated clips{published}" in printed
     assert "without" in printed
     assert "missing:" not in printed
 
     splits = DatasetDict.load_from_disk(str(data))
     assert {split: len(rows) for split, rows in splits.items()} == made.splits
-    assert splits["train"].column_names == list(made.first_row)[:1] + [
-        column for column in ("start", "end") if column in made.first_row
-    ] + list(made.classes)
+    assert splits["train"].column_names == list(made.first_row)
+    if "test" in made.splits and made.eval_split != "test":
+        assert splits["test"].column_names == [name for name in made.first_row if name not in made.classes]
     for column, names in made.classes.items():
         assert splits["train"].features[column] == ClassLabel(names=names)
     row = splits["train"][0]
-    assert Path(row["video"]).stem == made.first_row["video"]
-    assert {key: row[key] for key in made.first_row if key != "video"} == pytest.approx(
-        {key: value for key, value in made.first_row.items() if key != "video"}
-    )
+    assert {**row, "video": Path(row["video"]).stem} == made.first_row
 
     columns = ",".join(made.classes)
     run(
@@ -230,12 +245,48 @@ def test_both_versions_in_one_folder_must_be_named(tmp_path):
     assert list(read_annotations("diving48", files).splits) == ["train"]
 
 
-def test_the_second_edition_of_epic_s_classes_counts(tmp_path):
+def test_epic_s_nouns_are_not_those_of_visor(tmp_path):
+    """The authors' folder has a second file of nouns, with 305, which belongs to another benchmark."""
     made = make_epic_kitchens(tmp_path)
-    edition = (tmp_path / "EPIC_100_noun_classes.csv").read_text().replace(",tap,", ",faucet,")
-    (tmp_path / "EPIC_100_noun_classes_v2.csv").write_text(edition)
+    other = (tmp_path / "EPIC_100_noun_classes.csv").read_text().replace(",tap,", ",faucet,")
+    (tmp_path / "EPIC_100_noun_classes_v2.csv").write_text(other)
     annotations = read_annotations("epic_kitchens_100", [made.annotations])
-    assert annotations.classes == {"verb": made.classes["verb"], "noun": ["faucet", *made.classes["noun"][1:]]}
+    assert annotations.classes == made.classes
+    assert BENCHMARKS["epic_kitchens_100"].classes == {"verb": 97, "noun": 300}
+
+
+def test_epic_s_test_split_has_ids_and_times(tmp_path):
+    made = make_epic_kitchens(tmp_path)
+    (row,) = build_dataset(read_annotations("epic_kitchens_100", [tmp_path]), made.videos).splits["test"]
+    assert Path(row.pop("video")).name == "P01_101.MP4"
+    assert row == {"narration_id": "P01_101_0", "participant_id": "P01", "start": 0.86, "end": 1.87}
+
+
+def test_incomplete_lists_of_kinetics_600_are_not_mixed_in(tmp_path):
+    make_kinetics(tmp_path, text_lists=True)
+    (tmp_path / "train.csv").write_text((tmp_path / "train.txt").read_text())
+    with pytest.raises(AnnotationError, match=r"Got .*train.txt and .*train.csv, expected one list a split"):
+        read_annotations("kinetics600", [tmp_path])
+
+
+@pytest.mark.parametrize("line", ["{path} {label}", "{path},{label}", "{path}\t{label}", "{path}"])
+def test_kinetics_lists_of_paths(line, tmp_path):
+    """VideoMAE's train.csv has a path and a label a line, and no header; other lists have the class as folder."""
+    names = {0: "air drumming", 2: "washing feet", 10: "zumba"}
+    for split in ("train", "val"):
+        paths = {label: f"{split}/{name}/a.MP4" for label, name in names.items()}
+        for path in paths.values():
+            make_video(tmp_path / "videos" / path, 4)
+        ending = "csv" if "label" in line else "txt"
+        text = "".join(line.format(path=path, label=label) + "\n" for label, path in paths.items())
+        (tmp_path / f"{split}.{ending}").write_text(text)
+    annotations = read_annotations("kinetics400", [tmp_path / f"{split}.{ending}" for split in ("train", "val")])
+    assert annotations.classes["label"] == (["0", "2", "10"] if "label" in line else list(names.values()))
+    built = build_dataset(annotations, tmp_path / "videos")
+    assert built.splits["validation"]["label"][:] == [0, 1, 2]
+    assert [Path(path).parts[-3:-1] for path in built.splits["train"]["video"]] == [
+        ("train", name) for name in names.values()
+    ]
 
 
 def test_kinetics_710_lists(tmp_path):
@@ -244,7 +295,7 @@ def test_kinetics_710_lists(tmp_path):
         make_video(tmp_path / "videos" / video, 4)
     make_video(tmp_path / "videos" / "k700" / "a.mp4", 4)
     (tmp_path / "k400_train_list_videos.txt").write_text("k400/train/air drumming/a.mp4 1\n")
-    (tmp_path / "k600_train_list_videos.txt").write_text("elsewhere/b_000001_000011.mp4,709\n")
+    (tmp_path / "k600_train_list_videos.txt").write_text("k600/train/b_000001_000011.mp4,709\n")
     (tmp_path / "k400_val_list_videos.txt").write_text("k400/val/c.mp4 0\n")
     annotations = read_annotations("kinetics710", [tmp_path])
     assert annotations.classes["label"] == [str(number) for number in range(710)]
@@ -252,7 +303,6 @@ def test_kinetics_710_lists(tmp_path):
     assert built.splits["train"]["label"][:] == [1, 709]
     assert [Path(path).name for path in built.splits["train"]["video"]] == ["a.mp4", "b_000001_000011.mp4"]
     assert built.splits["train"][0]["video"].endswith("k400/train/air drumming/a.mp4")
-    assert built.ambiguous_videos == ["a"]
     (tmp_path / "label_map_k710.txt").write_text("riding a bike\nmarching\n")
     with pytest.raises(AnnotationError, match=r"Got class '709' in .*k600_train.* expected a number in 0..1"):
         read_annotations("kinetics710", [tmp_path])
@@ -268,6 +318,81 @@ def test_a_csv_of_one_s_own(tmp_path):
     first, second = built.splits["train"]
     assert (first["label"], first["start"], first["end"]) == (1, None, 0.3)
     assert (second["label"], second["start"], second["end"]) == (0, 0.2, None)
+
+
+def test_a_path_is_this_path_and_no_other(tmp_path):
+    """A missing cam2/0001.mp4 never becomes cam1/0001.mp4, which has another label."""
+    for name in ("cam1/0001.mp4", "cam2/0002.mp4", "cam1/clip.MTS", "0003.mp4", "cam1/0004.mp4"):
+        make_video(tmp_path / name, 4)
+    rows = [
+        ["cam1/0001.mp4", "run"],
+        ["cam2/0001.mp4", "jump"],
+        ["cam2/0002.mp4", "jump"],
+        ["clip", "run"],
+        ["0004.mp4", "run"],
+    ]
+    write_csv(tmp_path / "train.csv", "video,label", rows)
+    annotations = read_annotations("csv", [tmp_path / "train.csv"])
+    built = build_dataset(annotations, tmp_path)
+    found = {str(Path(row["video"]).relative_to(tmp_path)): row["label"] for row in built.splits["train"]}
+    assert found == {"cam1/0001.mp4": 1, "cam2/0002.mp4": 0, "cam1/clip.MTS": 1}
+    assert built.missing_videos == ["0004.mp4", "cam2/0001.mp4"]
+    make_video(tmp_path / "cam3" / "clip.mov", 4)
+    with pytest.raises(AnnotationError, match=r"Got 2 files for video 'clip', .*clip.MTS and .*clip.mov, expected one"):
+        build_dataset(annotations, tmp_path)
+    (tmp_path / "cam3" / "clip.mov").unlink()
+    (tmp_path / "cam3" / "clip.mov").symlink_to(tmp_path / "cam1" / "clip.MTS")  # the same file
+    assert len(build_dataset(annotations, tmp_path).splits["train"]) == 3
+
+
+ODD_ROWS = [
+    ("video,label\na,run,5\n", r"Got 3 cells in .*train.csv, line 2, expected 2"),
+    ("video,label\n\na,run\nb\n", r"Got 1 cells in .*train.csv, line 4, expected 2"),
+    ("video,label\na,run\nb,\n", r"Got no \['label'\] in .*train.csv, line 3"),
+    ("video,label,start,end\na,run,2,1\n", r"Got start '2' and end '1' in .*train.csv, line 2"),
+    ("video,label,start,end\na,run,-1,1\n", r"Got time '-1' in .*train.csv, line 2"),
+    ("video,label,video\na,run,b\n", r"Got .*train.csv with the column 'video' twice"),
+    ('video,label\na,"run\nb,jump\n', r"Got .*train.csv, line 2: unexpected end of data"),
+    ("video,label\n", r"Got .*train.csv with no rows"),
+    (
+        "clips/a.mp4 0 -1\nclips/b.mp4 0 -1\n",
+        r"Got 'clips/a.mp4 0 -1' in .*train.csv, line 1, expected one path a line",
+    ),
+    ("a.mp4,run\nb.avi\n", r"Got 'b.avi' in .*train.csv, line 2, expected one path a line"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), ODD_ROWS)
+def test_a_wrong_row_is_named_with_its_line(text, message, tmp_path):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations("csv", [tmp_path / "train.csv"])
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    made = make_kinetics(tmp_path)
+    text = (tmp_path / "train.csv").read_text().replace("air drumming", "caf\u00e9")
+    (tmp_path / "train.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AnnotationError, match=r"Got .*train.csv, line 3, whose byte 0xe9 is not UTF-8, expected UTF-8"):
+        read_annotations("kinetics400", [made.annotations])
+    (tmp_path / "train.csv").write_bytes(
+        b"\xef\xbb\xbf" + text.encode().replace(b"\n", b"\r\n").replace(b"label,", b" label ,")
+    )
+    annotations = read_annotations("kinetics400", [made.annotations])
+    assert annotations.classes["label"] == ["air drumming", "caf\u00e9", "washing feet"]
+    made = make_diving48(tmp_path)
+    (tmp_path / "Diving48_vocab.json").write_bytes('[["caf\u00e9"]]'.encode("latin-1"))
+    with pytest.raises(AnnotationError, match=r"Diving48_vocab.json, line 1, whose byte 0xe9"):
+        read_annotations("diving48", [made.annotations])
+
+
+def test_tables_in_capitals_and_numbers_in_order(tmp_path):
+    for label in (0, 2, 10):
+        make_video(tmp_path / f"{label}.MOV", 4)
+    (tmp_path / "TRAIN.TSV").write_text("video\tlabel\n10\t 10 \n2\t2\n0\t0\n")
+    annotations = read_annotations("csv", [tmp_path / "TRAIN.TSV"])
+    assert annotations.classes["label"] == ["0", "2", "10"]
+    assert build_dataset(annotations, tmp_path).splits["train"]["label"][:] == [2, 1, 0]
 
 
 def test_segments_are_the_annotated_frames(tmp_path):
@@ -329,7 +454,13 @@ def edit(path: Path, old: str, new: str) -> None:
         ("epic_kitchens_100", "EPIC_100_train.csv", ",verb_class,", ",verb_id,", r"expected 'verb_class' too"),
         ("epic_kitchens_100", "EPIC_100_noun_classes.csv", "\n2,", "\n5,", r"gaps in numbers, expected 0..2"),
         ("epic_kitchens_100", "EPIC_100_train.csv", "00:00:01.80", "1m", r"Got time '1m' in .*EPIC_100_train.csv"),
-        ("kinetics400", "train.csv", ",104,", ",,", r"Got time '' in .*train.csv, expected seconds or HH:MM:SS.SS"),
+        (
+            "kinetics400",
+            "train.csv",
+            ",104,",
+            ",,",
+            r"Got time '' in .*train.csv, line 3, expected seconds or HH:MM:SS.SS",
+        ),
         (
             "something_something_v2",
             "something-something-v2-train.json",
@@ -363,8 +494,9 @@ def test_files_that_are_not_there_are_named(tmp_path):
         read_annotations("epic_kitchens_100", [made.annotations])
     with pytest.raises(AnnotationError, match=r"Got annotations .*/nowhere, expected a file or folder that exists"):
         read_annotations("epic_kitchens_100", [tmp_path / "nowhere"])
-    with pytest.raises(AnnotationError, match=r"Got annotations .*test_timestamps.csv, expected a name that matches"):
-        read_annotations("epic_kitchens_100", [tmp_path / "EPIC_100_test_timestamps.csv"])
+    (tmp_path / "EPIC_100_noun_classes_v2.csv").touch()
+    with pytest.raises(AnnotationError, match=r"Got annotations .*noun_classes_v2.csv, expected a name that matches"):
+        read_annotations("epic_kitchens_100", [tmp_path / "EPIC_100_noun_classes_v2.csv"])
     (tmp_path / "kinetics").mkdir()
     (tmp_path / "empty").mkdir()
     annotations = read_annotations("kinetics400", [make_kinetics(tmp_path / "kinetics").annotations])

@@ -1,6 +1,7 @@
 """Clips of videos as model inputs: loading, sampling, seeds, masks."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -156,8 +157,8 @@ def test_random_crops_keep_frames_aligned(splits):
 
 def test_several_clips_come_from_one_decoding(splits, monkeypatch):
     opened = []
-    read = video_io._read_pyav
-    monkeypatch.setattr(video_io, "_read_pyav", lambda *args: (opened.append(args), read(*args))[1])
+    read = video_io.opened_video
+    monkeypatch.setattr(video_io, "opened_video", lambda *args: (opened.append(args), read(*args))[1])
     options = {"reading": VideoReading(num_clips=3), "sampling": FrameSampling(frame_jitter=True)}
     options |= {"augmentation": ClipAugmentation(min_crop_scale=0.4), "label_column": "label", "seed": 2}
     clips = masked(splits["train"], training=True, **options)
@@ -178,7 +179,8 @@ def test_several_clips_come_from_one_decoding(splits, monkeypatch):
 @pytest.mark.parametrize("frames_a_block", [1, 2, 100])
 def test_each_of_several_clips_has_its_own_frames(frames_a_block, monkeypatch):
     """One decoding serves clips that ask for other frames, in other views: as decoding for each alone."""
-    monkeypatch.setattr(video_io, "BLOCK_BYTES", frames_a_block * 176 * 144 * 3)
+    size = frames_a_block * 176 * 144 * 3
+    monkeypatch.setattr(video_io, "Opening", partial(video_io.Opening, block_bytes=size))
     (path,) = (FIXTURES / "odd").glob("carphone*")
     samplers = [lambda metadata: [3, 9, 30], lambda metadata: [30, 2, 2]]
     views = [lambda frames: frames[:, :, :40], lambda frames: frames[:, :1, :, :50].flip(3)]

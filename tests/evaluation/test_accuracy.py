@@ -89,3 +89,25 @@ def test_the_metric_module_loads_from_its_path(verbs_and_nouns):
 def test_labels_that_do_not_fit_are_refused(labels):
     with pytest.raises(ValueError, match=r"Got 4 rows of logits and labels of shape .* expected \(4, 2\)"):
         topk_accuracies(np.zeros((4, 5)), labels, {"verb": [0, 2], "noun": [2, 5]})
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_wrong_and_counted(fault, verbs_and_nouns, caplog):
+    """A diverged checkpoint predicts nothing: it scores 0, also where k reaches the number of classes."""
+    logits, labels = verbs_and_nouns
+    diverged = np.full((4, 3), fault)
+    assert topk_accuracies(diverged, np.arange(4) % 3) == {"accuracy": 0.0, "top5_accuracy": 0.0, "non_finite": 4}
+    assert "not finite for 4 of 4 clips" in caplog.text
+    bad = logits.copy()
+    bad[:100, 7:] = fault  # the verbs are good
+    metrics, whole = topk_accuracies(bad, labels, SETS), topk_accuracies(logits, labels, SETS)
+    assert metrics.pop("non_finite") == 100
+    for name, value in topk_accuracies(logits[100:], labels[100:], SETS).items():
+        expected = whole[name] if name.startswith("verb") else value * 200 / 300
+        assert metrics[name] == pytest.approx(expected)
+
+
+def test_one_nan_makes_the_row_wrong_and_minus_infinity_is_the_probability_zero():
+    logits = np.array([[2.0, 1.0, np.nan], [2.0, 1.0, -np.inf], [-np.inf, 1.0, 0.0]])
+    metrics = topk_accuracies(logits, np.array([0, 0, 0]), ks=(1, 3))
+    assert metrics == {"accuracy": 1 / 3, "top3_accuracy": 2 / 3, "non_finite": 1}

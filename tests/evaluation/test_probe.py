@@ -68,6 +68,12 @@ def test_a_linear_probe_reaches_the_accuracy_that_the_features_allow():
     assert 0.9 < found["validation_accuracy"] <= 1
 
 
+def test_scores_that_are_not_finite_are_wrong():
+    data = ProbeData(None, np.array([0, 0, 1]), np.array([0, 0, 1]))
+    assert data.accuracy(np.full((3, 2), np.nan), k=5) == 0.0
+    assert data.accuracy(np.array([[0.9, 0.1], [np.nan, 0.5], [0.2, 0.8]])) == 0.5
+
+
 def test_shuffled_labels_give_chance():
     rng = np.random.default_rng(0)
     train, validation, test = vectors(400, 0), vectors(200, 1), vectors(2000, 2)

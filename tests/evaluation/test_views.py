@@ -6,28 +6,33 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from builders import SCRIPTS, tiny_config
-from datasets import Dataset, DatasetDict
+from builders import SCRIPTS, load_script, tiny_config, tiny_tokenizer_config
+from datasets import Dataset, DatasetDict, load_from_disk
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from transformers_lvmae import (
+    FSQMagViTModel,
     LVMAEClassificationArguments,
     LVMAEClassificationTrainer,
     LVMAEConfig,
+    LVMAEForPreTraining,
     LVMAEForVideoClassification,
 )
-from transformers_lvmae.data import FrameSampling, VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import FrameSampling, TooManyBrokenVideos, VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.reports import (
     accuracies,
     accuracies_by_length,
+    by_label_set,
     class_table,
     confusion_counts,
     draw_confusion_matrix,
@@ -35,6 +40,8 @@ from transformers_lvmae.evaluation.reports import (
 )
 from transformers_lvmae.evaluation.views import Predictions, VideoViews, check_classes, predict
 from transformers_lvmae.models.video_io import write_video
+from transformers_lvmae.models.video_seeking import VideoReadError
+from transformers_lvmae.sharing.loading import load_classifier
 
 
 NAMES = {"verb": ["take", "put"], "noun": ["tap", "spoon", "plate"]}
@@ -179,25 +186,164 @@ def test_one_view_equals_plain_evaluation(columns, data, model, tmp_path):
     assert shared == {name: expected[f"eval_{name}"] for name in shared}
 
 
-def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
-    """scripts/evaluate_classifier.py under accelerate's launcher (gloo): five videos on two processes, two clips at a time."""
-    model.save_pretrained(tmp_path / "model")
-    processor_for(model.config).save_pretrained(tmp_path / "model")
-    arguments = ["--model_name_or_path", tmp_path / "model", "--dataset_name", data, "--label_column", "verb,noun"]
-    arguments += ["--split", "test", "--temporal_views", 3, "--batch_size", 2]
+@pytest.fixture(scope="module")
+def with_broken(data, tmp_path_factory):
+    """The five videos, and a row before the third whose video cannot be read. A column `narration_id` names the rows."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    rows = [{**row, "narration_id": f"P01_{number}"} for number, row in enumerate(load_from_disk(str(data))["test"])]
+    rows.insert(2, {**rows[2], "video": str(folder / "broken.mp4"), "narration_id": "P01_broken"})
+    splits = DatasetDict(test=Dataset.from_list(rows))
+    for name, names in NAMES.items():
+        splits = splits.cast_column(name, datasets.ClassLabel(names=sorted(names)))
+    splits["unlabelled"] = splits["test"].map(lambda row: {"verb": None})
+    splits.save_to_disk(str(folder / "set"))
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+def evaluate_options(saved, with_broken, output, *options):
+    arguments = ["--model_name_or_path", saved, "--dataset_name", with_broken, "--label_column", "verb,noun"]
+    arguments += ["--output_dir", output, "--temporal_views", 3, "--batch_size", 2]
+    arguments += ["--predictions", output / "predictions.parquet", *options]
+    return list(map(str, arguments))
+
+
+def check_predictions(path, predictions, labelled):
+    """A row for each row of the dataset, in its order, beside the predictions of the five readable rows."""
+    rows = datasets.Dataset.from_parquet(str(path))
+    assert rows["narration_id"][:] == ["P01_0", "P01_1", "P01_broken", "P01_2", "P01_3", "P01_4"]
+    assert rows["start"][:] == [None] * 5 + [0.5]
+    assert rows["verb_probabilities"][2] is None
+    assert rows["noun_probabilities"][2] is None
+    kept = rows.select([0, 1, 3, 4, 5])
+    found = np.concatenate([np.asarray(kept[f"{name}_probabilities"][:]) for name in ("verb", "noun")], axis=1)
+    np.testing.assert_allclose(found, predictions.probabilities, rtol=1e-6, atol=1e-9)
+    assert rows.features["noun"].names == sorted(NAMES["noun"])
+    assert rows.features["noun_probabilities"] == datasets.List(datasets.Value("float32"))
+    for name, names in NAMES.items() if labelled else ():
+        assert [rows.features[name].names[label] for label in kept[name][:]] == [
+            names[i % len(names)] for i in range(5)
+        ]
+
+
+def test_two_processes_give_the_numbers_of_one(data, model, saved, with_broken, tmp_path):
+    """scripts/evaluate_classifier.py under accelerate's launcher (gloo): six rows on two processes, two clips at a time. One cannot be
+    read, so that the processes have unequal numbers of predictions."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, SCRIPTS / "evaluate_classifier.py", *arguments, "--output_dir", tmp_path / "two"]
+    options = evaluate_options(saved, with_broken, tmp_path / "two", "--split", "test")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    run = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-2000:]
+    command = [*launcher, str(SCRIPTS / "evaluate_classifier.py"), *options]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-6000:]
+    assert "on 5 of 6 clips" in run.stdout
     predictions = predict(model, views_of(data, model, temporal_views=3), Accelerator(), batch_size=2)
-    about = {"model": str(tmp_path / "model"), "dataset": str(data), "split": "test"}
+    about = {"model": str(saved), "dataset": str(data), "split": "test"}
     expected = write_evaluation(tmp_path / "one", predictions, model.config, about)
     two = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert two["clips"] == 5
+    counts = {name: two[name] for name in ("clips", "clips_skipped", "clips_unlabelled", "clips_total")}
+    assert counts == {"clips": 5, "clips_skipped": 1, "clips_unlabelled": 0, "clips_total": 6}
     assert two["metrics"] == expected["metrics"]
     assert two["by_length"] == expected["by_length"]
     assert (tmp_path / "two" / "classes_noun.csv").read_text() == (tmp_path / "one" / "classes_noun.csv").read_text()
+    (name,) = json.loads((tmp_path / "two" / "broken_videos.json").read_text())
+    assert name.endswith("broken.mp4")
+    check_predictions(tmp_path / "two" / "predictions.parquet", predictions, labelled=True)
+
+
+def test_a_split_without_labels_gets_predictions_alone(data, model, saved, with_broken, tmp_path, monkeypatch, capsys):
+    main = load_script("evaluate_classifier").main
+    options = evaluate_options(saved, with_broken, tmp_path, "--split", "unlabelled")
+    monkeypatch.setattr(sys, "argv", ["evaluate_classifier.py", *options])
+    main()
+    assert "No labels in column 'verb,noun' of split 'unlabelled'" in capsys.readouterr().out
+    assert not (tmp_path / "results.json").exists()
+    predictions = predict(model, views_of(data, model, temporal_views=3), Accelerator(), batch_size=2)
+    check_predictions(tmp_path / "predictions.parquet", predictions, labelled=False)
+
+
+def test_a_view_that_cannot_be_read_leaves_out_its_whole_video(data, model, monkeypatch):
+    views = views_of(data, model, temporal_views=3, broken=BrokenVideos())
+    whole = predict(model, views, Accelerator(), batch_size=2)
+    read, tried = VideoViews.read_view, []
+
+    def read_view(self, number, temporal):
+        tried.append((number, temporal))
+        if (number, temporal) == (3, 1):
+            raise VideoReadError("the second third is damaged")
+        return read(self, number, temporal)
+
+    monkeypatch.setattr(VideoViews, "read_view", read_view)
+    part = predict(model, views, Accelerator(), batch_size=2)
+    assert part.skipped == [3]
+    assert part.num_rows == 5
+    assert np.array_equal(part.probabilities, whole.probabilities[[0, 1, 2, 4]])
+    assert np.array_equal(part.labels, whole.labels[[0, 1, 2, 4]])
+    assert (3, 2) not in tried
+    assert (views.broken.failed, views.broken.tried) == (1, 10)
+
+
+def test_where_too_much_or_all_is_broken_evaluation_stops(data, model, tmp_path):
+    rows = load_video_dataset(data, label_column=["verb", "noun"])["test"].select([0] * 12)
+    missing = rows.map(lambda row: {"video": {"path": str(tmp_path / "none.mp4"), "bytes": None}})
+    options = {"label_column": ("verb", "noun"), "broken": BrokenVideos()}
+    with pytest.raises(TooManyBrokenVideos, match="Got 11 unreadable videos"):
+        predict(model, VideoViews(missing, processor_for(model.config), FRAMES, **options), Accelerator())
+    few = VideoViews(
+        missing.select([0]), processor_for(model.config), FRAMES, label_column=("verb", "noun"), broken=BrokenVideos()
+    )
+    with pytest.raises(VideoReadError, match="Got 1 rows of which none can be read"):
+        predict(model, few, Accelerator())
+    with pytest.raises(VideoReadError, match=r"none\.mp4"):
+        predict(model, VideoViews(missing, processor_for(model.config), FRAMES, label_column="verb"), Accelerator())
+
+
+def test_rows_without_a_label_are_predicted_and_not_counted(random_predictions, tmp_path):
+    about = {"model": "m", "dataset": "d", "split": "s"}
+    expected = accuracies(random_predictions.part(np.arange(400) >= 100), CONFIG)
+    random_predictions.labels[:100] = -1
+    random_predictions.skipped = [400, 401]
+    results = write_evaluation(tmp_path, random_predictions, CONFIG, about)
+    assert results["metrics"] == expected
+    counts = [results[name] for name in ("clips", "clips_skipped", "clips_unlabelled", "clips_total")]
+    assert counts == [300, 2, 100, 402]
+
+
+def test_one_view_that_is_not_finite_makes_its_row_wrong(data, model):
+    views = views_of(data, model, temporal_views=2)
+    whole = predict(model, views, Accelerator())
+
+    def diverge(module, args, kwargs, output):
+        output.logits[0] = torch.nan  # the first clip of each batch
+        return output
+
+    handle = model.register_forward_hook(diverge, with_kwargs=True)
+    part = predict(model, views, Accelerator(), batch_size=4)
+    handle.remove()
+    assert np.isnan(part.probabilities).all(axis=1).tolist() == [True, False, True, False, True]
+    metrics = accuracies(part, model.config)
+    assert metrics["non_finite"] == 3
+    right = [(whole.probabilities[row, :2].argmax() == whole.labels[row, 0]) for row in (1, 3)]
+    assert metrics["verb_accuracy"] == sum(right) / 5
+    _, labels, _ = by_label_set(part, model.config)["verb"]
+    counts = confusion_counts(part.probabilities[:, :2], labels)
+    assert counts.sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "tokenizer"])
+def test_a_model_without_a_trained_classifier_is_refused(kind, tmp_path):
+    model = LVMAEForPreTraining(tiny_config()) if kind == "pretraining" else FSQMagViTModel(tiny_tokenizer_config())
+    model.save_pretrained(tmp_path)
+    message = r"without classifier\.bias, classifier\.weight" if kind == "pretraining" else "of model type 'fsq_magvit'"
+    with pytest.raises(ValueError, match=message + ".*expected .* classifier"):
+        load_classifier(str(tmp_path))
 
 
 @pytest.fixture

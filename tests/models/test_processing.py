@@ -23,7 +23,7 @@ from transformers_lvmae.models import video_io
 from transformers_lvmae.models.image_processing_lvmae import LVMAEImageProcessor
 from transformers_lvmae.models.image_processing_pil_lvmae import LVMAEImageProcessorPil
 from transformers_lvmae.models.video_io import write_video
-from transformers_lvmae.models.video_processing_lvmae import LVMAEVideoProcessor
+from transformers_lvmae.models.video_processing_lvmae import MOST_FRAMES, LVMAEVideoProcessor
 from transformers_lvmae.models.video_seeking import VideoReadError
 
 
@@ -294,20 +294,63 @@ def test_batch_of_files_of_any_length(clip, video_path, tmp_path):
 
 
 @pytest.mark.skipif(not is_torchcodec_usable(decode="video"), reason="torchcodec does not load here")
-def test_torchcodec_decoder_and_back_ends_agree(video_path, monkeypatch):
+def test_torchcodec_decoder_and_back_ends_agree(video_path):
     from torchcodec.decoders import VideoDecoder
 
     processor = LVMAEVideoProcessor(**SMALL)
     expected = pixels(processor, video_path)
     torch.testing.assert_close(pixels(processor, VideoDecoder(str(video_path))), expected, rtol=0, atol=0)
-    monkeypatch.setattr(video_io, "is_torchcodec_usable", lambda decode: False)
-    torch.testing.assert_close(pixels(processor, video_path), expected, rtol=0, atol=0)
+    for backend in ("pyav", "torchcodec"):
+        frames, metadata = video_io.decode_video(video_path, lambda metadata: range(20), backend=backend)
+        assert metadata.video_backend == backend
+        torch.testing.assert_close(pixels(processor, frames), expected, rtol=0, atol=0)
 
 
-def test_pyav_decodes_where_torchcodec_does_not_load(video_path, monkeypatch):
-    monkeypatch.setattr(video_io, "is_torchcodec_usable", lambda decode: False)
-    result = LVMAEVideoProcessor(**SMALL)(str(video_path), do_sample_frames=True, num_frames=4, return_metadata=True)
-    assert result["video_metadata"][0].video_backend == "pyav"
+def test_frames_of_a_file_get_their_size_while_they_are_decoded(video_path, monkeypatch):
+    """In blocks, before all are in memory, with the settings of the call; the result is that of resizing all frames."""
+    frames, _ = video_io.decode_video(video_path, lambda metadata: range(20))
+    processor, seen = LVMAEVideoProcessor(**SMALL), []
+    monkeypatch.setattr(video_io, "Opening", partial(video_io.Opening, block_bytes=3 * frames[0].nbytes))
+    fit = processor.fit
+    monkeypatch.setattr(
+        processor, "fit", lambda frames, **settings: seen.append(len(frames)) or fit(frames, **settings)
+    )
+    for settings in (
+        {},
+        {"size": {"shortest_edge": 40}},
+        {"crop_size": {"height": 20, "width": 24}},
+        {"do_resize": False},
+    ):
+        seen.clear()
+        torch.testing.assert_close(
+            pixels(processor, video_path, **settings), pixels(processor, frames, **settings), rtol=0, atol=0
+        )
+        assert seen == [3] * 6 + [2]
+
+
+def test_the_settings_or_the_call_choose_the_frames_of_a_file(video_path):
+    chooses, plain = LVMAEVideoProcessor(**SMALL, num_frames=4), LVMAEVideoProcessor(**SMALL)
+    expected = pixels(plain, video_path, num_frames=4, do_sample_frames=True)
+    assert expected.shape[1] == 4
+    for result in (pixels(chooses, video_path), pixels(plain, video_path, num_frames=4)):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    assert pixels(chooses, video_path, do_sample_frames=False).shape[1] == 20
+    assert pixels(chooses, video_path, fps=5).shape[1] == 4
+    assert pixels(chooses, video_path, num_frames=6).shape[1] == 6
+
+
+def test_a_film_is_not_read_whole_without_a_word(tmp_path):
+    write_video(tmp_path / "film.mp4", np.zeros((MOST_FRAMES + 1, 16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"Got a video of 1025 frames, expected num_frames or fps.*: pass num_frames"):
+        pixels(LVMAEVideoProcessor(**SMALL), tmp_path / "film.mp4")
+    assert pixels(LVMAEVideoProcessor(**SMALL), tmp_path / "film.mp4", num_frames=2).shape[1] == 2
+
+
+def test_files_and_frames_share_a_batch(clip, video_path):
+    processor = LVMAEVideoProcessor(**SMALL)
+    mixed = processor([video_path, clip[:5]], return_metadata=True)
+    assert [len(video) for video in mixed["pixel_values_videos"]] == [20, 5]
+    assert [metadata.total_num_frames for metadata in mixed["video_metadata"]] == [20, 5]
 
 
 # Saving and loading
@@ -365,6 +408,7 @@ def test_remote_code_asks_for_no_optional_package(processor_class):
     assert set(get_imports(path)) <= {
         "collections",
         "dataclasses",
+        "functools",
         "itertools",
         "numpy",
         "os",

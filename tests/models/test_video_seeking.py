@@ -1,13 +1,17 @@
 """Seeking finds the same frames as decoding from the start, at the same cost for all places in a video."""
 
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
+from av.stream import Disposition
 from builders import FIXTURES
 
 from transformers_lvmae.models import video_io, video_seeking
+from transformers_lvmae.models.decoder_process import Opening
 from transformers_lvmae.models.video_io import decode_video
 from transformers_lvmae.models.video_seeking import MAX_REORDER, VideoReader, VideoReadError
 
@@ -26,6 +30,7 @@ VIDEOS = {
     "h264_variable_rate.mkv": ("libx264", {"x264-params": X264}, UNEVEN, {}),
     "h264_starts_late.mp4": ("libx264", {"x264-params": X264}, np.arange(FRAMES) * 40 + 1000, {}),
     "h264_edit_list.mp4": ("libx264", {"x264-params": X264}, np.arange(FRAMES) * 40 - 600, {}),
+    "h264_long_edit_list.mp4": ("libx264", {"x264-params": "keyint=60:bframes=3"}, np.arange(FRAMES) * 40 - 720, {}),
     "h264_fragmented.mp4": ("libx264", {"x264-params": X264}, None, {"movflags": "frag_keyframe+empty_moov"}),
     "h264_fragmented_late.mp4": ("libx264", {"x264-params": X264}, None, {"movflags": "frag_keyframe"}),
     "h264_intra_refresh.mp4": ("libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}, None, {}),
@@ -43,7 +48,14 @@ VIDEOS = {
     "h264.ts": ("libx264", {"x264-params": X264}, None, {}),
 }
 # Where decoding from the start is needed; with an edit list, for what follows the cut alone: its keyframe is cut off.
-FROM_THE_START = {"mpeg4.avi", "mpeg2.mpg", "h264.ts", "h264_intra_refresh.mp4", "h264_edit_list.mp4"}
+FROM_THE_START = {
+    "mpeg4.avi",
+    "mpeg2.mpg",
+    "h264.ts",
+    "h264_intra_refresh.mp4",
+    "h264_edit_list.mp4",
+    "h264_long_edit_list.mp4",
+}
 
 
 def write(path, codec, options, stamps=None, container_options=None, frames=FRAMES):
@@ -103,6 +115,10 @@ def decoded(monkeypatch):
     return counts
 
 
+def reader_of(path, *span, **kwargs):
+    return VideoReader(open(path, "rb"), *span, **kwargs)
+
+
 def assert_same(got, numbers, pictures):
     assert [number for number, _ in got] == list(range(len(numbers)))
     for (_, frame), number in zip(got, numbers):
@@ -118,11 +134,11 @@ def test_segments_are_the_frames_of_those_seconds(name, videos, decoded):
     for start, length in spans:
         numbers = np.flatnonzero((seconds >= start - 1e-6) & (seconds < start + length - 1e-6))
         if len(numbers):
-            reader = VideoReader(str(path), start, start + length)
+            reader = reader_of(path, start, start + length)
             assert reader.total == len(numbers)
             assert_same(list(reader.frames(range(reader.total))), numbers, pictures)
     assert (decoded["start"] > 0) == (name in FROM_THE_START)
-    reader = VideoReader(str(path), start=seconds[70])
+    reader = reader_of(path, start=seconds[70])
     assert_same(list(reader.frames(range(reader.total))), range(70, len(pictures)), pictures)
 
 
@@ -131,7 +147,7 @@ def test_chosen_frames_are_those_frames_of_the_whole_video(name, videos, decoded
     path, _, pictures = videos(name)
     rng = np.random.default_rng(0)
     for choice in ([len(pictures) - 1], [0, 44, 45], rng.permutation(len(pictures))[:5], range(30, 60, 4)):
-        reader = VideoReader(str(path))
+        reader = reader_of(path)
         assert reader.total == len(pictures)
         got = list(reader.frames(int(number) for number in choice))
         assert [number for number, _ in got] == sorted(choice)
@@ -161,9 +177,9 @@ def test_the_cost_does_not_depend_on_the_place(name, whole, long_video, decoded,
         packets.clear()
         first = 120 * tenth + 5
         if whole:
-            got = list(VideoReader(str(long_video / name)).frames(range(first, first + 25)))
+            got = list(reader_of(long_video / name).frames(range(first, first + 25)))
         else:
-            got = list(VideoReader(str(long_video / name), first / 25, (first + 25) / 25).frames(range(25)))
+            got = list(reader_of(long_video / name, first / 25, (first + 25) / 25).frames(range(25)))
         assert len(got) == 25
         costs.append((len(packets), decoded["jumps"]))
     read, made = np.array(costs).T
@@ -177,7 +193,7 @@ def test_the_cost_does_not_depend_on_the_place(name, whole, long_video, decoded,
 
 def test_a_segment_may_begin_before_the_first_frame(videos):
     path, _, pictures = videos("h264.mp4")
-    reader = VideoReader(str(path), -1.0, 0.2)
+    reader = reader_of(path, -1.0, 0.2)
     assert_same(list(reader.frames(range(reader.total))), range(5), pictures)
 
 
@@ -186,11 +202,11 @@ def test_an_intact_part_of_a_truncated_file_can_be_read(videos, tmp_path):
     _, _, pictures = videos("h264.mp4")
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 3 // 4])
-    reader = VideoReader(str(tmp_path / "cut.mp4"), 0.8, 1.2)
+    reader = reader_of(tmp_path / "cut.mp4", 0.8, 1.2)
     assert_same(list(reader.frames(range(reader.total))), range(20, 30), pictures)
     for span in ({}, {"start": 3.2, "end": 3.4}, {"start": 2.0}):
         with pytest.raises(VideoReadError, match=r"got \d+ frames, expected 90 by its index: it is truncated"):
-            VideoReader(str(tmp_path / "cut.mp4"), **span)
+            reader_of(tmp_path / "cut.mp4", **span)
 
 
 def test_a_codec_without_a_decoder_is_named(tmp_path):
@@ -201,11 +217,73 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
         decode_video(tmp_path / "unknown.mp4", lambda metadata: [0])
 
 
+def test_the_rate_is_that_of_the_time_stamps(videos):
+    """A container's rate may be a guess: here that of the shortest distance of two frames."""
+    for name in ("h264_variable_rate.mkv", "h264_variable_rate.mp4", "h264.mp4", "vp9.webm", "mpeg4.avi", "h264.ts"):
+        path, seconds, pictures = videos(name)
+        _, metadata = decode_video(path, lambda metadata: [0])
+        assert metadata.duration == pytest.approx(seconds[-1] * len(pictures) / (len(pictures) - 1), rel=0.01)
+        assert metadata.fps == pytest.approx(len(pictures) / metadata.duration)
+    path, seconds, _ = videos("h264_variable_rate.mkv")
+    _, part = decode_video(path, lambda metadata: [0], start=1.0, end=3.0)
+    assert part.duration == pytest.approx(2.0, abs=0.15)
+
+
+# Of a file that was cut, all these play what is left. MPEG-TS shows the loss unless it was cut between two packets.
+@pytest.mark.parametrize(
+    "name", ["h264.mkv", "vp8.webm", "h264.ts", "h264.flv", "mpeg2.mpg", "mpeg4.avi", "wmv2.wmv", "vp8.ivf"]
+)
+def test_a_truncated_file_says_so(name, tmp_path):
+    codec = {"h264": "libx264", "vp8": "libvpx", "mpeg2": "mpeg2video", "mpeg4": "mpeg4", "wmv2": "wmv2"}[
+        name.split(".")[0]
+    ]
+    write(tmp_path / name, codec, {"g": "10"})
+    _, whole = decode_video(tmp_path / name, lambda metadata: [0])
+    assert (whole.fault, whole.total_num_frames) == (None, FRAMES)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 7 // 10 // 188 * 188 + 1])
+    _, cut = decode_video(tmp_path / name, lambda metadata: [0])
+    assert cut.total_num_frames < FRAMES
+    assert cut.fault.startswith("got ")
+    assert "expected" in cut.fault
+
+
+def test_a_title_of_any_bytes_is_no_fault(tmp_path):
+    for ending in ("mp4", "mkv", "avi"):
+        path = tmp_path / f"clip.{ending}"
+        with av.open(str(path), "w") as container:
+            container.metadata["title"] = "TITLEINLATIN"
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+            container.mux(stream.encode())
+        data = path.read_bytes()
+        assert b"TITLEINLATIN" in data
+        path.write_bytes(data.replace(b"TITLEINLATIN", b"TITLE\xe9\xff\xfe\x80\xc0TI"))
+        assert decode_video(path, lambda metadata: [0])[1].total_num_frames == 1
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    """A song with its cover has no video, and a film with a cover is the film."""
+    cover = tmp_path / "cover.jpg"
+    PIL.Image.new("RGB", (64, 64), (255, 0, 0)).save(cover)
+    with av.open(str(tmp_path / "song.mp4"), "w") as container, av.open(str(cover)) as picture:
+        stream = container.add_stream_from_template(picture.streams.video[0])
+        stream.disposition = Disposition.attached_pic
+        for packet in picture.demux():
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    with pytest.raises(VideoReadError, match="got a file without a video stream"):
+        decode_video(tmp_path / "song.mp4", lambda metadata: [0])
+
+
 @pytest.mark.parametrize("frames_a_block", [1, 2, 3, 100])
 def test_views_get_the_frames_as_they_are_decoded(frames_a_block, videos, monkeypatch):
     """As many at once as a block may hold, each once, in order."""
     path, _, pictures = videos("h264.mp4")
-    monkeypatch.setattr(video_io, "BLOCK_BYTES", frames_a_block * pictures[0].nbytes)
+    size = frames_a_block * pictures[0].nbytes
+    monkeypatch.setattr(video_io, "Opening", partial(Opening, block_bytes=size))
     blocks = []
 
     def corner(frames):

@@ -13,7 +13,7 @@ import torch
 from builders import CLIPS, SCRIPTS, load_script, tiny_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, HfArgumentParser, pipeline
+from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
@@ -22,6 +22,7 @@ from transformers_lvmae import (
     LVMAEForPreTraining,
     LVMAEForVideoClassification,
 )
+from transformers_lvmae.command_line import CommandLine
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
 
 
@@ -236,11 +237,11 @@ def test_benchmark_runs_are_commands_that_the_scripts_take(name, script, tmp_pat
     assert prepared.name == name
 
     evaluation = load_script("evaluate_classifier")
-    (evaluated,) = HfArgumentParser(evaluation.EvaluationArguments).parse_args_into_dataclasses(
+    (evaluated,) = CommandLine(evaluation.EvaluationArguments).parse_args_into_dataclasses(
         commands["evaluate_classifier"]
     )
     types = (script.FineTuningModelArguments, script.LabelledVideoDataArguments, script.AdapterArguments)
-    parser = HfArgumentParser((*types, LVMAEClassificationArguments))
+    parser = CommandLine((*types, LVMAEClassificationArguments))
     on_cpu = ["--use_cpu", "true", "--output_dir", str(tmp_path)]
     model, data, _, training = parser.parse_args_into_dataclasses([*commands["finetune"], *on_cpu])
     assert evaluated.dataset_name == data.dataset_name == str(prepared.output)
@@ -258,7 +259,7 @@ def test_benchmark_runs_are_commands_that_the_scripts_take(name, script, tmp_pat
 def test_augmentation_options_reach_the_clips(script):
     options = ["--dataset_name", str(CLIPS), "--rand_augment_num_ops", "2", "--rand_augment_magnitude", "3"]
     options += ["--random_erasing_prob", "0.25", "--min_crop_scale", "0.5", "--horizontal_flip"]
-    (arguments,) = HfArgumentParser(script.LabelledVideoDataArguments).parse_args_into_dataclasses(options)
+    (arguments,) = CommandLine(script.LabelledVideoDataArguments).parse_args_into_dataclasses(options)
     rows = load_video_dataset(CLIPS)["train"]
     clips = VideoClips(rows, processor_for(tiny_config()), 8, training=True, augmentation=arguments.augmentation())
     assert [step.transforms[0].magnitude for step in clips.recolor.transforms] == [3, 3]

@@ -1,6 +1,5 @@
-"""Find and read annotation files; an error names the file and its fault."""
+"""Find annotation files, and read their JSON and their classes; an error names the file and its fault. `tables` reads text."""
 
-import csv
 import json
 import os
 import re
@@ -9,17 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .annotations import AnnotationError
+from .tables import AnnotationError, read_text
+from .video_files import SPLIT_NAMES
 
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "validate": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 
 Files = Mapping[str, list[Path]]
 
@@ -28,7 +19,7 @@ def find_annotations(paths: Iterable[str | os.PathLike], patterns: Mapping[str, 
     """Sort files by their purpose. A folder among `paths` stands for all files in it and its sub-folders.
 
     Args:
-        patterns: for each purpose, the regular expression that a file's whole name must match. The first match counts.
+        patterns: for each purpose, the regular expression that a file's whole name must match, in capitals or not. The first match counts.
 
     Raises:
         AnnotationError: a path does not exist, or a file among `paths` matches no pattern.
@@ -38,7 +29,7 @@ def find_annotations(paths: Iterable[str | os.PathLike], patterns: Mapping[str, 
         if not path.exists():
             raise AnnotationError(f"Got annotations {path}, expected a file or folder that exists: correct the path.")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            purpose = next((key for key, pattern in patterns.items() if re.fullmatch(pattern, file.name)), None)
+            purpose = next((key for key, pattern in patterns.items() if re.fullmatch(pattern, file.name, re.I)), None)
             if purpose is not None:
                 found[purpose].append(file)
             elif not path.is_dir():
@@ -67,43 +58,19 @@ def split_files(files: Files) -> dict[str, Path]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises AnnotationError if it is not JSON."""
+    """Read a JSON file; raises AnnotationError if it is not JSON in UTF-8."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
         raise AnnotationError(f"Got {path}, expected JSON ({error}): download it again.") from error
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a csv with a header; raises AnnotationError if a column is missing or there are no rows."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        check_keys(path, reader.fieldnames or [], columns)
-        rows = list(reader)
-    if not rows:
-        raise AnnotationError(f"Got {path} without rows, expected at least one: download it again.")
-    return rows
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without empty ones."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def check_keys(path: Path, got: Iterable[str], expected: Sequence[str]) -> None:
-    """Raise AnnotationError if a column or field is missing."""
-    missing = [name for name in expected if name not in set(got)]
-    if missing:
-        raise AnnotationError(
-            f"Got {path} with {sorted(got)}, expected {missing[0]!r} too: give a file with {list(expected)}."
-        )
-
-
-def number_of(path: Path, value: Any, classes: Sequence[str]) -> int:
-    """Read a class number; raises AnnotationError if there is no such class."""
+def number_of(place: Any, value: Any, classes: Sequence[str]) -> int:
+    """Read a class number; raises AnnotationError, which names the place (a file, or a file and line), if there is no such class."""
     if not re.fullmatch(r"\d+", str(value)) or int(value) >= len(classes):
         raise AnnotationError(
-            f"Got class {value!r} in {path}, expected a number in 0..{len(classes) - 1}: give files of one edition."
+            f"Got class {value!r} in {place}, expected a number in 0..{len(classes) - 1}: give files of one edition."
         )
     return int(value)
 
@@ -120,12 +87,3 @@ def names_by_number(path: Path, numbered: Iterable[tuple[int, str]]) -> list[str
     if [number for number, _ in classes] != list(range(len(classes))):
         raise AnnotationError(f"Got {path} with gaps in numbers, expected 0..{len(classes) - 1}: download it again.")
     return unique_names([name for _, name in classes])
-
-
-def seconds(path: Path, time: str) -> float:
-    """Read a time such as "62.5" or "00:01:02.5" in seconds; raises AnnotationError for another format."""
-    match = re.fullmatch(r"(?:(\d+):(\d+):)?(\d+(?:\.\d*)?)", time)
-    if match is None:
-        raise AnnotationError(f"Got time {time!r} in {path}, expected seconds or HH:MM:SS.SS: correct the row.")
-    hours, minutes, rest = match.groups(default="0")
-    return int(hours) * 3600 + int(minutes) * 60 + float(rest)

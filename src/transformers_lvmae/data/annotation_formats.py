@@ -11,25 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .annotation_files import (
-    SPLIT_NAMES,
     Files,
-    check_keys,
     find_annotations,
     names_by_number,
     number_of,
     read_json,
-    read_lines,
-    read_table,
-    seconds,
     split_files,
     the_file,
     unique_names,
 )
-from .annotations import AnnotationError, Annotations, ClipAnnotation
+from .annotations import Annotations, ClipAnnotation
+from .sources import read_table_or_list
+from .tables import AnnotationError, Row, check_keys, read_lines, read_rows, seconds, segment, sorted_names
+from .video_files import SPLIT_NAMES, split_of
 
 
 # The paper adds a second on either side of an element, so that an element of 47 frames becomes 107.
 FINEGYM_MARGIN = 1.0
+# Not the lists of archives, such as k600_train_path.txt.
+KINETICS_LISTS = r".+\.csv|(.+[-_])?(train|val|validate|test)\.txt"
 
 
 def read_diving48(files: Files) -> Annotations:
@@ -49,30 +49,32 @@ def read_diving48(files: Files) -> Annotations:
 
 
 def read_epic_kitchens(files: Files) -> Annotations:
-    """Read EPIC-Kitchens-100: `EPIC_100_train.csv`, `EPIC_100_validation.csv` and the csv files of the verb and noun classes.
+    """Read EPIC-Kitchens-100: `EPIC_100_train.csv`, `EPIC_100_validation.csv` and the csv files of the 97 verb and 300 noun classes.
 
-    Clips are segments of long videos. The test split was published without labels. The authors' repository has two editions of the
-    classes; where both are given, the second (`EPIC_100_noun_classes_v2.csv`) is read.
+    Clips are segments of long videos. The test split, `EPIC_100_test_timestamps.csv`, was published without labels. Rows keep
+    `narration_id` and `participant_id`. The authors' folder also has `EPIC_100_noun_classes_v2.csv`: its 305 nouns belong to VISOR,
+    another benchmark, and are not read.
     """
     classes = {}
     for name in ("verb", "noun"):
-        purpose = f"{name} classes"
-        newest = [path for path in files[purpose] if path.stem.endswith("_v2")] or files[purpose]
-        path = the_file({purpose: newest}, purpose)
-        classes[name] = names_by_number(path, ((int(row["id"]), row["key"]) for row in read_table(path, ["id", "key"])))
-    columns = ["video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"]
-    splits = {
-        split: [
+        path = the_file(files, f"{name} classes")
+        classes[name] = names_by_number(path, ((int(row["id"]), row["key"]) for row in read_rows(path, ["id", "key"])))
+    ids = ["narration_id", "participant_id"]
+    columns = [*ids, "video_id", "start_timestamp", "stop_timestamp"]
+    splits: dict[str, list[ClipAnnotation]] = {}
+    for split, path in split_files(files).items():
+        labels = [] if split == "test" else [f"{name}_class" for name in classes]
+        splits[split] = [
             ClipAnnotation(
                 row["video_id"],
-                tuple(number_of(path, row[f"{name}_class"], names) for name, names in classes.items()),
-                seconds(path, row["start_timestamp"]),
-                seconds(path, row["stop_timestamp"]),
+                tuple(number_of(row.place, row[f"{name}_class"], names) for name, names in classes.items())
+                if labels
+                else None,
+                *segment(row.place, row["start_timestamp"], row["stop_timestamp"]),
+                {name: row[name] for name in ids},
             )
-            for row in read_table(path, columns)
+            for row in read_rows(path, [*columns, *labels])
         ]
-        for split, path in split_files(files).items()
-    }
     return Annotations(splits, classes)
 
 
@@ -80,7 +82,7 @@ def read_something_something(files: Files) -> Annotations:
     """Read Something-Something v2: a json file for each split, and one of the labels.
 
     A clip's label is its template without the brackets: "Holding [something]" becomes "Holding something". The test split was
-    published without labels.
+    published without labels. Rows keep the video's `id`.
     """
     labels = the_file(files, "labels")
     numbers = {name: int(number) for name, number in read_json(labels).items()}
@@ -89,30 +91,41 @@ def read_something_something(files: Files) -> Annotations:
     for split, path in split_files(files).items():
         splits[split] = []
         for clip in read_json(path):
-            check_keys(path, clip, ["id", "template"])
-            name = clip["template"].replace("[", "").replace("]", "")
-            if name not in numbers:
+            check_keys(path, clip, ["id"] if split == "test" else ["id", "template"])
+            name = clip.get("template", "").replace("[", "").replace("]", "")
+            if name not in numbers and split != "test":
                 raise AnnotationError(
                     f"Got template {clip['template']!r} in {path}, expected one of the {len(classes)} labels: give the labels of "
                     "the same edition."
                 )
-            splits[split].append(ClipAnnotation(str(clip["id"]), (numbers[name],)))
+            number = None if split == "test" else (numbers[name],)
+            splits[split].append(ClipAnnotation(str(clip["id"]), number, ids={"id": str(clip["id"])}))
     return Annotations(splits, {"label": classes})
 
 
 def read_kinetics(files: Files) -> Annotations:
-    """Read Kinetics' csv files, with columns label, youtube_id, time_start, time_end and split.
+    """Read Kinetics' lists, for trimmed videos named `<youtube_id>_<time_start>_<time_end>`, both times as six digits.
 
-    They are read for trimmed videos named `<youtube_id>_<time_start>_<time_end>`, both times as six digits. Classes are numbered
-    alphabetically.
+    They have columns youtube_id, time_start, time_end, split and, except for a test split, label. Lists of paths are read, too: a path
+    and a label a line, as VideoMAE's `train.csv` has, or paths in folders of classes. Kinetics-600 has complete lists (`train.txt`)
+    and incomplete ones (`train.csv`). Classes are numbered alphabetically.
     """
-    columns = ["label", "youtube_id", "time_start", "time_end", "split"]
-    rows = [(path, row) for path in files["annotations"] for row in read_table(path, columns)]
-    videos = [
-        f"{row['youtube_id']}_{seconds(path, row['time_start']):06.0f}_{seconds(path, row['time_end']):06.0f}"
-        for path, row in rows
-    ]
-    return _named_classes(rows, videos, ["label"])
+    paths = files["annotations"]
+    twice = [path for path in paths if path.with_suffix(".csv") in paths and path.suffix != ".csv"]
+    if twice:
+        raise AnnotationError(
+            f"Got {twice[0]} and {twice[0].with_suffix('.csv')}, expected one list a split: name the files one by one. The csv files of "
+            "Kinetics-600 are incomplete."
+        )
+    rows = [row for path in paths for row in read_table_or_list(path, "video", text_as_table="youtube_id")]
+    for row in rows:
+        if "video" in row:
+            row.setdefault("label", Path(row["video"]).parent.name)
+        else:
+            check_keys(row.path, row, ["youtube_id", "time_start", "time_end", "split"])
+            times = (f"{seconds(row.place, row[name]):06.0f}" for name in ("time_start", "time_end"))
+            row["video"] = "_".join([row["youtube_id"], *times])
+    return _named_classes(rows, ["label"])
 
 
 def read_kinetics_list(files: Files) -> Annotations:
@@ -121,22 +134,22 @@ def read_kinetics_list(files: Files) -> Annotations:
     Kinetics-710 joins Kinetics-400, 600 and 700, whose lists may be separate files. `label_map_k710.txt` names the classes, one a
     line; without it, the names are the numbers.
     """
-    names = read_lines(the_file(files, "names")) if files["names"] else [str(number) for number in range(710)]
-    classes = unique_names(names)
+    named = [name for _, name in read_lines(the_file(files, "names"))] if files["names"] else []
+    classes = unique_names(named or [str(number) for number in range(710)])
     splits: dict[str, list[ClipAnnotation]] = {}
     for split in ("train", "validation"):
         for path in files[split]:
-            for line in read_lines(path):
-                video, number = _last_word(path, line)
-                splits.setdefault(split, []).append(ClipAnnotation(video, (number_of(path, number, classes),)))
+            for place, line in read_lines(path):
+                video, number = _last_word(place, line)
+                splits.setdefault(split, []).append(ClipAnnotation(video, (number_of(place, number, classes),)))
     return Annotations(splits, {"label": classes})
 
 
-def _last_word(path: Path, line: str) -> tuple[str, str]:
+def _last_word(place: str, line: str) -> tuple[str, str]:
     """Split a line into a name and a class number."""
     match = re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
     if match is None:
-        raise AnnotationError(f"Got line {line!r} in {path}, expected a name and a class number: correct the line.")
+        raise AnnotationError(f"Got line {line!r} in {place}, expected a name and a class number: correct the line.")
     return match[1], match[2]
 
 
@@ -153,8 +166,8 @@ def read_finegym(files: Files) -> Annotations:
     splits: dict[str, list[ClipAnnotation]] = {}
     for split, path in split_files(files).items():
         splits[split] = []
-        for line in read_lines(path):
-            name, number = _last_word(path, line)
+        for place, line in read_lines(path):
+            name, number = _last_word(place, line)
             match = re.fullmatch(r"(.+)_(E_\d+_\d+)_(A_\d+_\d+)", name)
             try:
                 video, event_name, element_name = match.groups()  # type: ignore[union-attr]
@@ -162,60 +175,82 @@ def read_finegym(files: Files) -> Annotations:
                 offset, stages = event["timestamps"][0][0], event["segments"][element_name]["timestamps"]
             except (AttributeError, KeyError, TypeError) as error:
                 raise AnnotationError(
-                    f"Got element {name!r} in {path}, expected one whose times are in {info_path}: give files of one edition."
+                    f"Got element {name!r} in {place}, expected one whose times are in {info_path}: give files of one edition."
                 ) from error
             start, end = offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[-1][1] + FINEGYM_MARGIN
-            splits[split].append(ClipAnnotation(video, (number_of(path, number, classes),), max(start, 0.0), end))
+            splits[split].append(ClipAnnotation(video, (number_of(place, number, classes),), max(start, 0.0), end))
     return Annotations(splits, {"label": classes})
 
 
 def _finegym_classes(path: Path) -> list[str]:
     """Read class names from lines such as "Clabel: 0; set: 1; Glabel: 1; (VT) round-off, ..."."""
     names = {}
-    for line in read_lines(path):
+    for place, line in read_lines(path):
         match = re.fullmatch(r"Clabel:\s*(\d+)\s*;.*?(\([A-Z]+\).*)", line)
         if match is None:
             raise AnnotationError(
-                f"Got line {line!r} in {path}, expected 'Clabel: <number>; ...; (<EVENT>) <name>': download it again."
+                f"Got line {line!r} in {place}, expected 'Clabel: <number>; ...; (<EVENT>) <name>': download it again."
             )
         names[int(match[1])] = match[2].strip()
     return names_by_number(path, names.items())
 
 
 def read_csv(files: Files) -> Annotations:
-    """Read csv files of any dataset.
+    """Read csv and tsv files of any dataset.
 
-    Their columns are `video` (a path within the videos' folder, or a name), `label`, or `verb` and `noun`, and optionally `start`
-    and `end` (seconds) and `split`. Without a column `split`, the file's name is its split: train.csv, validation.csv, test.csv.
-    Classes are numbered alphabetically.
+    Their columns are `video` (a path within the videos' folder, or a bare name), `label`, or `verb` and `noun`, and optionally
+    `start` and `end` (seconds) and `split`. Without a column `split`, the file's name is its split: train.csv, validation.csv,
+    test.csv. A file without a header has a path and a label a line. Labels of a test split may be missing or empty. Classes are
+    numbered alphabetically, or by value if all are whole numbers.
     """
-    tables = {path: read_table(path, ["video"]) for path in files["annotations"]}
-    rows = [(path, row) for path, table in tables.items() for row in table]
-    columns = ["verb", "noun"] if rows and {"verb", "noun"} <= rows[0][1].keys() else ["label"]
-    for path, table in tables.items():
-        check_keys(path, table[0], columns)
-    return _named_classes(rows, [row["video"] for _, row in rows], columns)
+    rows = [row for path in files["annotations"] for row in read_table_or_list(path, "video")]
+    for row in rows:
+        check_keys(row.path, row, ["video"])
+    return _named_classes(rows, ["verb", "noun"] if rows and {"verb", "noun"} <= rows[0].keys() else ["label"])
 
 
-def _named_classes(rows: list[tuple[Path, dict[str, str]]], videos: list[str], columns: list[str]) -> Annotations:
-    """Make annotations of rows that give their classes by name.
+def _named_classes(rows: list[Row], columns: list[str]) -> Annotations:
+    """Make annotations of rows with a video that give their classes by name.
 
     `start` and `end` are read where a row has them. Without `split`, the file's name is the split.
     """
-    classes = {column: sorted({row[column] for _, row in rows}) for column in columns}
-    numbers = {column: {name: number for number, name in enumerate(names)} for column, names in classes.items()}
-    splits: dict[str, list[ClipAnnotation]] = {}
-    for (path, row), video in zip(rows, videos):
-        split = SPLIT_NAMES.get(row.get("split") or path.stem)
-        if split is None:
+    splits: dict[str, list[Row]] = {}
+    for row in rows:
+        splits.setdefault(_split_of_row(row), []).append(row)
+    without = {
+        split for split, part in splits.items() if not any(row.get(column) for row in part for column in columns)
+    }
+    for row in (row for split, part in splits.items() if split not in without & {"test"} for row in part):
+        check_keys(row.path, row, columns)
+        if not all(row[column] for column in columns):
             raise AnnotationError(
-                f"Got split {row.get('split') or path.stem!r} in {path}, expected one of {sorted(SPLIT_NAMES)}: add a column "
-                "'split' or rename the file."
+                f"Got no {columns} in {row.place}, expected a label in every row: fill it or remove the row."
             )
-        labels = tuple(numbers[column][row[column]] for column in columns)
-        start, end = (seconds(path, row[name]) if row.get(name) else None for name in ("start", "end"))
-        splits.setdefault(split, []).append(ClipAnnotation(video, labels, start, end))
-    return Annotations(splits, classes)
+    classes = {column: sorted_names(row[column] for row in rows if row.get(column)) for column in columns}
+    numbers = {column: {name: number for number, name in enumerate(names)} for column, names in classes.items()}
+    clips = {
+        split: [
+            ClipAnnotation(
+                row["video"],
+                None if split in without else tuple(numbers[column][row[column]] for column in columns),
+                *segment(row.place, row.get("start"), row.get("end")),
+            )
+            for row in part
+        ]
+        for split, part in splits.items()
+    }
+    return Annotations(clips, classes)
+
+
+def _split_of_row(row: Row) -> str:
+    said = row.get("split")
+    split = SPLIT_NAMES.get(said.lower()) if said else split_of(row.path.stem)
+    if split is None:
+        raise AnnotationError(
+            f"Got split {said or row.path.stem!r} in {row.place}, expected one of {sorted(SPLIT_NAMES)}: add a column 'split' or "
+            "rename the file."
+        )
+    return split
 
 
 @dataclass(frozen=True)
@@ -251,30 +286,33 @@ BENCHMARKS = {
         {
             "train": r"EPIC_100_train\.csv",
             "validation": r"EPIC_100_validation\.csv",
-            "verb classes": r"EPIC_100_verb_classes(_v2)?\.csv",
-            "noun classes": r"EPIC_100_noun_classes(_v2)?\.csv",
+            "test": r"EPIC_100_test_timestamps\.csv",
+            "verb classes": r"EPIC_100_verb_classes\.csv",
+            "noun classes": r"EPIC_100_noun_classes\.csv",
         },
         read_epic_kitchens,
-        {"train": (67_217,), "validation": (9_668,)},  # as Scenic counts them
+        {"train": (67_217,), "validation": (9_668,), "test": (13_092,)},
         {"verb": 97, "noun": 300},
     ),
     "something_something_v2": Benchmark(
         {
             "train": r"(something-something-v2-)?train\.json",
             "validation": r"(something-something-v2-)?validation\.json",
+            "test": r"(something-something-v2-)?test\.json",
             "labels": r"(something-something-v2-)?labels\.json",
         },
         read_something_something,
-        {"train": (168_913,), "validation": (24_777,)},
+        {"train": (168_913,), "validation": (24_777,), "test": (27_157,)},
         {"label": 174},
     ),
     # The editions of Kinetics that most authors report on.
     "kinetics400": Benchmark(
-        {"annotations": r".+\.csv"}, read_kinetics, {"train": (246_534,), "validation": (19_906,)}, {"label": 400}
+        {"annotations": KINETICS_LISTS}, read_kinetics, {"train": (246_534,), "validation": (19_906,)}, {"label": 400}
     ),
     "kinetics600": Benchmark(
-        {"annotations": r".+\.csv"}, read_kinetics, {"train": (392_622,), "validation": (30_001,)}, {"label": 600}
+        {"annotations": KINETICS_LISTS}, read_kinetics, {"train": (392_622,), "validation": (30_001,)}, {"label": 600}
     ),
+    "kinetics700": Benchmark({"annotations": KINETICS_LISTS}, read_kinetics, {}, {"label": 700}),
     "kinetics710": Benchmark(
         {"names": r"label_map.*\.txt", "train": r".*train.*\.(txt|csv)", "validation": r".*val.*\.(txt|csv)"},
         read_kinetics_list,
@@ -292,7 +330,7 @@ BENCHMARKS = {
         {"train": (28_739,), "validation": (9_646,)},  # v1.1; the paper says that validation has about 10 thousand
         {"label": 288},
     ),
-    "csv": Benchmark({"annotations": r".+\.csv"}, read_csv),
+    "csv": Benchmark({"annotations": r".+\.(csv|tsv)"}, read_csv),
 }
 
 

@@ -1,4 +1,4 @@
-"""A record of the videos that could not be read, by all processes of a run.
+"""A record of the videos that could not be read, or seem truncated, by all processes of a run.
 
 Each process and each data loader worker appends to its own file: one JSON line for each video, with its fault. They share nothing but
 the folder, so the record also works on clusters and survives a crash.
@@ -53,6 +53,12 @@ class BrokenVideos:
                 f"{self.max_share}: repair or remove them, or raise max_broken_share. The last one: {fault}{account}"
             ) from fault
 
+    def note(self, video: str, fault: str | None) -> None:
+        """Record, once, a video that is used although it seems to be truncated; None is no fault."""
+        if fault is not None and video not in self._named:
+            self._named.add(video)
+            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated: {fault}."})
+
     @contextmanager
     def reported(self) -> Iterator[None]:
         """On the main process, report the broken videos of all processes when the block ends, also after an error."""
@@ -64,7 +70,7 @@ class BrokenVideos:
 
     def _write(self, line: dict[str, str]) -> None:
         if self.folder is None:
-            logger.warning(f"{line['fault']} Another video takes its place.")
+            logger.warning(line["fault"])
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / f"{socket.gethostname()}_{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
@@ -85,5 +91,8 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path = Path(folder).with_suffix(".json")
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
-        logger.warning(f"{len(broken)} videos could not be read; others took their places ({path}):\n{faults}")
+        logger.warning(
+            f"{len(broken)} videos cannot be read or seem truncated. In place of one that cannot be read, training took another; "
+            f"evaluation left it out ({path}):\n{faults}"
+        )
     return broken

@@ -7,7 +7,7 @@ number of workers and processes, and a resumed run sees the same clips as an uni
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import datasets
@@ -18,11 +18,12 @@ from torchvision.transforms import v2
 from transformers.video_utils import VideoMetadata
 
 from ..models.masking import ENCODER_MASKS
-from ..models.video_io import View, decode_clips, video_name
+from ..models.video_io import View, decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
 from ..models.video_seeking import VideoReadError
+from ..models.video_sources import VideoAccess, video_name
 from .broken_videos import BrokenVideos
-from .datasets import segment_of
+from .datasets import rows_fingerprint, segment_of
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation, draw_view
 
@@ -33,13 +34,16 @@ MOST_REPLACEMENTS = 10  # videos tried in place of one that cannot be read
 def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     """Make the processor whose clips fit a model: it resizes until `config.frame_size` is covered and no more, then crops the center.
 
+    Of a file, it takes `config.num_frames` frames unless the call says otherwise.
+
     Args:
         config: `LVMAEConfig` or `FSQMagViTConfig`.
         kwargs: other settings of the processor. The tokenizer needs `do_normalize=False`: pixels in [0, 1].
     """
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
-    return LVMAEVideoProcessor(size={"shortest_edge": min(height, width)}, crop_size=crop_size, **kwargs)
+    settings = {"size": {"shortest_edge": min(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
+    return LVMAEVideoProcessor(**settings | kwargs)
 
 
 @contextmanager
@@ -58,12 +62,14 @@ class VideoReading:
     Args:
         num_clips: in training, number of clips of each video, from one decoding (repeated augmentation). Each has its own
             frames, crop and masks.
-        on_error: what to do with a video that cannot be read: "raise" an error that names it, or "skip" it, count it and
-            take another row's video instead, drawn from (seed, epoch, row). A video of one frame can be read: the frame repeats.
+        on_error: what to do with a video that cannot be read: "raise" an error that names it, or "skip" it and count it. In
+            training, another row's video takes its place, drawn from (seed, epoch, row). In evaluation nothing does, because a
+            video would count twice: see [`VideoClips.unreadable_item`]. A video of one frame can be read: the frame repeats.
         max_broken_share: with "skip", the largest share of the videos tried by a process that may be broken.
         broken_folder: with "skip", the folder where every process records the videos that it could not read
             ([`report_broken_videos`]).
         video_column: column of videos.
+        access: what a row's video may open, and limits of bytes and seconds.
 
     Raises:
         ValueError: an unknown `on_error`, or less than one clip.
@@ -74,6 +80,7 @@ class VideoReading:
     max_broken_share: float = 0.1
     broken_folder: str | os.PathLike | None = None
     video_column: str = "video"
+    access: VideoAccess = field(default_factory=VideoAccess)
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -92,7 +99,7 @@ class VideoClips(Dataset):
     """A map-style dataset of clips: decode, sample, crop, normalize.
 
     An item is a dict with `pixel_values_videos` (T, C, H, W) and, with `label_column`, `labels`: a class id, or a list of them
-    for several columns. A row with `start` or `end`, in seconds, is a segment of its video.
+    for several columns. In evaluation with `on_error="skip"`, it has `is_readable` too. A row with `start` or `end`, in seconds, is a segment of its video.
 
     Frames get the model's size right after they are decoded: by the processor's resize and center crop, or by a random crop of the
     stored frames, the same for the whole clip. So memory holds at most 4 MiB of full-size frames at a time, or one frame.
@@ -144,6 +151,7 @@ class VideoClips(Dataset):
         self.on_error = reading.on_error
         self.broken = BrokenVideos(reading.broken_folder, reading.max_broken_share)
         self.video_column = reading.video_column
+        self.access = reading.access
         self.label_column = label_column
         self.seed = seed
         # In shared memory, so that persistent workers see it change.
@@ -173,6 +181,14 @@ class VideoClips(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these rows from others, for the settings of a run."""
+        return rows_fingerprint(self.rows, self.video_column, self.label_column)
+
+    def video_names(self, indices: list[int]) -> list[str]:
+        """Return the names of rows' videos, as error messages show them."""
+        return [video_name(self.rows[index][self.video_column]) for index in indices]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items(index)[0]
 
@@ -197,15 +213,26 @@ class VideoClips(Dataset):
         return items
 
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """Return all clips of a row's video. With `on_error="skip"`, count a video that cannot be read and return None."""
+        """Return all clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted; in training, return None."""
         self.broken.tried += 1
         try:
-            return [self.make_item(row, clip) for clip in self.read_clips(row)]
+            items = [self.make_item(row, clip) for clip in self.read_clips(row)]
         except VideoReadError as error:
             if self.on_error == "raise":
                 raise
             self.broken.add(video_name(row[self.video_column]), error)
-            return None
+            return None if self.training else [self.unreadable_item(row)]
+        flag = {} if self.training or self.on_error == "raise" else {"is_readable": True}
+        return [{**item, **flag} for item in items]
+
+    def unreadable_item(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a black clip with `is_readable=False`, which keeps the place of a row whose video cannot be read in evaluation.
+
+        So every process has as many clips as without broken videos. Whoever evaluates drops the clip's results
+        ([`VideoTrainer.evaluation_loop`], [`encode_clips`]).
+        """
+        size = self.processor.crop_size["height"], self.processor.crop_size["width"]
+        return {**self.make_item(row, torch.zeros(self.num_frames, 3, *size, dtype=torch.uint8)), "is_readable": False}
 
     def read_clips(self, row: dict[str, Any]) -> list[torch.Tensor]:
         """Decode `num_clips` clips (T, C, H, W) of a row's video, uint8, of the model's size; each draws its own frames and view."""
@@ -215,7 +242,9 @@ class VideoClips(Dataset):
 
         views = [self.draw_view() for _ in range(self.num_clips)]
         start, end = segment_of(row)
-        clips = decode_clips(row[self.video_column], [sample] * self.num_clips, views, start=start, end=end)
+        video, samplers = row[self.video_column], [sample] * self.num_clips
+        clips = decode_clips(video, samplers, views, start=start, end=end, access=self.access)
+        self.broken.note(video_name(video), clips[0][1].fault)
         return [clip for clip, _ in clips]
 
     def draw_view(self) -> View:

@@ -1,40 +1,24 @@
-"""Load rows of videos from folders, lists, tables, datasets on disk and datasets on the Hub, whole or as streams.
+"""Load rows of videos from folders, lists, tables, shards, datasets on disk and datasets on the Hub, whole or as streams.
 
-A row has a video (a path or bytes; nothing is decoded here) and optionally a label and `start` and `end` in seconds.
+A row has a video (a path or bytes; nothing is decoded here) and optionally a label and `start` and `end` in seconds. `video_files`
+finds files and what their folders say, `tables` reads text, and `sources` makes rows of both.
 """
 
-import math
+import glob
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
-from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
-from datasets.packaged_modules.videofolder.videofolder import VideoFolder
+
+from .sources import Rows, check_segments, load_files, load_tables, replace_column
+from .tables import AnnotationError, label_name, segment, sorted_names
+from .video_files import find_files, match_files
 
 
-Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
-Splits: TypeAlias = Any  # datasets.DatasetDict or IterableDatasetDict
-
-# FFmpeg reads these files, but `videofolder` of the datasets library ignores them.
-MORE_EXTENSIONS = (".webm", ".m4v", ".mpg", ".ogv", ".flv", ".wmv", ".ts", ".m2ts", ".3gp", ".gif")
-# Endings of lists and tables: the builder of `datasets` that reads them, and its options.
-TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".parquet": ("parquet", {}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".txt": ("text", {}),
-}
 STREAM_SHARDS = 64
-
-
-class AnyVideoFolder(VideoFolder):
-    """The loader `videofolder` of the datasets library, for more kinds of files."""
-
-    EXTENSIONS = [*VideoFolder.EXTENSIONS, *MORE_EXTENSIONS]
 
 
 def load_video_dataset(
@@ -43,156 +27,216 @@ def load_video_dataset(
     video_column: str = "video",
     label_column: str | Sequence[str] | None = None,
     streaming: bool = False,
-) -> Splits:
+) -> Any:
     """Load the splits of a dataset of videos.
 
     `name` may be:
 
-    - a folder of videos. Splits come from sub-folders, and labels from metadata.csv or folder names, as with `videofolder`. More
-      kinds of files are read than `videofolder` knows (webm, m4v, mpg, ...);
-    - a list: a .txt file with one path a line; or a table: .csv, .tsv, .parquet or .jsonl, with a column `video` and optionally
-      `start`, `end` and `label`. Its split is called train. Paths are relative to the file's folder;
-    - several lists and tables: "train=a.csv,train=b.csv,validation=c.txt", or a mapping from splits to files;
-    - a folder that `DatasetDict.save_to_disk` wrote;
+    - a folder of videos. Splits come from folders such as train and val, and labels from metadata.csv (.jsonl, .parquet) with a
+      column `file_name`, or from the first folder below the split;
+    - a folder of shards: WebDataset's .tar, .parquet, .arrow, .jsonl, .csv or .tsv. Their folders or names say the split;
+    - a pattern such as "data/*.mp4" or "shards/train-*.tar": the folder with the matching files alone;
+    - a list: a .txt file with one path a line; or a table: .csv, .tsv, .parquet, .arrow or .jsonl, with a column `video` and optionally
+      `start`, `end` and `label`. Its split is called train. Paths are relative to the file's folder. A list may also have a path
+      and a label on every line, as VideoMAE's lists have;
+    - several of these: "train=a.csv,train=b.csv,validation=c.txt", or a mapping from splits to files, patterns and folders;
+    - a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote;
     - the id of a dataset on the Hub, with its `config_name`.
 
     A row with `start` or `end`, in seconds, is a segment of a longer video ([`VideoClips`]). An empty cell is the video's own
-    start or end.
+    start or end. Files that are ignored are counted and named in a warning.
 
     Args:
         label_column: column of labels, or several columns for several label sets. Each becomes a `ClassLabel` with one list of
-            names for all splits; in a stream without `ClassLabel`, the column is read once to collect the names. None leaves
-            labels as they are.
-        streaming: return an `IterableDatasetDict`: nothing is downloaded before it is read, and tables stay on disk.
+            names for all splits, in alphabetical order, or by value if all are whole numbers; in a stream without `ClassLabel`, the
+            column is read once to collect the names. A split without any label, as the test splits of benchmarks, has no such
+            column; train must have it. None leaves labels as they are.
+        streaming: return an `IterableDatasetDict`: nothing is downloaded before it is read, and shards stay on disk.
+
+    Returns:
+        `datasets.DatasetDict` or `datasets.IterableDatasetDict`.
 
     Raises:
-        ValueError: a column is missing, or a file has an unknown ending.
+        AnnotationError: (a ValueError) a column or a label is missing, a file has an unknown ending, or a row is wrong; the message
+            names the file and the row.
     """
-    label_columns = [label_column] if isinstance(label_column, str) else list(label_column or [])
-    splits = _load_splits(AnyVideoFolder, name, config_name, [video_column, *label_columns], streaming)
-    splits = splits.cast_column(video_column, datasets.Video(decode=False))
-    for column in label_columns:
-        splits = _encode_labels(splits, column)
-    return splits
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or [])
+    splits = _load_splits(name, config_name, video_column, labels, streaming)
+    for split in splits:
+        _check_column(splits, split, video_column, name)
+    splits = {split: rows.cast_column(video_column, datasets.Video(decode=False)) for split, rows in splits.items()}
+    for column in labels:
+        splits = _encode_labels(splits, column, name)
+    if streaming:
+        return datasets.IterableDatasetDict({split: _as_stream(rows) for split, rows in splits.items()})
+    return datasets.DatasetDict(splits)
 
 
 def load_image_dataset(
     name: str | os.PathLike, config_name: str | None = None, image_column: str = "image"
 ) -> datasets.DatasetDict:
     """Load a folder of pictures (`imagefolder`) or a dataset on the Hub; raises ValueError if the column is missing."""
-    splits = _load_splits("imagefolder", name, config_name, [image_column])
+    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        splits = datasets.DatasetDict.load_from_disk(os.fspath(name))
+    elif os.path.isdir(name):
+        splits = datasets.load_dataset("imagefolder", data_dir=os.fspath(name))
+    else:
+        splits = datasets.load_dataset(os.fspath(name), config_name)
+    for split in splits:
+        _check_column(splits, split, image_column, name)
     return splits.cast_column(image_column, datasets.Image())
 
 
+def _check_column(splits: Mapping[str, Rows], split: str, column: str, name: Any) -> None:
+    columns = splits[split].column_names
+    if columns is not None and column not in columns:
+        raise AnnotationError(
+            f"Got columns {columns} in split {split!r} of {name}, expected {column!r}: name the right column (--video_column, "
+            "--image_column, --label_column), add it to metadata.csv, or put each class in a folder of its own."
+        )
+
+
 def _load_splits(
-    folder_kind: Any, name: Any, config_name: str | None, columns: list[str], streaming: bool = False
-) -> Splits:
-    files = _table_files(name)
-    if files:
-        splits = _load_tables(files, columns[0], streaming)
-    elif os.path.isfile(os.path.join(name, "dataset_dict.json")):
-        splits = datasets.DatasetDict.load_from_disk(os.fspath(name))
-        splits = _as_streams(splits) if streaming else splits
-    elif os.path.isdir(name) and folder_kind is AnyVideoFolder:
-        splits = _load_video_folder(os.fspath(name), streaming)
-    elif os.path.isdir(name):
-        splits = datasets.load_dataset(folder_kind, data_dir=os.fspath(name))
+    name: Any, config_name: str | None, video_column: str, labels: list[str], streaming: bool
+) -> dict[str, Rows]:
+    parts = _named_splits(name)
+    if parts:
+        return _load_parts(parts, video_column, labels, streaming)
+    name = os.fspath(name)
+    if os.path.isfile(name):
+        return {"train": load_tables([name], video_column, labels, streaming)}
+    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        splits = dict(datasets.DatasetDict.load_from_disk(name))
+    elif all(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_info.json")):
+        splits = {"train": datasets.Dataset.load_from_disk(name)}
+    elif os.path.isdir(name) or glob.has_magic(name):
+        return _load_folder(name, None, video_column, labels, streaming)
     else:
-        splits = datasets.load_dataset(os.fspath(name), config_name, streaming=streaming)
+        return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     for split, rows in splits.items():
-        missing = [column for column in columns if column not in (rows.column_names or columns)]
-        if missing:
-            raise ValueError(
-                f"Got columns {rows.column_names} in split {split!r} of {name}, expected {missing[0]!r}: name the right column "
-                "(--video_column, --image_column, --label_column) or add it to metadata.csv."
-            )
+        check_segments(rows, f"split {split!r} of {name}")
     return splits
 
 
-def _table_files(name: Any) -> dict[str, list[str]]:
-    """Map each split to its lists and tables; empty if `name` is something else."""
+def _named_splits(name: Any) -> dict[str, list[str]]:
+    """Map each named split to its files, patterns and folders; empty if `name` names no splits."""
     if isinstance(name, Mapping):
-        return {
-            split: [files] if isinstance(files, (str, os.PathLike)) else list(files)  # type: ignore[list-item]
-            for split, files in name.items()
-        }
+        lists = {split: [part] if isinstance(part, (str, os.PathLike)) else part for split, part in name.items()}
+        return {split: [os.fspath(file) for file in files] for split, files in lists.items()}
+    parts: dict[str, list[str]] = {}
     name = os.fspath(name)
-    if os.path.isfile(name):
-        return {"train": [name]}
-    files: dict[str, list[str]] = {}
     if "=" in name and not os.path.exists(name):
         for pair in name.split(","):
             split, _, file = pair.strip().partition("=")
-            files.setdefault(split, []).append(file)
-    return files
+            parts.setdefault(split, []).append(file)
+    return parts
 
 
-def _load_tables(files: dict[str, list[str]], video_column: str, streaming: bool) -> Splits:
-    splits = {
-        split: datasets.concatenate_datasets([_load_table(Path(file), video_column) for file in paths])
-        for split, paths in files.items()
-    }
-    return _as_streams(datasets.DatasetDict(splits)) if streaming else datasets.DatasetDict(splits)
+def data_folders(name: str | os.PathLike | Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the folders of a dataset: those that [`load_video_dataset`] gets, and those of its lists, tables and shards. A dataset on
+    the Hub has none."""
+    names = [file for files in _named_splits(name).values() for file in files] or [os.fspath(name)]  # type: ignore[arg-type]
+    folders = []
+    for file in names:
+        if os.path.isdir(file):
+            folders.append(os.path.abspath(file))
+        elif os.path.isfile(file):
+            folders.append(os.path.dirname(os.path.abspath(file)))
+        elif glob.has_magic(file):
+            folders.append(str(match_files(file).root))
+    return tuple(dict.fromkeys(folders))
 
 
-def _load_table(path: Path, video_column: str) -> datasets.Dataset:
-    ending = path.suffix.lower()
-    if ending not in TABLES or not path.is_file():
-        raise ValueError(f"Got {path}, expected an existing file that ends in one of {sorted(TABLES)}: convert it.")
-    kind, options = TABLES[ending]
-    rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-    if kind == "text":
-        rows = rows.rename_column("text", video_column).filter(_is_not_blank, fn_kwargs={"column": video_column})
-    if getattr(rows.features.get(video_column), "dtype", None) not in ("string", "large_string"):
-        return rows  # bytes have no path; if the column is missing, the caller raises
-    rows = rows.cast_column(video_column, datasets.Value("string"))
-    return rows.map(_resolve, fn_kwargs={"column": video_column, "folder": str(path.parent.absolute())})
+def _load_parts(parts: dict[str, list[str]], video_column: str, labels: list[str], streaming: bool) -> dict[str, Rows]:
+    splits = {}
+    for split, names in parts.items():
+        loaded = [
+            _load_folder(name, split, video_column, labels, streaming)[split]
+            if os.path.isdir(name) or (glob.has_magic(name) and not os.path.exists(name))
+            else load_tables([name], video_column, labels, streaming)
+            for name in names
+        ]
+        if len({isinstance(rows, datasets.Dataset) for rows in loaded}) > 1:
+            loaded = [_as_stream(rows) for rows in loaded]
+        splits[split] = loaded[0] if len(loaded) == 1 else datasets.concatenate_datasets(loaded)
+    return splits
 
 
-def _is_not_blank(row: dict[str, Any], column: str) -> bool:
-    return bool(row[column].strip())
+def _load_folder(
+    name: str, split: str | None, video_column: str, labels: list[str], streaming: bool
+) -> dict[str, Rows]:
+    found = find_files(name) if os.path.isdir(name) else match_files(name)
+    splits, by_folder = load_files(found, split, video_column, labels, streaming)
+    return _encode_labels(splits, "label", found.root) if by_folder else splits
 
 
-def _resolve(row: dict[str, Any], column: str, folder: str) -> dict[str, Any]:
-    video = row[column].strip()
-    return {column: video if "://" in video else os.path.normpath(os.path.join(folder, video))}
+def _as_stream(rows: Rows) -> datasets.IterableDataset:
+    if isinstance(rows, datasets.IterableDataset):
+        return rows
+    return rows.to_iterable_dataset(num_shards=max(1, min(STREAM_SHARDS, len(rows))))
 
 
-def _load_video_folder(folder: str, streaming: bool) -> Splits:
-    patterns = sanitize_patterns(get_data_patterns(folder))
-    files = DataFilesDict.from_patterns(
-        patterns, base_path=folder, allowed_extensions=[*AnyVideoFolder.EXTENSIONS, ".csv", ".jsonl", ".parquet"]
-    )
-    builder = AnyVideoFolder(data_files=files, dataset_name=Path(folder).absolute().name)
-    builder.download_and_prepare()
-    return _as_streams(builder.as_dataset()) if streaming else builder.as_dataset()
+def _encode_labels(splits: dict[str, Rows], column: str, name: Any) -> dict[str, Rows]:
+    """Turn a column of labels into a `ClassLabel` with the same names in all splits. A split without any label loses the column."""
+    labels = {split: _labels(rows, column, f"split {split!r} of {name}") for split, rows in splits.items()}
+    unlabelled = [split for split, values in labels.items() if all(value is None for value in values)]
+    needed = "train" if "train" in splits else next(iter(splits))
+    if needed in unlabelled and (needed == "train" or len(unlabelled) == len(splits)):
+        _check_column(splits, needed, column, name)
+        raise AnnotationError(
+            f"Got only empty labels {column!r} in split {needed!r} of {name}, expected classes: fill the column."
+        )
+    for split, values in labels.items():
+        if None in values and split not in unlabelled:
+            raise AnnotationError(
+                f"Got no {column} in row {values.index(None) + 1} of split {split!r} of {name}, expected a label in every row: fill it or "
+                "remove the row."
+            )
+    features = [splits[split].features for split in labels if split not in unlabelled]
+    known = [(part or {}).get(column) for part in features]
+    are_equal = isinstance(known[0], datasets.ClassLabel) and all(feature == known[0] for feature in known)
+    names = sorted_names(value for values in labels.values() for value in values if value is not None)
+    encoded = {}
+    for split, rows in splits.items():
+        if split in unlabelled:
+            encoded[split] = rows.remove_columns(column) if column in (rows.column_names or ()) else rows
+        else:
+            encoded[split] = rows if are_equal else _numbered(rows, column, labels[split], names)
+    return encoded
 
 
-def _as_streams(splits: datasets.DatasetDict) -> datasets.IterableDatasetDict:
-    return datasets.IterableDatasetDict(
-        {
-            split: rows.to_iterable_dataset(num_shards=max(1, min(STREAM_SHARDS, len(rows))))
-            for split, rows in splits.items()
-        }
-    )
+def _labels(rows: Rows, column: str, name: str) -> list[str | None]:
+    """Return the name of each row's class, in a stream each name once; nothing if there is no such column."""
+    if rows.column_names is not None and column not in rows.column_names:
+        return []
+    feature = (rows.features or {}).get(column)
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if isinstance(rows, datasets.IterableDataset):
+        if names is not None:
+            return list(names)
+        return [label_name(name, label) for label in {row[column] for row in rows.select_columns(column)}]
+    if names is not None:
+        return [None if label is None or label < 0 else names[label] for label in rows[column]]
+    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column], start=1)]
 
 
-def _encode_labels(splits: Splits, label_column: str) -> Splits:
-    first = next(iter(splits.values()))
-    if isinstance((first.features or {}).get(label_column), datasets.ClassLabel):
-        return splits
-    names = sorted({str(label) for rows in splits.values() for label in _labels(rows, label_column)})
-    splits = splits.cast_column(label_column, datasets.Value("string"))
-    return splits.cast_column(label_column, datasets.ClassLabel(names=names))
-
-
-def _labels(rows: Rows, label_column: str) -> Sequence[Any] | set[Any]:
+def _numbered(rows: Rows, column: str, labels: list[str | None], names: list[str]) -> Rows:
+    feature = datasets.ClassLabel(names=names)
+    numbers = {name: number for number, name in enumerate(names)}
     if isinstance(rows, datasets.Dataset):
-        return rows.unique(label_column)
-    return {row[label_column] for row in rows.select_columns(label_column)}
+        return replace_column(rows, column, [numbers[str(label)] for label in labels], feature)
+    old = (rows.features or {}).get(column)
+    options = {"column": column, "numbers": numbers, "old": old.names if isinstance(old, datasets.ClassLabel) else None}
+    features = None if rows.features is None else datasets.Features({**rows.features, column: feature})
+    return rows.map(_number, fn_kwargs=options, features=features).cast_column(column, feature)
 
 
-def select_split(splits: Splits, split: str, max_samples: int | None = None) -> Any:
+def _number(row: dict[str, Any], column: str, numbers: dict[str, int], old: list[str] | None) -> dict[str, int]:
+    label = row[column] if old is None else old[row[column]]
+    return {column: numbers[str(label_name("a row of the stream", label))]}
+
+
+def select_split(splits: Any, split: str, max_samples: int | None = None) -> Any:
     """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist."""
     if split not in splits:
         raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
@@ -204,10 +248,28 @@ def select_split(splits: Splits, split: str, max_samples: int | None = None) -> 
     return rows.select(range(min(max_samples, len(rows))))
 
 
+def rows_fingerprint(
+    rows: Rows, video_column: str = "video", label_column: str | Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return what tells rows from others wherever they lie: their number, and a digest of the ends of their paths, of their segments and
+    of their labels. No video is opened. A stream is not read."""
+    if isinstance(rows, datasets.IterableDataset):
+        return {"rows": "a stream"}
+    flat, path = rows.flatten(), f"{video_column}.path"
+    names = [path, "start", "end", *([label_column] if isinstance(label_column, str) else label_column or ())]
+    columns = [flat.with_format("arrow")[name].to_pylist() for name in names if name in flat.column_names]
+    if path in flat.column_names:
+        columns[0] = ["/".join(Path(name or "").parts[-2:]) for name in columns[0]]
+    found = hashlib.sha256()
+    for values in zip(*columns):
+        found.update(repr(values).encode())
+    return {"rows": len(rows), "rows_digest": found.hexdigest()[:16]}
+
+
 def segment_of(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return `start` and `end` of a row in seconds, None for the video's own. An empty cell of a table may be None or NaN."""
-    return _seconds(row.get("start")), _seconds(row.get("end"))
+    """Return `start` and `end` of a row in seconds, None for the video's own. An empty cell of a table may be None or NaN.
 
-
-def _seconds(time: float | None) -> float | None:
-    return None if time is None or math.isnan(time) else float(time)
+    Raises:
+        AnnotationError: a time is negative or no time, or the end is not after the start.
+    """
+    return segment("a row of the dataset", row.get("start"), row.get("end"))

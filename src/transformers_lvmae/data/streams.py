@@ -22,7 +22,7 @@ class VideoStream(datasets.IterableDataset):
     A clip depends only on (seed, epoch, the row's video and segment), not on the process or worker that makes it. The order of clips
     depends on the number of processes and workers. Workers share the dataset's shards; if there are more workers than shards, some
     have nothing to do. Processes share the shards too if the Trainer's `accelerator_config` has `dispatch_batches=False`; otherwise
-    the first process decodes for all. With `on_error="skip"`, a video that cannot be read is left out. With `num_clips`, the clips
+    the first process decodes for all. With `on_error="skip"`, a video that cannot be read is left out in training. With `num_clips`, the clips
     of a video follow each other, even across batches. The Trainer resumes by reading everything again that the run had seen. A
     dataloader with states (accelerate's `use_stateful_dataloader`) resumes by `state_dict`, which loses the shuffle buffer.
 

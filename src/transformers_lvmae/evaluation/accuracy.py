@@ -1,22 +1,37 @@
-"""Top-k accuracy of one label, or of several label sets and their combination. `evaluate_metric.py` wraps it for `evaluate`."""
+"""Top-k accuracy of one label, or of several label sets and their combination. `evaluate_metric.py` wraps it for `evaluate`.
+
+A row with NaN or +inf among its scores, or with -inf alone, predicts nothing. It counts as wrong for every k. -inf beside finite scores
+is the logarithm of the probability 0.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 JOINT_NAME = "action"  # EPIC-Kitchens calls the pair of a verb and a noun an action
 
 
+def predicts(scores: np.ndarray) -> np.ndarray:
+    """Return True for each row (B,) of `scores` (B, C) that has a prediction: no NaN, no +inf, and a finite score."""
+    return np.asarray((scores < np.inf).all(axis=1) & (scores > -np.inf).any(axis=1))
+
+
 def ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return the rank (B,) of the right class, 0 = first, when classes are sorted by `scores` (B, C), highest first.
+
+    A row without a prediction ([`predicts`]) has the rank 2**31 - 1.
 
     Args:
         classes: the right class of each row (B,). Of equal scores, the lower class comes first.
     """
     right = np.take_along_axis(scores, classes[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < classes[:, None]
-    return ((scores > right) | ((scores == right) & earlier)).sum(axis=1)
+    found = ((scores > right) | ((scores == right) & earlier)).sum(axis=1)
+    return np.where(predicts(scores), found, np.iinfo(np.int32).max)
 
 
 def joint_ranks(parts: Sequence[np.ndarray], labels: np.ndarray, limit: int) -> np.ndarray:
@@ -38,7 +53,7 @@ def joint_ranks(parts: Sequence[np.ndarray], labels: np.ndarray, limit: int) -> 
         scores = (scores[:, :, None] + best_scores[:, None]).reshape(count, -1)
         numbers = (numbers[:, :, None] * part.shape[1] + best[:, None]).reshape(count, -1)
         right = right * part.shape[1] + column[:, None]
-    found = numbers == right
+    found = (numbers == right) & np.logical_and.reduce([predicts(part) for part in parts])[:, None]
     return np.where(found.any(axis=1), np.minimum(ranks(scores, found.argmax(axis=1)), limit), limit)
 
 
@@ -58,7 +73,8 @@ def topk_accuracies(
 
     Returns:
         `accuracy` and `top5_accuracy`. With `label_sets`, both for each set and for `action`, the combination of one class of each
-        set: `verb_accuracy`, ..., `action_top5_accuracy`.
+        set: `verb_accuracy`, ..., `action_top5_accuracy`. If there are rows without a prediction ([`predicts`]), their number as
+        `non_finite`, and a warning.
 
     Raises:
         ValueError: there are no clips, or the shapes of labels and logits do not fit.
@@ -72,13 +88,24 @@ def topk_accuracies(
             "label for each clip and label set."
         )
     if not ranges:
-        return _shares("", ranks(logits, labels), ks)
+        return _shares("", ranks(logits, labels), ks) | _count_non_finite([logits])
     parts = [logits[:, first:end] for _, (first, end) in ranges]
     shares: dict[str, float] = {}
     for (name, _), part, column in zip(ranges, parts, labels.T):
         shares |= _shares(f"{name}_", ranks(part, column), ks)
-    return shares | _shares(f"{JOINT_NAME}_", joint_ranks(parts, labels, max(ks)), ks)
+    return shares | _shares(f"{JOINT_NAME}_", joint_ranks(parts, labels, max(ks)), ks) | _count_non_finite(parts)
 
 
 def _shares(prefix: str, rank: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     return {f"{prefix}accuracy" if k == 1 else f"{prefix}top{k}_accuracy": float((rank < k).mean()) for k in ks}
+
+
+def _count_non_finite(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return {"non_finite": number of rows without a prediction in some set}, or {} if there are none."""
+    count = int((~np.logical_and.reduce([predicts(part) for part in parts])).sum())
+    if count:
+        logger.warning(
+            f"Got scores that are not finite for {count} of {len(parts[0])} clips, expected numbers: these clips count as wrong. The "
+            "model has diverged, or its precision is too low."
+        )
+    return {"non_finite": count} if count else {}

@@ -165,7 +165,7 @@ def save_shard(
         rows: a dict for each clip, with its `row` number, `start` and `end`.
         schema: features of the dataset. Its columns of numbers, text and classes are written too.
     """
-    table = {name: schema[name] for name in schema if _is_scalar(schema[name])}
+    table = {name: schema[name] for name in schema if is_scalar(schema[name])}
     columns = {name: [row[name] for row in rows] for name in table}
     times = {"start": datasets.Value("float64"), "end": datasets.Value("float64")}
     table = {"row": datasets.Value("int64"), video_column: datasets.Value("string"), **table, **times}
@@ -181,7 +181,8 @@ def save_shard(
     write_aside(split.path(shard), lambda part: clips.to_parquet(part))
 
 
-def _is_scalar(feature: Any) -> bool:
+def is_scalar(feature: Any) -> bool:
+    """Return True for a column of numbers, text or classes."""
     return isinstance(feature, (datasets.Value, datasets.ClassLabel))
 
 

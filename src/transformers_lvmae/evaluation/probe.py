@@ -22,6 +22,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.modeling_lvmae import LVMAEClassAttention, LVMAEPreTrainedModel
+from .accuracy import ranks
 
 
 REGULARIZATIONS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -93,12 +94,14 @@ class ProbeData:
         return ProbeData(features, self.labels[numbers], self.videos[numbers])
 
     def accuracy(self, scores: np.ndarray, k: int = 1) -> float:
-        """Return the share of videos whose class is among the k highest scores, (n, classes), averaged over a video's clips."""
+        """Return the share of videos whose class is among the k highest scores, (n, classes), averaged over a video's clips.
+
+        A video whose scores are not finite counts as wrong.
+        """
         _, first, video = np.unique(self.videos, return_index=True, return_inverse=True)
         means = np.zeros((len(first), scores.shape[1]))
         np.add.at(means, video, scores / np.bincount(video)[video, None])
-        ranked = np.argsort(-means, axis=1, kind="stable")[:, :k]
-        return float((ranked == self.labels[first, None]).any(axis=1).mean())
+        return float((ranks(means, self.labels[first]) < k).mean())
 
 
 def class_ids(splits: dict[str, datasets.Dataset], label_column: str) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
 from ..models.configuration_lvmae import LVMAEConfig
-from .accuracy import topk_accuracies
+from .accuracy import predicts, ranks, topk_accuracies
 from .views import Predictions
 
 
@@ -22,7 +22,14 @@ CELL_LIMIT = 12  # with more classes, its cells have no room for numbers
 
 
 def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Split predictions by label set: {name: (probabilities (rows, C), labels (rows,), class names)}. A single label is "label"."""
+    """Split predictions by label set: {name: (probabilities (rows, C), labels (rows,), class names)}. A single label is "label".
+
+    Without labels, ValueError is raised.
+    """
+    if predictions.labels is None:
+        raise ValueError(
+            f"Got {len(predictions.probabilities)} predictions without labels, expected labels: name their column."
+        )
     id2label: Any = config.id2label
     names = [id2label[number] for number in range(predictions.probabilities.shape[1])]
     if not config.label_slices:
@@ -37,19 +44,24 @@ def by_label_set(predictions: Predictions, config: LVMAEConfig) -> dict[str, tup
     }
 
 
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return logarithms in float64; the smallest normal number takes the place of 0."""
+    return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny))
+
+
 def accuracies(predictions: Predictions, config: LVMAEConfig) -> dict[str, float]:
     """Return top-1 and top-5 accuracy (`topk_accuracies`), and `mean_class_accuracy` of each label set over the classes that occur.
 
     The probability of a combination of classes is the product of their probabilities after averaging over views.
     """
-    logarithms = np.log(np.maximum(predictions.probabilities, np.finfo(np.float64).tiny))
-    metrics = topk_accuracies(logarithms, predictions.labels, config.label_sets)
-    for label_set, (probabilities, labels, _) in by_label_set(predictions, config).items():
+    logarithms = log_probabilities(predictions.probabilities)
+    parts = by_label_set(predictions, config)
+    metrics = topk_accuracies(logarithms, np.asarray(predictions.labels), config.label_sets)
+    for label_set, (probabilities, labels, _) in parts.items():
         prefix = "" if config.label_sets is None else f"{label_set}_"
-        counts = confusion_counts(probabilities, labels)
-        present = counts.sum(axis=1) > 0
-        recalls = counts.diagonal()[present] / counts.sum(axis=1)[present]
-        metrics[f"{prefix}mean_class_accuracy"] = float(recalls.mean())
+        clips = np.bincount(labels)
+        right = np.bincount(labels, weights=ranks(probabilities, labels) == 0)
+        metrics[f"{prefix}mean_class_accuracy"] = float((right[clips > 0] / clips[clips > 0]).mean())
     return metrics
 
 
@@ -66,8 +78,7 @@ def accuracies_by_length(
         masks["unknown"] = ~known
     table = []
     for name, mask in masks.items():
-        part = Predictions(predictions.probabilities[mask], predictions.labels[mask], predictions.durations[mask])
-        metrics = accuracies(part, config) if mask.any() else {}
+        metrics = accuracies(predictions.part(mask), config) if mask.any() else {}
         table.append({"seconds": name, "clips": int(mask.sum()), **metrics})
     return table
 
@@ -75,12 +86,15 @@ def accuracies_by_length(
 def confusion_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the confusion matrix, int64 (C, C): how often class i (row, true) was predicted as class j (column).
 
+    Rows whose probabilities are not finite predict nothing and are in no cell.
+
     Args:
         probabilities: (rows, C).
         labels: (rows,).
     """
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    known = predicts(probabilities)
+    np.add.at(counts, (labels[known], probabilities[known].argmax(axis=1)), 1)
     return counts
 
 
@@ -152,9 +166,10 @@ def eval_results(
 def write_evaluation(
     folder: str | os.PathLike, predictions: Predictions, config: LVMAEConfig, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write an evaluation to `folder`, and return the content of results.json.
+    """Write an evaluation of the rows with labels to `folder`, and return the content of results.json.
 
-    - results.json: `about`, `clips`, `metrics`, `by_length`;
+    - results.json: `about`; the numbers of `clips` that were evaluated, `clips_skipped` (videos that cannot be read),
+      `clips_unlabelled` and `clips_total`; `metrics`; `by_length`;
     - model_card.yaml: the metrics as metadata of a model card (`model-index`);
     - classes.csv and confusion_matrix.png; with label sets, both for each set: classes_verb.csv.
 
@@ -163,10 +178,15 @@ def write_evaluation(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    total, predicted = predictions.num_rows, len(predictions.probabilities)
+    predictions = predictions.labelled()
     metrics = accuracies(predictions, config)
     results = {
         **about,
-        "clips": len(predictions.labels),
+        "clips": len(predictions.probabilities),
+        "clips_skipped": len(predictions.skipped),
+        "clips_unlabelled": predicted - len(predictions.probabilities),
+        "clips_total": total,
         "metrics": metrics,
         "by_length": accuracies_by_length(predictions, config),
     }

@@ -14,19 +14,23 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import default_data_collator
 
+from ..data.broken_videos import BrokenVideos
 from ..data.clips import to_pixels
 from ..data.datasets import segment_of
 from ..data.frame_sampling import FrameSampling
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.video_io import decode_clips
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
+from ..models.video_seeking import VideoReadError
+from ..models.video_sources import VideoAccess, video_name
 
 
 class VideoViews(Dataset):
     """A dataset of several clips of each video: item `i` is temporal view `i % temporal_views` of row `i // temporal_views`.
 
-    An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding; `row`, the number of its row; and `duration`,
-    seconds of the row's whole video or segment, NaN if unknown.
+    An item has `pixel_values_videos` (spatial views, T, C, H, W), from one decoding; `row`, the number of its row; `duration`,
+    seconds of the row's whole video or segment, NaN if unknown; and `is_readable`. If a video cannot be read, the view is black, and
+    the row's later views are not tried.
 
     With `frame_stride`, the starts of the temporal views are spread evenly from the beginning of the video to its end; a single view
     lies in the middle. A video too short for the stride gives the same frames to all views, as in [`VideoClips`]. Without a stride,
@@ -43,11 +47,14 @@ class VideoViews(Dataset):
         sampling: which frames a view has; by default, frames evenly over its part of the video.
         temporal_views, spatial_views: number of each; every temporal view is cropped at every place.
         video_column: column of videos.
-        label_column: column of class ids, or several columns; [`predict`] reads it.
+        label_column: column of class ids, or several columns; [`predict`] reads it. None if the rows have no labels.
+        broken: counts and records the videos that cannot be read. Without it, such a video raises an error.
+        access: what a row's video may open, and limits of bytes and seconds.
 
     Raises:
         ValueError: less than one view.
-        VideoReadError: (on access) the video cannot be read; the message names it.
+        VideoReadError: (on access, without `broken`) the video cannot be read; the message names it.
+        TooManyBrokenVideos: (on access) more videos than `broken` allows cannot be read.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class VideoViews(Dataset):
         spatial_views: int = 1,
         video_column: str = "video",
         label_column: str | Sequence[str] | None = None,
+        broken: BrokenVideos | None = None,
+        access: VideoAccess | None = None,
     ):
         if temporal_views < 1 or spatial_views < 1:
             raise ValueError(
@@ -73,12 +82,30 @@ class VideoViews(Dataset):
         self.spatial_views = spatial_views
         self.video_column = video_column
         self.label_column = label_column
+        self.broken = broken
+        self.access = access
+        self._unreadable: set[int] = set()  # rows
 
     def __len__(self) -> int:
         return len(self.rows) * self.temporal_views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, temporal = divmod(index, self.temporal_views)
+        if self.broken is None:
+            return self.read_view(number, temporal)
+        self.broken.tried += temporal == 0
+        if number not in self._unreadable:
+            try:
+                return self.read_view(number, temporal)
+            except VideoReadError as error:
+                self._unreadable.add(number)
+                self.broken.add(video_name(self.rows[number][self.video_column]), error)
+        size = self.processor.crop_size["height"], self.processor.crop_size["width"]
+        black = torch.zeros(self.spatial_views, self.num_frames, 3, *size)
+        return {"pixel_values_videos": black, "row": number, "duration": float("nan"), "is_readable": False}
+
+    def read_view(self, number: int, temporal: int) -> dict[str, Any]:
+        """Decode temporal view `temporal` of row `number`, with all its spatial views."""
         row = self.rows[number]
         start, end = segment_of(row)
         clips = decode_clips(
@@ -87,12 +114,16 @@ class VideoViews(Dataset):
             [partial(self.crop_view, spatial=spatial) for spatial in range(self.spatial_views)],
             start=start,
             end=end,
+            access=self.access,
         )
+        if self.broken is not None:
+            self.broken.note(video_name(row[self.video_column]), clips[0][1].fault)
         duration = clips[0][1].duration
         return {
             "pixel_values_videos": torch.stack([to_pixels(clip, self.processor) for clip, _ in clips]),
             "row": number,
             "duration": float("nan") if duration is None else duration,
+            "is_readable": True,
         }
 
     def sample_view(self, total: int, temporal: int) -> np.ndarray:
@@ -121,17 +152,35 @@ class VideoViews(Dataset):
 
 @dataclass
 class Predictions:
-    """Predictions for the rows of a dataset.
+    """Predictions for those rows of a dataset whose videos can be read, in the dataset's order.
 
     Args:
-        probabilities: (rows, classes), the mean over views.
-        labels: right classes (rows,), or (rows, label sets).
+        probabilities: (rows, classes), the mean over views. NaN if the model's logits are not finite.
+        labels: right classes (rows,), or (rows, label sets); -1 if unknown. None if the dataset has none.
         durations: seconds (rows,), NaN if unknown.
+        skipped: numbers of the dataset's other rows, whose videos cannot be read.
     """
 
     probabilities: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     durations: np.ndarray
+    skipped: Sequence[int] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the dataset."""
+        return len(self.probabilities) + len(self.skipped)
+
+    def part(self, chosen: np.ndarray) -> "Predictions":
+        """Return the predictions where `chosen` (rows,) is True. `skipped` stays."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Predictions(self.probabilities[chosen], labels, self.durations[chosen], self.skipped)
+
+    def labelled(self) -> "Predictions":
+        """Return the predictions of the rows whose labels are all known."""
+        count = len(self.probabilities)
+        known = False if self.labels is None else (self.labels.reshape(count, -1) >= 0).all(axis=1)
+        return self.part(np.full(count, known))
 
 
 def check_classes(config: LVMAEConfig, rows: datasets.Dataset, label_columns: Sequence[str]) -> None:
@@ -159,13 +208,16 @@ def predict(
 ) -> Predictions:
     """Predict every row of `views`, and average its probabilities over its views. Every process returns all rows.
 
-    Each process takes every n-th row with all its views. Nothing is padded, so no row counts twice.
+    Each process takes every n-th row with all its views. Nothing is padded, so no row counts twice. A row with an unreadable view is
+    skipped as a whole.
 
     Args:
         model: [`LVMAEForVideoClassification`]; it is moved to the accelerator's device and set to evaluation.
-        views: must have a `label_column`.
         batch_size: clips at a time on each process.
         num_workers: number of decoding workers of each process.
+
+    Raises:
+        VideoReadError: no row can be read.
     """
     model = model.to(accelerator.device).eval()
     own = range(accelerator.process_index, len(views.rows), accelerator.num_processes)
@@ -174,6 +226,7 @@ def predict(
     loader = DataLoader(own_views, batch_size, num_workers=num_workers, collate_fn=default_data_collator)
     sums: dict[int, np.ndarray] = {}
     durations: dict[int, float] = {}
+    skipped: set[int] = set()
     for batch in tqdm(loader, desc="Evaluating", disable=not accelerator.is_main_process):
         logits = []
         for clips in batch["pixel_values_videos"].flatten(0, 1).split(batch_size):
@@ -184,12 +237,31 @@ def predict(
         for row, values, duration in zip(batch["row"].tolist(), means, batch["duration"].tolist()):
             sums[row] = sums.get(row, 0.0) + values
             durations[row] = duration
-    gathered = sorted(gather_object([(row, sums[row], durations[row]) for row in sums]), key=lambda item: item[0])
-    assert [row for row, *_ in gathered] == list(range(len(views.rows)))
-    columns = [views.label_column] if isinstance(views.label_column, str) else list(views.label_column or [])
-    labels = [np.asarray(list(views.rows.select_columns(column)[column])) for column in columns]
-    return Predictions(
-        np.stack([values for _, values, _ in gathered]) / views.temporal_views,
-        labels[0] if isinstance(views.label_column, str) else np.stack(labels, axis=1),
-        np.asarray([duration for *_, duration in gathered]),
+        skipped.update(batch["row"][~batch["is_readable"].bool()].tolist())
+    gathered = sorted(
+        gather_object([(row, row in skipped, sums[row], durations[row]) for row in sums]), key=lambda item: item[0]
     )
+    assert [row for row, *_ in gathered] == list(range(len(views.rows)))
+    read = [item for item in gathered if not item[1]]
+    if not read:
+        raise VideoReadError(
+            f"Got {len(gathered)} rows of which none can be read, expected most to play: repair or remove them "
+            "(scripts/check_videos.py names all)."
+        )
+    rows = [row for row, *_ in read]
+    return Predictions(
+        np.stack([values for *_, values, _ in read]) / views.temporal_views,
+        labels_of(views, rows),
+        np.asarray([duration for *_, duration in read]),
+        [row for row, is_skipped, *_ in gathered if is_skipped],
+    )
+
+
+def labels_of(views: VideoViews, rows: Sequence[int]) -> np.ndarray | None:
+    """Return the labels (rows,) or (rows, label sets) of these rows, -1 if unknown; None without `label_column`."""
+    if views.label_column is None:
+        return None
+    names = [views.label_column] if isinstance(views.label_column, str) else list(views.label_column)
+    columns = views.rows.select_columns(names)
+    labels = [np.asarray([-1 if label is None else label for label in columns[name]])[list(rows)] for name in names]
+    return labels[0] if isinstance(views.label_column, str) else np.stack(labels, axis=1)

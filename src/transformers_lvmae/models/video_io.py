@@ -1,42 +1,40 @@
-"""Decode chosen frames of a video file, and write a clip to a file.
+"""Decode chosen frames of a video, and write a clip to a file.
 
-The decoder is torchcodec if it loads (it needs an FFmpeg on the system), and otherwise PyAV, which bundles FFmpeg. The number of
-frames comes from demuxing, or from an index that was checked (`video_seeking`), never from the header: Matroska and WebM headers
-say 0, and the header of a truncated file counts the lost frames too.
+Files are decoded by PyAV, which bundles FFmpeg, in a process of their own (`decoder_process`). The number of frames comes from
+demuxing, or from an index that was checked (`video_seeking`), never from the header: Matroska and WebM headers say 0, and the header
+of a truncated file counts the lost frames too. torchcodec decodes if it is asked for by name, or if a row holds its decoder.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
-from huggingface_hub.utils import httpx
 from transformers.utils import is_torchcodec_available
-from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import VideoMetadata
 
-from .video_seeking import VideoReader, VideoReadError
+from .decoder_process import Block, Facts, FramesOf, Opening, fault_of, open_regular_file, opened_video
+from .video_seeking import VideoReadError
+from .video_sources import VideoAccess, video_name
 
 
 SampleIndices = Callable[[VideoMetadata], Sequence[int] | np.ndarray | torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
-# Frames are resized or cropped in blocks of this size, because for small frames the calls cost most.
-BLOCK_BYTES = 4 * 2**20
-FramesOf = Callable[[list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
-def video_name(source: Any) -> str:
-    """Return the name of `source` for error messages: its path, or its type if it has none."""
-    if isinstance(source, dict):
-        return video_name(source.get("path") or source.get("bytes"))
-    if isinstance(source, (str, os.PathLike)):
-        return str(source)
-    return f"<{type(source).__name__}>"
+@dataclass
+class DecodedMetadata(VideoMetadata):
+    """The metadata of a decoded video; width and height as it is shown, after its display rotation.
+
+    Args:
+        fault: why the video seems to be truncated although all its frames play, or None.
+    """
+
+    fault: str | None = None
 
 
 def decode_video(
@@ -46,29 +44,34 @@ def decode_video(
     start: float | None = None,
     end: float | None = None,
     view: View | None = None,
-) -> tuple[torch.Tensor, VideoMetadata]:
+    access: VideoAccess | None = None,
+) -> tuple[torch.Tensor, DecodedMetadata]:
     """Decode the frames that `sample_indices` chooses, and keep only these in memory.
+
+    Frames are rotated and mirrored as the file says, as players do, so that a phone's upright video is upright.
 
     Args:
         source: a path, a URL, the bytes of a file, a file object, a `datasets` row of `Video(decode=False)` (a dict with
             `path` and `bytes`), or a torchcodec `VideoDecoder` (a row of `Video()`).
         sample_indices: called with the video's `VideoMetadata`; returns frame numbers in [0, total_num_frames), in any
             order, also repeated.
-        backend: "torchcodec", "pyav", or None: torchcodec for whole videos if it loads, otherwise PyAV.
+        backend: "pyav", "torchcodec" (0.11 or later, which rotates; it has no limit of time and no segments), or None for PyAV.
         start, end: a segment in seconds from the video's first frame. It has the frames whose time stamps lie in [start, end);
             metadata and frame numbers refer to it. In MP4, MOV, Matroska and WebM, its cost does not depend on its place in the
             video; other containers are decoded from their start (`video_seeking`).
         view: a resize or a crop, which saves memory because full frames are not kept. It is called with decoded frames, uint8
             (N, 3, H, W), at most 4 MiB at a time (or one frame), in ascending order, and returns frames of one shape.
+        access: what may be opened, and limits of bytes and seconds.
 
     Returns:
         The frames, uint8 (T, 3, H, W) or of the view's shape, in the order of `sample_indices`, and the metadata with
         `frames_indices`.
 
     Raises:
-        VideoReadError: the file is missing, empty or damaged, has no video stream, or fewer frames than it claims.
+        VideoReadError: the video may not be opened; is missing, empty or damaged; has no video stream, or fewer frames than it
+            claims; or decoding takes longer than `access.max_seconds`. Whatever the decoder raises becomes this error.
     """
-    return decode_clips(source, [sample_indices], [view], backend, start, end)[0]
+    return decode_clips(source, [sample_indices], [view], backend, start, end, access)[0]
 
 
 def decode_clips(
@@ -78,47 +81,35 @@ def decode_clips(
     backend: str | None = None,
     start: float | None = None,
     end: float | None = None,
-) -> list[tuple[torch.Tensor, VideoMetadata]]:
+    access: VideoAccess | None = None,
+) -> list[tuple[torch.Tensor, DecodedMetadata]]:
     """Decode a video once for several clips, each with its own sampler and view; otherwise as [`decode_video`]."""
-    if backend is None:
-        whole = start is None and end is None
-        backend = "torchcodec" if whole and is_torchcodec_usable(decode="video") else "pyav"
-    read = {"torchcodec": _read_torchcodec, "pyav": _read_pyav}.get(backend)
-    if read is None:
+    if backend not in ("pyav", "torchcodec", None):
         raise ValueError(f"Got backend={backend!r}, expected 'torchcodec', 'pyav' or None: choose one of them.")
-    name = video_name(source)
     try:
-        metadata, frames = read(_openable(source), start, end)
-        indices = [_frame_numbers(sample, metadata) for sample in samplers]
-        clips = _collect(_blocks(frames(np.unique(np.concatenate(indices)).tolist())), indices, views)
+        with _opened(source, backend, start, end, access or VideoAccess()) as (facts, frames):
+            metadata = DecodedMetadata(
+                total_num_frames=facts.total,
+                fps=facts.fps,
+                duration=facts.total / facts.fps if facts.fps else None,
+                width=facts.width,
+                height=facts.height,
+                video_backend=backend or "pyav",
+                fault=facts.fault,
+            )
+            indices = [_frame_numbers(sample, metadata) for sample in samplers]
+            blocks = _measured(frames(np.unique(np.concatenate(indices)).tolist()), metadata)
+            clips = _collect(blocks, indices, views)
     except VideoReadError as error:
-        raise VideoReadError(f"Cannot read video {name}: {error}") from None
-    except (av.FFmpegError, OSError, RuntimeError) as error:
-        fault = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise VideoReadError(
-            f"Cannot read video {name}: got {fault}, expected a playable video file: re-encode or remove it."
-        ) from error
+        raise VideoReadError(f"Cannot read video {video_name(source)}: {error}") from error.__cause__
     return [(clip, replace(metadata, frames_indices=numbers.tolist())) for clip, numbers in zip(clips, indices)]
 
 
-def _blocks(frames: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Collect numbered frames into blocks of at most `BLOCK_BYTES`, with at least one frame each."""
-    waiting: list[tuple[int, torch.Tensor]] = []
-
-    def block() -> tuple[np.ndarray, torch.Tensor]:
-        numbers, pictures = zip(*waiting)
-        waiting.clear()
-        if len(pictures) == 1:  # do not copy a large frame
-            return np.array(numbers), pictures[0][None]
-        # Decoders write channels last; copying is cheap in this layout.
-        return np.array(numbers), torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
-
-    for number, frame in frames:
-        waiting.append((number, frame))
-        if (len(waiting) + 1) * frame.nbytes > BLOCK_BYTES:
-            yield block()
-    if waiting:
-        yield block()
+def _measured(blocks: Iterable[Block], metadata: DecodedMetadata) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield blocks as frames (N, C, H, W) of torch; note the size of a frame as it is shown."""
+    for numbers, frames in blocks:
+        metadata.height, metadata.width = frames.shape[1:3]
+        yield np.array(numbers), torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def _collect(
@@ -138,44 +129,18 @@ def _collect(
             seen = frames if used.all() else frames[torch.from_numpy(used)]
             pictures = (seen if view is None else view(seen)).permute(0, 2, 3, 1)
             held = clips[clip]
+            if held is not None and held.shape[1:] != pictures.shape[1:]:
+                sizes = f"{tuple(held.shape[1:3])} and {tuple(pictures.shape[1:3])}"
+                raise VideoReadError(
+                    f"got frames of two sizes, {sizes}, expected one: resize them while decoding, or re-encode it."
+                )
             if held is None:
                 held = clips[clip] = pictures.new_empty((len(wanted), *pictures.shape[1:]))
             held[torch.from_numpy(places)] = pictures[torch.from_numpy(np.searchsorted(numbers[used], wanted[places]))]
     return [clip.permute(0, 3, 1, 2) for clip in clips if clip is not None]
 
 
-def _openable(source: Any) -> Any:
-    """Turn a source into a path, a file object or a torchcodec decoder."""
-    if isinstance(source, dict):
-        data = source.get("bytes")
-        source = data if data is not None else source.get("path")
-    if isinstance(source, bytes):
-        if not source:
-            raise VideoReadError("got 0 bytes, expected a video file: download it again or remove it.")
-        return io.BytesIO(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return io.BytesIO(_download(source))
-    if isinstance(source, (str, os.PathLike)):
-        if os.path.isfile(source) and os.path.getsize(source) == 0:
-            raise VideoReadError("got 0 bytes, expected a video file: download it again or remove it.")
-        return os.fspath(source)
-    if source is None:
-        raise VideoReadError("got neither a path nor bytes, expected one of them: check the dataset's video column.")
-    if hasattr(source, "read") and not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
-        return io.BytesIO(source.read())  # a pipe cannot be read twice, but the file is opened more than once
-    return source
-
-
-def _download(url: str) -> bytes:
-    try:
-        return httpx.get(url, follow_redirects=True).raise_for_status().content
-    except httpx.HTTPError as error:
-        raise VideoReadError(f"got {error}, expected a video at this address: check the URL.") from error
-
-
 def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np.ndarray:
-    if metadata.total_num_frames < 1:
-        raise VideoReadError("got a video stream without frames, expected at least one: re-encode or remove it.")
     indices = np.asarray(sample_indices(metadata), dtype=np.int64)
     if indices.size == 0 or indices.min() < 0 or indices.max() >= metadata.total_num_frames:
         asked = f"{indices.min()}..{indices.max()}" if indices.size else "no frames at all"
@@ -183,54 +148,52 @@ def _frame_numbers(sample_indices: SampleIndices, metadata: VideoMetadata) -> np
     return indices
 
 
-def _read_pyav(file: Any, start: float | None, end: float | None) -> tuple[VideoMetadata, FramesOf]:
-    if not isinstance(file, str) and not hasattr(file, "read"):
+@contextmanager
+def _opened(
+    source: Any, backend: str | None, start: float | None, end: float | None, access: VideoAccess
+) -> Iterator[tuple[Facts, FramesOf]]:
+    """Open a video; yield its facts, and a function from ascending frame numbers to blocks of these frames."""
+    file = access.open(source)
+    if backend == "torchcodec" or (backend is None and hasattr(file, "get_frames_at")):
+        if start is not None or end is not None:
+            raise ValueError(
+                f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
+            )
+        yield _open_torchcodec(file, access)
+        return
+    path, file = (file, None) if isinstance(file, str) else (None, file)
+    if path is None and not hasattr(file, "read"):
         raise VideoReadError(f"got a {type(file).__name__}, expected a path, bytes or a file for PyAV: pass the path.")
-    reader = VideoReader(file, start, end)
-    metadata = VideoMetadata(
-        total_num_frames=reader.total,
-        fps=reader.fps,
-        duration=reader.total / reader.fps if reader.fps else None,
-        width=reader.width,
-        height=reader.height,
-        video_backend="pyav",
-    )
-
-    def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        # Build the converter once for the clip: for a small frame, building costs more than converting.
-        reformatter = VideoReformatter()
-        for number, frame in reader.frames(numbers):
-            pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            yield number, torch.from_numpy(pixels).permute(2, 0, 1)
-
-    return metadata, frames
+    folders = None if access.folders is None else tuple(map(os.path.abspath, access.folders))
+    with opened_video(Opening(path, folders, start, end), file, access.max_seconds) as video:
+        yield video
 
 
-def _read_torchcodec(file: Any, start: float | None, end: float | None) -> tuple[VideoMetadata, FramesOf]:
-    if start is not None or end is not None:
-        raise ValueError(
-            f"Got a segment from {start} to {end} s for torchcodec, expected PyAV: pass a path and backend='pyav' or None."
-        )
+def _open_torchcodec(file: Any, access: VideoAccess) -> tuple[Facts, FramesOf]:
     # Without this condition, transformers would require torchcodec to load any model from the Hub whose folder holds this file.
     if is_torchcodec_available():
         from torchcodec.decoders import VideoDecoder
+    try:
+        if isinstance(file, str):
+            open_regular_file(file, access.folders).close()
+        decoder = (
+            file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
+        )
+        known = decoder.metadata
+        facts = Facts(known.num_frames, known.average_fps, known.width, known.height, fault=None)
+    except Exception as error:
+        raise VideoReadError(fault_of(error)) from error
 
-    decoder = file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
-    metadata = VideoMetadata(
-        total_num_frames=decoder.metadata.num_frames,
-        fps=decoder.metadata.average_fps,
-        duration=decoder.metadata.duration_seconds,
-        width=decoder.metadata.width,
-        height=decoder.metadata.height,
-        video_backend="torchcodec",
-    )
-
-    def frames(numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    def blocks(numbers: Sequence[int]) -> Iterator[Block]:
         for first in range(0, len(numbers), 8):  # a call costs as much as a few frames; larger blocks need more memory
-            block = numbers[first : first + 8]
-            yield from zip(block, decoder.get_frames_at(indices=block).data)
+            block = list(numbers[first : first + 8])
+            try:
+                frames = decoder.get_frames_at(indices=block).data
+            except Exception as error:
+                raise VideoReadError(fault_of(error)) from error
+            yield block, frames.permute(0, 2, 3, 1).numpy()
 
-    return metadata, frames
+    return facts, blocks
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 25, crf: int = 18) -> None:

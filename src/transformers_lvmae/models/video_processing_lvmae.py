@@ -8,6 +8,7 @@ It differs from transformers' own video processors in two ways:
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,21 @@ from .image_processing_pil_lvmae import LVMAEProcessingMixin, is_video_source, l
 from .video_io import decode_video
 
 
-SampleIndices = Callable[[VideoMetadata], np.ndarray]
+SampleIndices = Callable[[VideoMetadata], Any]
+MOST_FRAMES = 1024  # that are read of a file if nobody says which
+
+
+def _every_frame(metadata: VideoMetadata) -> range:
+    total = metadata.total_num_frames
+    if total > MOST_FRAMES:
+        raise ValueError(
+            f"Got a video of {total} frames, expected num_frames or fps, or at most {MOST_FRAMES} frames: pass num_frames."
+        )
+    return range(total)
+
+
+def _metadata_of_each(clips: list[Any], given: Any) -> list[VideoMetadata | None]:
+    return [None] * len(clips) if given is None else make_batched_metadata(clips, given)
 
 
 class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
@@ -35,8 +50,10 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     of `Video()`), an array (T, C, H, W) or (T, H, W, C), or a list of frames. A batch is a list of videos or an array of
     rank 5. Pixels are in [0, 255], or in [0, 1] with `do_rescale=False`.
 
-    With `do_sample_frames=True`, `num_frames` or `fps` says which frames are sampled, and only these are read from a file into
-    memory. Otherwise every frame is kept.
+    Of a file, only the frames that are used are read: `num_frames` or `fps`, of the call or of the settings, sample them evenly. Each
+    is resized and cropped as soon as it is decoded, so that 128 frames of 720p take 45 MB, not 680. Without both, or with
+    `do_sample_frames=False`, every frame is kept, if there are at most 1,024. Frames that are given as such are sampled only with
+    `do_sample_frames=True`.
 
     Raises:
         ValueError: wrong rank, unknown channel axis, `image_mean` of another length than the channels, or both
@@ -66,7 +83,42 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
             kwargs.setdefault("fps", None)
         elif kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
-        return super().preprocess(videos, **kwargs)
+        if not any(map(is_video_source, list_clips(videos))):
+            return super().preprocess(videos, **kwargs)
+        return self._preprocess_files(list_clips(videos), kwargs)
+
+    def _preprocess_files(self, clips: list[Any], kwargs: dict[str, Any]) -> BatchFeature:
+        """Preprocess clips of which some are files, one after the other: a file's frames get their size while they are decoded."""
+        return_tensors = kwargs.pop("return_tensors", None)
+        given = _metadata_of_each(clips, kwargs.pop("video_metadata", None))
+        done = []
+        for clip, metadata in zip(clips, given):
+            settings = {**kwargs, "video_metadata": metadata and [metadata]}
+            if is_video_source(clip):
+                clip, metadata = decode_video(clip, self._file_sampler(kwargs), view=self._file_view(kwargs))
+                settings |= {"video_metadata": [metadata], "do_sample_frames": False, "input_data_format": None}
+                settings |= {"do_resize": False, "do_center_crop": False}
+            done.append(super().preprocess(clip, **settings))
+        batch = self._to_batch([clip for one in done for clip in one["pixel_values_videos"]], return_tensors)
+        if "video_metadata" in done[0]:
+            batch["video_metadata"] = [metadata for one in done for metadata in one["video_metadata"]]
+        return batch
+
+    def _file_sampler(self, kwargs: dict[str, Any]) -> SampleIndices:
+        """Return the choice of a file's frames under the keywords of a call."""
+        asked = {"num_frames": kwargs.get("num_frames"), "fps": kwargs.get("fps")}
+        if not any(asked.values()):
+            asked = {"num_frames": self.num_frames, "fps": self.fps}
+        if any(asked.values()) and kwargs.get("do_sample_frames") is not False:
+            return partial(self.sample_frames, **asked)
+        return _every_frame
+
+    def _file_view(self, kwargs: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the resize and crop of a file's frames under the keywords of a call."""
+        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "default_to_square")
+        settings = self._standardize_kwargs(**{name: kwargs.get(name, getattr(self, name)) for name in names})
+        device = kwargs.get("device")
+        return lambda frames: self.fit(frames if device is None else frames.to(device), **settings)
 
     def sample_frames(
         self,
@@ -105,14 +157,14 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: SampleIndices | None = None
     ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple[Any, ...]]:
-        """Decode a video file, or a list of them, and keep the frames that `sample_indices_fn` chooses; all by default.
+        """Decode a video file, or a list of them, and keep the frames, of full size, that `sample_indices_fn` chooses; all by default.
 
         Returns:
             uint8 frames (T, 3, H, W) and their metadata; for a list, a tuple of each.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
             return list(zip(*[self.fetch_videos(source, sample_indices_fn) for source in video_url_or_urls]))
-        return decode_video(video_url_or_urls, sample_indices_fn or (lambda metadata: range(metadata.total_num_frames)))
+        return decode_video(video_url_or_urls, sample_indices_fn or _every_frame)
 
     def _decode_and_sample_videos(
         self,
@@ -122,17 +174,15 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         sample_indices_fn: SampleIndices | None = None,
     ) -> tuple[list[Any], list[VideoMetadata]]:
         clips = list_clips(videos)
-        given = [None] * len(clips) if video_metadata is None else make_batched_metadata(clips, video_metadata)
+        given = _metadata_of_each(clips, video_metadata)
         sample = sample_indices_fn if do_sample_frames else None
-        read = [self._read_clip(clip, metadata, sample) for clip, metadata in zip(clips, given)]
+        read = [self._sample_clip(clip, metadata, sample) for clip, metadata in zip(clips, given)]
         return [clip for clip, _ in read], [metadata for _, metadata in read]
 
-    def _read_clip(
+    def _sample_clip(
         self, clip: Any, metadata: VideoMetadata | None, sample: SampleIndices | None
     ) -> tuple[Any, VideoMetadata]:
-        """Return the sampled frames of one clip, not processed yet, and its metadata, which a file provides itself."""
-        if is_video_source(clip):
-            return self.fetch_videos(clip, sample)
+        """Return the sampled frames of a clip that is given as frames, and its metadata."""
         if not isinstance(clip, (list, np.ndarray, torch.Tensor)):
             raise TypeError(
                 f"Got a {type(clip).__name__}, expected a path, URL, bytes, a row with 'path' or 'bytes', a video decoder, an "
@@ -192,12 +242,17 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
         # The base class's method for videos takes 255 as opaque, even for floats in [0, 1].
         return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
 
-    def fit(self, frames: torch.Tensor) -> torch.Tensor:
-        """Resize and center-crop frames (..., C, H, W) to the model's size; dtype and range of values stay."""
-        if self.do_resize:
-            size = self.size_to_crop(self.size, self.crop_size) if self.do_center_crop else self.size
-            frames = self.resize(frames, size, resample=self.resample)
-        return self.center_crop(frames, self.crop_size) if self.do_center_crop else frames
+    def fit(self, frames: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Resize and center-crop frames (..., C, H, W) to the model's size; dtype and range of values stay.
+
+        Args:
+            kwargs: settings that override the processor's: `do_resize`, `size`, `resample`, `do_center_crop`, `crop_size`.
+        """
+        crops, crop_size = kwargs.get("do_center_crop", self.do_center_crop), kwargs.get("crop_size", self.crop_size)
+        if kwargs.get("do_resize", self.do_resize):
+            size, resample = kwargs.get("size", self.size), kwargs.get("resample", self.resample)
+            frames = self.resize(frames, self.size_to_crop(size, crop_size) if crops else size, resample=resample)
+        return self.center_crop(frames, crop_size) if crops else frames
 
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         for video in videos:

@@ -14,14 +14,16 @@ A codec stores at most 16 frames ahead of a frame that is shown before them (the
 after 17 packets with later time stamps, all other packets are later too, and the first frame shown is among the first 17 packets.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.frame import PictureType
 
 
@@ -29,6 +31,7 @@ MAX_REORDER = 16
 MOST_LANDINGS = 4
 TIME_STAMPED = ("mp4", "matroska")  # parts of the names of FFmpeg's demuxers
 TOLERANCE = 1e-6  # seconds
+TRANSPORT_PACKETS = (188, 192, 204)  # bytes of a packet of MPEG-TS, without and with a time code or a checksum
 
 
 class VideoReadError(ValueError):
@@ -75,8 +78,8 @@ class _Timeline:
 
     @property
     def is_stamped(self) -> bool:
-        """Whether each frame has its own time stamp."""
-        return bool(self.keys) and None not in self.stamps and len(set(self.stamps)) == len(self.stamps)
+        """Whether there are frames, and each has its own time stamp."""
+        return bool(self.keys and self.stamps) and None not in self.stamps and len(set(self.stamps)) == len(self.stamps)
 
     @property
     def newest(self) -> int:
@@ -90,13 +93,15 @@ class VideoReader:
     """Reads frames of a file, or of a segment of it.
 
     Args:
-        file: a path or a file object that can seek.
+        file: a binary file object that can seek.
         start, end: seconds from the first frame; a segment has the frames whose time stamps lie in [start, end).
 
     Attributes:
         total: number of frames, counted without decoding.
-        fps: mean number of frames per second, or None if the container does not say.
-        width, height: in pixels.
+        fps: mean number of frames per second: the container's, or that of the time stamps if these say something else, as with a
+            variable frame rate. None if neither is known.
+        width, height: in pixels, as stored: before the display rotation.
+        fault: why the video seems to be truncated though all its frames play, or None. Only a whole video that has no index tells.
 
     Raises:
         VideoReadError: no video stream, no decoder for it, fewer frames than an index promises, no frames in the segment.
@@ -107,6 +112,7 @@ class VideoReader:
         self.start, self.end = start, end
         self.is_whole = start is None and end is None
         self.total = 0
+        self.fault: str | None = None
         self._skipped: int | None = 0  # number of frames before the segment; None if they were not counted
         self._index: tuple[np.ndarray, np.ndarray] | None = None  # decoding times of all frames; numbers of keyframes
         self._stamps: np.ndarray | None = None  # time stamps of the frames from number `_first` on, ascending
@@ -138,12 +144,15 @@ class VideoReader:
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
         """Open the file at its first byte; yield the container and its first video stream."""
-        if hasattr(self.file, "seek"):
-            self.file.seek(0)
-        with av.open(self.file) as container:
-            if not container.streams.video:
+        self.file.seek(0)
+        # The bytes come from `file` alone: playlists and other containers that name files or addresses cannot open them.
+        with av.open(self.file, metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
+            streams = [
+                stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
+            ]
+            if not streams:
                 raise VideoReadError("got a file without a video stream, expected one: re-encode or remove it.")
-            stream = container.streams.video[0]
+            stream = streams[0]
             if stream.codec_context is None:
                 raise VideoReadError("got a codec without an FFmpeg decoder, expected another: re-encode or remove it.")
             stream.codec_context.thread_count = 1  # parallelism comes from the data loader's workers
@@ -159,7 +168,9 @@ class VideoReader:
 
     def _whole_timeline(self) -> _Timeline:
         with self._open() as (container, stream):
-            timeline = _Timeline.read(_packets(container, stream))
+            passage = _Passage()
+            timeline = _Timeline.read(passage.packets(container, stream))
+            self.fault = passage.fault(container, stream)
             packets, promised = len(timeline.decoding_times), len(stream.index_entries)
             # A file that was cut between two frames plays without an error. Only the index of MP4 and MOV shows the loss.
             if "mp4" in container.format.name and packets < promised:
@@ -180,7 +191,15 @@ class VideoReader:
                 f"got a segment from {self.start} to {self.end} s, expected frames in it (it has {seconds[-1]:.3f} s): correct it."
             )
         self._stamps, self.total = stamps[low:high], high - low
+        self._correct_rate()
         return low
+
+    def _correct_rate(self) -> None:
+        """Take the frame rate from the time stamps if it differs by more than 1 % from the container's."""
+        seconds = float(self._stamps[-1] - self._stamps[0]) * self.time_base  # type: ignore[index]
+        promised = (self.total - 1) / self.fps if self.fps else math.inf
+        if seconds > 0 and abs(seconds - promised) > 0.01 * seconds + 1.5 * self.time_base:
+            self.fps = (self.total - 1) / seconds
 
     def _read_index(self, container: Any, stream: Any) -> None:
         """Count the frames by the index, if it has all of them."""
@@ -196,7 +215,8 @@ class VideoReader:
 
     def _read_segment(self, container: Any, stream: Any) -> None:
         """Count the frames of the segment by demuxing from the keyframe before it to its end."""
-        head = _Timeline.read(islice(_packets(container, stream), MAX_REORDER + 1))
+        # An edit list may hide the first frames. Reading goes on to those that are shown.
+        head = _Timeline.read(_packets(container, stream), lambda read: bool(read.stamps))
         if not head.is_stamped:
             return
         first_stamp = int(head.sorted_stamps()[0])
@@ -282,6 +302,40 @@ class VideoReader:
 
 def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
     return (packet for packet in container.demux(stream) if packet.size)
+
+
+@dataclass
+class _Passage:
+    """What a passage through all packets of a file shows about its completeness."""
+
+    end: float = 0.0  # the last time, in seconds, that a packet of any stream reaches
+    is_damaged: bool = False  # True if a packet is incomplete
+
+    def packets(self, container: Any, stream: Any) -> Iterator[av.Packet]:
+        """Yield the packets of a stream, and note what the packets of all streams show."""
+        for packet in container.demux():
+            if packet.size:
+                self.is_damaged |= packet.is_corrupt
+                if packet.pts is not None:
+                    self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream_index == stream.index:
+                    yield packet
+
+    def fault(self, container: Any, stream: Any) -> str | None:
+        """Return why the file seems to be truncated, or None. A file that was cut between two packets may show nothing."""
+        promised = float(stream.frames / stream.average_rate) if stream.average_rate else 0.0
+        declared = max((container.duration or 0) / av.time_base, promised)
+        played = self.end - (container.start_time or 0) / av.time_base
+        format_name, size = container.format.name, container.size
+        if declared - played > max(0.5, 0.01 * declared):
+            return f"got {played:.1f} s, expected {declared:.1f} s by its header"
+        if self.is_damaged:
+            return "got an incomplete packet, expected none"
+        if "asf" in format_name and container.duration is None:  # FFmpeg drops the duration if the size is wrong
+            return f"got {size} bytes, expected another size by its header"
+        if "mpegts" in format_name and all(size % packet for packet in TRANSPORT_PACKETS):
+            return f"got {size} bytes, expected whole packets of {TRANSPORT_PACKETS[0]} bytes"
+        return None
 
 
 def _seek(container: Any, stream: Any, stamp: int) -> None:

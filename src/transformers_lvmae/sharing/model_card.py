@@ -18,6 +18,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
+from ..files import write_aside
+
 
 logger = logging.get_logger(__name__)
 
@@ -80,7 +82,7 @@ def may_write_card(folder: str | os.PathLike) -> bool:
     path = Path(folder) / CARD_NAME
     if not path.exists():
         return True
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     mark = _MARK.search(text)
     return mark is not None and _digest(text[: mark.start()]) in mark.group()
 
@@ -114,7 +116,7 @@ def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, 
     text = str(card).rstrip("\n") + "\n"
     mark = f"\n<!-- Written by transformers-lvmae, {_digest(text)}: a changed card is never overwritten. -->\n"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    path.write_text(text + mark, encoding="utf-8")
+    write_aside(path, text + mark)
     return True
 
 

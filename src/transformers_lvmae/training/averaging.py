@@ -83,6 +83,11 @@ class AveragingTrainer(VideoTrainer):
         with self.averaged_weights():
             super()._save(output_dir, state_dict)
 
+    def trained_tensors(self) -> Iterator[torch.Tensor]:
+        yield from super().trained_tensors()
+        if self.averaged_model is not None:
+            yield from self.averaged_model.module.parameters()
+
     def stateful_parts(self) -> dict[str, Any]:
         """Return the parts that are saved and resumed in addition to model, optimizer and schedule. A part that is not in use is None."""
         return {"averaged_model": self.averaged_model}

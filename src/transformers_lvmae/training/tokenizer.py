@@ -1,6 +1,7 @@
 """The tokenizer's Trainer and its metrics."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -164,6 +165,11 @@ class FSQMagViTTrainer(AveragingTrainer):
             self.adversary.prepare(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def trained_tensors(self) -> Iterator[torch.Tensor]:
+        yield from super().trained_tensors()
+        if self.adversary is not None:
+            yield from self.adversary.losses.parameters()
+
     def stateful_parts(self) -> dict[str, Any]:
         return {"adversary": self.adversary, **super().stateful_parts()}
 
@@ -180,7 +186,7 @@ class FSQMagViTTrainer(AveragingTrainer):
             raise ValueError(f"Got pixels from {low:.3g} to {high:.3g}, expected [0, 1]: use do_normalize=False.")
         self._checked_range = True
 
-    def prediction_step(
+    def evaluate_batch(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)

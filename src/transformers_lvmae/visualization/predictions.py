@@ -81,7 +81,7 @@ class PredictionPictures(TrainerCallback):
 
     Args:
         trainer: the [`LVMAEPreTrainer`] that the callback is added to. Its `report_to` names the trackers.
-        clips: a dataset of whole clips, of which the first is shown.
+        clips: a dataset of whole clips, of which the first that can be read is shown.
         moments: how many frames are shown.
     """
 
@@ -96,7 +96,11 @@ class PredictionPictures(TrainerCallback):
         if not trackers:
             return
         trainer = self.trainer
-        batch = trainer._prepare_inputs(trainer.data_collator([next(iter(self.clips))]))
+        clips: Any = self.clips
+        shown = next((item for item in clips if item.pop("is_readable", True)), None)
+        if shown is None:
+            return
+        batch = trainer._prepare_inputs(trainer.data_collator([shown]))
         panels = prediction_panels(trainer.model_wrapped, trainer.target_builder, batch)
         if not state.is_world_process_zero:
             return

@@ -1,0 +1,33 @@
+"""Files that are whole or absent: written aside and renamed, checked by their digests; and what a full disk looks like."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_aside(path: str | os.PathLike, text: str) -> None:
+    """Write a text file under another name and rename it, so that a killed process leaves the former file or the new one."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the disk is full. Libraries in Rust and C++ say it in words only."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

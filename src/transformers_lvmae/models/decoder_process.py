@@ -1,0 +1,355 @@
+"""Decode videos in a process of their own, which can be killed.
+
+FFmpeg is C code, and videos are files of strangers: a damaged one may make it hang or crash, and Python can stop neither. So FFmpeg
+runs in a second process, which loads no torch (it takes 46 MB and starts in 0.3 s), and which serves the thread that started it until
+that thread ends. When the time of a video is over, the system's alarm ends the process, also inside C code; the next video gets a new
+one. Frames come back through shared memory. Windows has no such alarm: there, videos are decoded in the calling process.
+
+One video is one conversation. The caller sends what to open, and the process answers with the video's facts. The caller sends frame
+numbers, and the process answers with blocks of frames. In between, the process may ask for bytes of a file object that the caller holds.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from .video_seeking import VideoReader, VideoReadError
+
+
+# Frames are passed on in blocks of this size, because for small frames the calls cost most.
+BLOCK_BYTES = 4 * 2**20
+MOST_PIXELS = 2**27  # in a frame: four times as many as in 8K
+GRACE_SECONDS = 5  # for a process that the alarm cannot end at once, because the system holds it
+# The process runs this module as part of a package without an `__init__`, because the real one loads torch.
+START = """
+import sys
+folder, numbers, sys.path[:] = sys.argv[1], sys.argv[2:4], sys.argv[4:]
+import types
+package = sys.modules["reading"] = types.ModuleType("reading")
+package.__path__ = [folder]
+from reading.decoder_process import serve
+serve(*map(int, numbers))
+"""
+
+Block = tuple[
+    list[int], np.ndarray
+]  # ascending frame numbers, and frames (N, H, W, 3), uint8 RGB, valid until the next block
+FramesOf = Callable[[Sequence[int]], Iterator[Block]]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What to open.
+
+    Args:
+        path: a file; None for a file object that the caller holds.
+        folders: with these, the file must lie in one of them, also after links are followed.
+        start, end: the segment, in seconds, as for [`VideoReader`].
+        block_bytes: size of a block of frames; a larger frame is a block of its own.
+    """
+
+    path: str | None
+    folders: tuple[str, ...] | None = None
+    start: float | None = None
+    end: float | None = None
+    block_bytes: int = BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about an open video, as in [`VideoReader`]."""
+
+    total: int
+    fps: float | None
+    width: int
+    height: int
+    fault: str | None
+
+
+def open_regular_file(path: str, folders: tuple[str, ...] | None = None) -> Any:
+    """Open a file to read bytes; raises VideoReadError for a pipe, a device, a folder, and for a file outside of `folders`."""
+    real = Path(os.path.realpath(path))
+    if folders is not None and not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        raise VideoReadError(
+            f"got a file outside of {', '.join(folders)}, expected it there: move it, or do not confine the rows."
+        )
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise VideoReadError("got a folder, a pipe or a device, expected a regular file: name the video's file.")
+    return os.fdopen(file, "rb", buffering=0)
+
+
+def as_shown(pixels: np.ndarray, display_matrix: Any) -> np.ndarray:
+    """Rotate and mirror pixels (H, W, 3) to the nearest quarter turn; return a view.
+
+    Args:
+        display_matrix: nine 32-bit integers (a b u; c d v; x y w), or None. It takes the direction to the right to (a, b), and the
+            direction down to (c, d), in FFmpeg's definition.
+    """
+    if display_matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(display_matrix, np.int32)[:5].astype(np.int64)
+    down, right = d, a
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, down, right = pixels.transpose(1, 0, 2), b, c
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+
+class FrameSource:
+    """An open video: its facts, and its frames as players show them, with the display rotation."""
+
+    def __init__(self, opening: Opening, file: Any):
+        self.block_bytes = opening.block_bytes
+        file = open_regular_file(opening.path, opening.folders) if opening.path is not None else file
+        if file.seek(0, os.SEEK_END) == 0:
+            raise VideoReadError("got 0 bytes, expected a video file: download it again or remove it.")
+        self.reader = reader = VideoReader(file, opening.start, opening.end)
+        self.facts = Facts(reader.total, reader.fps, reader.width, reader.height, reader.fault)
+
+    def blocks(self, numbers: Sequence[int], room: Callable[[int], Any]) -> Iterator[Block]:
+        """Yield the frames with these numbers, ascending, in blocks of one shape.
+
+        Args:
+            room: called with a number of bytes, returns a buffer of at least this size; each block is in the buffer of the last call.
+        """
+        # Build the converter once: for a small frame, building costs more than converting.
+        converter = VideoReformatter()
+        held: list[int] = []
+        block = np.empty((0, 0, 0, 3), np.uint8)
+        for number, frame in self.reader.frames(numbers):
+            if frame.width * frame.height > MOST_PIXELS:
+                raise VideoReadError(
+                    f"got frames of {frame.width} x {frame.height} pixels, expected fewer: scale it down."
+                )
+            picture = converter.reformat(frame, format="rgb24", threads=1)
+            plane, matrix = picture.planes[0], frame.side_data.get("DISPLAYMATRIX")
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                : picture.height, : 3 * picture.width
+            ]
+            pixels = as_shown(rows.reshape(picture.height, picture.width, 3), matrix)
+            if len(held) == len(block) or pixels.shape != block.shape[1:]:
+                if held:
+                    yield held, block[: len(held)]
+                shape = (max(1, self.block_bytes // pixels.nbytes), *pixels.shape)
+                held, block = [], np.ndarray(shape, np.uint8, room(int(np.prod(shape))))
+            block[len(held)] = pixels
+            held.append(number)
+        yield held, block[: len(held)]
+
+
+def fault_of(error: Exception) -> str:
+    """Return what an error means for the video: whatever a decoder raises, the file cannot be read."""
+    if isinstance(error, VideoReadError):
+        return str(error)
+    fault = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"got {fault}, expected a playable video file: re-encode or remove it."
+
+
+def _map(memory: int, mapped: mmap.mmap | None, size: int) -> mmap.mmap:
+    """Return a mapping of at least `size` bytes of the shared memory; `mapped` if that is large enough."""
+    return mapped if mapped is not None and len(mapped) >= size else mmap.mmap(memory, size)
+
+
+# In the process
+
+
+class _CallersFile:
+    """A file object that the caller holds. To read is to ask for its bytes."""
+
+    def __init__(self, connection: Connection, size: int):
+        self.connection, self.size, self.place = connection, size, 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self.size - self.place)
+        self.connection.send(("read", self.place, left if size < 0 else min(size, left)))
+        data = self.connection.recv_bytes()
+        self.place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+
+def serve(connection_number: int, memory: int) -> None:
+    """Decode for the caller until it is gone. This is what the process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
+    connection = Connection(connection_number)
+    mapped: mmap.mmap | None = None
+
+    def room(size: int) -> mmap.mmap:
+        nonlocal mapped
+        if os.fstat(memory).st_size < size:
+            os.ftruncate(memory, size)
+        mapped = _map(memory, mapped, size)
+        return mapped
+
+    while True:
+        try:
+            opening, size, max_seconds = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, max_seconds)
+            source = FrameSource(Opening(*opening), _CallersFile(connection, size))
+            connection.send(("facts", asdict(source.facts)))
+            for numbers, frames in source.blocks(connection.recv(), room):
+                connection.send(("block", numbers, frames.shape))
+                connection.recv()  # the caller has used the block
+            connection.send(("end",))
+        except Exception as error:
+            if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, av.FFmpegError):
+                os._exit(0)  # the caller is gone
+            connection.send(("fault", fault_of(error)))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+# In the caller
+
+
+def _end(connection: Connection, memory: int, process: subprocess.Popen, owner: int) -> None:
+    connection.close()
+    os.close(memory)
+    if os.getpid() == owner:  # a forked copy of the caller leaves the process alone
+        process.kill()
+        process.wait()
+
+
+class DecoderProcess:
+    """A process that decodes for the thread that made it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.owner = os.getpid()
+        self.memory = os.memfd_create("frames") if hasattr(os, "memfd_create") else _nameless_file()
+        self.mapped: mmap.mmap | None = None
+        numbers = theirs.fileno(), self.memory
+        folder = os.path.dirname(os.path.abspath(__file__))
+        command = [sys.executable, "-c", START, folder, *map(str, numbers), *filter(None, sys.path)]
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+        self.connection = Connection(ours.detach())
+        self.is_idle = True  # False in the middle of a conversation
+        self.end = weakref.finalize(self, _end, self.connection, self.memory, self.process, self.owner)
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether a conversation can begin: the process is idle, alive, and no copy that a fork made."""
+        return self.is_idle and self.end.alive and self.owner == os.getpid() and self.process.poll() is None
+
+    def open(self, opening: Opening, file: Any, max_seconds: float) -> Facts:
+        self.is_idle = False
+        size = 0 if file is None else file.seek(0, os.SEEK_END)
+        (facts,) = self._ask((tuple(asdict(opening).values()), size, max_seconds), file, max_seconds)
+        return Facts(**facts)
+
+    def blocks(self, numbers: Sequence[int], file: Any, max_seconds: float) -> Iterator[Block]:
+        answer = self._ask(list(numbers), file, max_seconds)
+        while answer:
+            held, shape = answer
+            self.mapped = _map(self.memory, self.mapped, int(np.prod(shape)))
+            yield held, np.ndarray(shape, np.uint8, self.mapped)
+            answer = self._ask(None, file, max_seconds)
+
+    def _ask(self, message: Any, file: Any, max_seconds: float) -> list[Any]:
+        """Send a message and return the answer. Until it comes, serve the bytes of `file` that the process asks for."""
+        with suppress(ConnectionError):  # if the process died, `_receive` says how
+            self.connection.send(message)
+        while (answer := self._receive(max_seconds))[0] == "read":
+            data = _bytes_of(file, *answer[1:])
+            with suppress(ConnectionError):
+                self.connection.send_bytes(data)
+        self.is_idle = answer[0] in ("end", "fault")
+        if answer[0] == "fault":
+            raise VideoReadError(answer[1])
+        return list(answer[1:])
+
+    def _receive(self, max_seconds: float) -> tuple[Any, ...]:
+        try:
+            if self.connection.poll(max_seconds + GRACE_SECONDS):
+                return self.connection.recv()
+        except (EOFError, ConnectionError):
+            if (status := self.process.wait()) != -signal.SIGALRM:
+                raise VideoReadError(
+                    f"got a crash of the decoder (status {status}), expected frames: re-encode or remove it."
+                ) from None
+        raise VideoReadError(
+            f"got no end of decoding within {max_seconds:g} s, expected one: remove it, or raise max_seconds."
+        )
+
+
+def _bytes_of(file: Any, place: int, size: int) -> bytes:
+    try:
+        file.seek(place)
+        return file.read(size)
+    except Exception as error:  # each file system has its own errors
+        raise VideoReadError(
+            f"got {type(error).__name__}: {error}, expected the bytes of the file: try again or remove it."
+        ) from error
+
+
+def _nameless_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def opened_video(opening: Opening, file: Any, max_seconds: float) -> Iterator[tuple[Facts, FramesOf]]:
+    """Open a video; yield its facts, and a function from ascending frame numbers to blocks of these frames.
+
+    Args:
+        file: a binary file object that can seek, if `opening` has no path.
+        max_seconds: the video is given up when this time is over, whatever the decoder does.
+
+    Raises:
+        VideoReadError: the video cannot be opened or decoded, or not in time. The message does not name it.
+    """
+    if os.name == "nt":
+        yield _open_here(opening, file)
+        return
+    process = getattr(_of_thread, "process", None)
+    if process is None or not process.can_begin:
+        process = _of_thread.process = DecoderProcess()
+    try:
+        yield process.open(opening, file, max_seconds), lambda numbers: process.blocks(numbers, file, max_seconds)
+    finally:
+        if not process.is_idle:
+            process.end()
+
+
+def _open_here(opening: Opening, file: Any) -> tuple[Facts, FramesOf]:
+    """Open a video in this process, without a limit of time."""
+    try:
+        source = FrameSource(opening, file)
+    except Exception as error:
+        raise VideoReadError(fault_of(error)) from error
+
+    def blocks(numbers: Sequence[int]) -> Iterator[Block]:
+        try:
+            yield from source.blocks(numbers, bytearray)
+        except Exception as error:
+            raise VideoReadError(fault_of(error)) from error
+
+    return source.facts, blocks
