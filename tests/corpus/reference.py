@@ -30,6 +30,20 @@ def digest(pixels: np.ndarray) -> str:
     return hashlib.sha1(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
+def as_shown(frame: av.VideoFrame) -> np.ndarray:
+    """Move each pixel to where the display matrix takes it."""
+    pixels, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d, *_ = np.round(np.frombuffer(matrix, np.int32) / 2**16).astype(int)
+    y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
+    right, down = a * x + c * y, b * x + d * y
+    right, down = right - right.min(), down - down.min()
+    shown = np.zeros((down.max() + 1, right.max() + 1, 3), np.uint8)
+    shown[down, right] = pixels
+    return shown
+
+
 def decode(path: str, held: int = 0) -> dict[str, Any]:
     """Decode a file; keep the last `held` frames, so that the decoder writes into other memory."""
     kept: deque = deque(maxlen=held)
@@ -50,7 +64,7 @@ def decode(path: str, held: int = 0) -> dict[str, Any]:
                 seconds.append(
                     None if frame.pts is None or origin is None else float((frame.pts - origin) * stream.time_base)
                 )
-                digests.append(digest(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))))
+                digests.append(digest(as_shown(frame)))
     except Exception as fault:
         error = f"{type(fault).__name__}: {fault}"
     return {"seconds": seconds, "digests": digests, "error": error}

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 
+from ..models.video_seeking import VideoReadError
 from .sources import Rows, check_segments, load_files, load_tables, replace_column
 from .tables import AnnotationError, label_name, segment, sorted_names
 from .video_files import find_files, match_files
@@ -278,6 +279,9 @@ def segment_of(row: dict[str, Any]) -> tuple[float | None, float | None]:
     """Return `start` and `end` of a row in seconds, None for the video's own. An empty cell of a table may be None or NaN.
 
     Raises:
-        AnnotationError: a time is negative or no time, or the end is not after the start.
+        VideoReadError: a time is negative or no time, or the end is not after the start.
     """
-    return segment("a row of the dataset", row.get("start"), row.get("end"))
+    try:
+        return segment("a row of the dataset", row.get("start"), row.get("end"))
+    except AnnotationError as error:
+        raise VideoReadError(str(error)) from None

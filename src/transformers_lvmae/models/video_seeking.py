@@ -359,10 +359,13 @@ class _Passage:
 
     def fault(self, container: Any, stream: Any) -> str | None:
         """Return why the file seems to be truncated, or None. A file that was cut between two packets may show nothing."""
-        promised = float(stream.frames / stream.average_rate) if stream.average_rate else 0.0
-        declared = max((container.duration or 0) / av.time_base, promised)
-        played = self.end - (container.start_time or 0) / av.time_base
         format_name, size = container.format.name, container.size
+        declared, begin = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
+        if "matroska" in format_name:
+            begin = 0.0  # it counts from zero, and not from the first frame
+        if "avi" in format_name and stream.average_rate:  # FFmpeg shortens the duration by the size, but not the number of frames
+            declared = float(stream.frames / stream.average_rate)
+        played = self.end - begin
         if declared - played > max(0.5, 0.01 * declared):
             return f"got {played:.1f} s, expected {declared:.1f} s by its header"
         if self.is_damaged:
