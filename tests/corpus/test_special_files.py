@@ -156,7 +156,7 @@ def test_other_titles_than_utf8(tmp_path):
         path = tmp_path / f"clip.{ending}"
         write(path, "mpeg4", prepare=lambda container, stream: container.metadata.update(title="LATINTITLE"))
         path.write_bytes(path.read_bytes().replace(b"LATINTITLE", b"\xe9t\xe9 \xff\xfe\x80\xc0.."))
-        clip, metadata = decode_video(path, lambda metadata: [0, 59])
+        _clip, metadata = decode_video(path, lambda metadata: [0, 59])
         assert (metadata.total_num_frames, metadata.fault) == (60, None)
 
 
