@@ -32,8 +32,8 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.command_line import check_ranges, json_object, run
 from transformers_lvmae.data import (
+    ByteVideoClips,
     ClipAugmentation,
-    VideoClips,
     VideoDataArguments,
     load_video_dataset,
     processor_for,
@@ -181,7 +181,7 @@ def main() -> None:
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
     evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
-    train_clips = VideoClips(
+    train_clips = ByteVideoClips(
         train_rows,
         processor,
         model.config.num_frames,
@@ -194,7 +194,7 @@ def main() -> None:
         trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
+        eval_dataset=trainer_dataset(ByteVideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
         processing_class=processor,
     )
     with train_clips.broken.reported():
@@ -202,7 +202,7 @@ def main() -> None:
         train_and_save(trainer, *settings, dataset=data_args.dataset_name)
         test_result = None
         if test_rows is not None:
-            test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+            test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
             test_result = trainer.predict(trainer_dataset(test_clips))
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)
