@@ -461,6 +461,12 @@ def test_what_is_wrong_is_refused(case, videos, tmp_path):
         load_video_dataset(tmp_path / name, label_column="label")
 
 
+@pytest.mark.parametrize("name", ["/nowhere/data", "a/b/c", "list.TXT", "", "s3://bucket/a.csv"])
+def test_a_path_that_does_not_exist_is_no_id_on_the_hub(name):
+    with pytest.raises(AnnotationError, match=rf"Got '{re.escape(name)}', expected a folder, list, table or pattern"):
+        load_video_dataset(name)
+
+
 @pytest.mark.parametrize("name", ["list.txt", "table.csv", "metadata.csv", "table.jsonl"])
 def test_text_that_is_not_utf_8_is_refused(name, videos, tmp_path):
     make = Maker(tmp_path, videos)

@@ -7,6 +7,7 @@ finds files and what their folders say, `tables` reads text, and `sources` makes
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import datasets
 
 from ..models.video_seeking import VideoReadError
-from .sources import Rows, check_segments, load_files, load_tables, replace_column
+from .sources import TABLES, Rows, check_segments, load_files, load_tables, replace_column
 from .tables import AnnotationError, label_name, segment, sorted_names
 from .video_files import find_files, match_files
 
@@ -112,6 +113,10 @@ def _load_splits(
         splits = {"train": datasets.Dataset.load_from_disk(name)}
     elif os.path.isdir(name) or glob.has_magic(name):
         return _load_folder(name, None, video_column, labels, streaming)
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or os.path.splitext(name)[1].lower() in TABLES:
+        raise AnnotationError(
+            f"Got {name!r}, expected a folder, list, table or pattern that exists, or an id on the Hub: correct the path."
+        )
     else:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     for split, rows in splits.items():
