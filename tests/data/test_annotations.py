@@ -84,6 +84,7 @@ def make_epic_kitchens(root: Path) -> Made:
         "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
         "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
     )
+    root.mkdir(exist_ok=True)
     verbs, nouns = ["take", "put"], ["tap", "spoon", "board:chopping"]
     for name, classes in {"verb": verbs, "noun": nouns}.items():
         rows = [[i, key, f"['{key}', '{key}-other']", "x"] for i, key in reversed(list(enumerate(classes)))]
@@ -471,6 +472,18 @@ def test_missing_videos_are_counted_and_named(tmp_path, monkeypatch, capsys):
     next(made.videos.rglob("_bcJuKJQ_s*.mp4")).unlink()
     with pytest.raises(SystemExit, match=r"Got none of the 2 videos of split 'train' .* '--GkrdYZ9Tc_000000_000010'"):
         run("prepare_dataset", monkeypatch, *arguments)
+
+
+def test_a_test_split_that_nobody_downloaded_is_left_out(tmp_path, monkeypatch, capsys):
+    made = make_epic_kitchens(tmp_path / "made")
+    next(made.videos.rglob("P01_101.MP4")).unlink()
+    data = tmp_path / "data"
+    arguments = ["epic_kitchens_100", "--annotations", made.annotations, "--videos", made.videos, "--output", data]
+    run("prepare_dataset", monkeypatch, *arguments)
+    printed = capsys.readouterr().out
+    assert "test: 1 annotated clips, NOT the published 13,092" in printed
+    assert "test: 0 clips with their videos, 1 without" in printed
+    assert list(load_video_dataset(data, label_column=["verb", "noun"])) == ["train", "validation"]
 
 
 def test_published_sizes_are_recognised(tmp_path):

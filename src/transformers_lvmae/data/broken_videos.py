@@ -59,10 +59,10 @@ class BrokenVideos:
             ) from fault
 
     def note(self, video: str, fault: str | None) -> None:
-        """Record, once, a video that is used although it seems to be truncated; None is no fault."""
+        """Record, once, a video that is used although it seems to be truncated or damaged; None is no fault."""
         if fault is not None and video not in self._named:
             self._named.add(video)
-            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated: {fault}."})
+            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated or damaged: {fault}."})
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
         logger.warning(
-            f"{len(broken)} videos cannot be read or seem truncated. In place of one that cannot be read, training took another; "
+            f"{len(broken)} videos cannot be read, or seem to be truncated or damaged. In place of one that cannot be read, training took another; "
             f"evaluation left it out ({path}):\n{faults}"
         )
     return broken

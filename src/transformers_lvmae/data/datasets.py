@@ -216,8 +216,8 @@ def _labels(rows: Rows, column: str, name: str) -> list[str | None]:
             return list(names)
         return [label_name(name, label) for label in {row[column] for row in rows.select_columns(column)}]
     if names is not None:
-        return [None if label is None or label < 0 else names[label] for label in rows[column]]
-    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column], start=1)]
+        return [None if label is None or label < 0 else names[label] for label in rows[column][:]]
+    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column][:], start=1)]
 
 
 def _numbered(rows: Rows, column: str, labels: list[str | None], names: list[str]) -> Rows:
@@ -236,10 +236,18 @@ def _number(row: dict[str, Any], column: str, numbers: dict[str, int], old: list
     return {column: numbers[str(label_name("a row of the stream", label))]}
 
 
-def select_split(splits: Any, split: str, max_samples: int | None = None) -> Any:
-    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist."""
+def select_split(
+    splits: Any, split: str, max_samples: int | None = None, label_column: str | Sequence[str] | None = None
+) -> Any:
+    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist, or lacks a column of labels."""
     if split not in splits:
         raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
+    for column in [label_column] if isinstance(label_column, str) else label_column or ():
+        if column not in (splits[split].column_names or (column,)):
+            raise ValueError(
+                f"Got split {split!r} without labels, expected the column {column!r}: name a split that has labels. Test splits of "
+                "benchmarks have none."
+            )
     rows = splits[split]
     if max_samples is None:
         return rows
