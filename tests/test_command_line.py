@@ -36,7 +36,7 @@ WRONG = {
     "cache_targets": ["--num_epochs 0", "--batch_size 0", "--clips_per_shard 0", "--seed -1", "--config_overrides {"],
     "check_videos": ["--workers 0", "--num_frames 0"],
     "challenge": ["--sls_pt 6", "--sls_td -1"],
-    "classify": ["--top_k 0", "--start -1", "--end 0", "--start 3 --end 2", "--output answers.txt"],
+    "classify": ["--top_k 0", "--start -1", "--end 0"],
     "convert_videomae": ["--num_frames 0", "--image_size 0", "--num_attention_heads -1"],
     "estimate_cost": ["--budget 2", "--frames 0", "--memory 0", "--lora_rank -1", "--size tiny", "--clips 1.5"],
     "evaluate_classifier": ["--temporal_views 0", "--frame_stride 0", "--short_videos drop", "--on_error drop"],
