@@ -11,6 +11,7 @@ lists from a folder. The levels of supervision (--sls_...) are defined at github
 import argparse
 import json
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.evaluation.challenges import (
     SUPERVISION,
     epic_metrics,
@@ -20,12 +21,14 @@ from transformers_lvmae.evaluation.challenges import (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("task", choices=("epic_metrics", "epic_submission", "ssv2_submission"))
     parser.add_argument("predictions", help="file that evaluate_classifier.py --predictions wrote")
     parser.add_argument("path", help="epic_metrics: folder of the authors' lists; otherwise the file to write")
     for name, what in zip(SUPERVISION, ("pre-training", "training labels", "training data")):
-        parser.add_argument(f"--{name}", type=int, help=f"epic_submission: level of supervision, {what}, 0 to 5")
+        parser.add_argument(
+            f"--{name}", type=int, within="[0, 5]", help=f"epic_submission: level of supervision, {what}, 0 to 5"
+        )
     args = parser.parse_args(argv)
     levels = [getattr(args, name) for name in SUPERVISION]
     if args.task == "epic_submission" and None in levels:
@@ -48,4 +51,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

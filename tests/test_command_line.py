@@ -15,6 +15,7 @@ NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 # What each program needs to be parsed.
 NEEDED = {
     "cache_targets": ["--dataset_name", "data", "--output_dir", "out"],
+    "challenge": ["epic_metrics", "predictions.npz", "lists"],
     "check_videos": ["data"],
     "classify": ["model", "video.mp4"],
     "convert_videomae": ["source", "out"],
@@ -33,7 +34,7 @@ NEEDED = {
 # Options that are out of their range, or that do not fit each other.
 WRONG = {
     "cache_targets": ["--num_epochs 0", "--batch_size 0", "--clips_per_shard 0", "--seed -1", "--config_overrides {"],
-    "check_videos": ["--workers 0", "--num_frames 0"],
+    "check_videos": ["--workers -1", "--num_frames 0"],
     "classify": ["--top_k 0"],
     "convert_videomae": ["--num_frames 0", "--image_size 0", "--num_attention_heads -1"],
     "estimate_cost": ["--budget 2", "--frames 0", "--memory 0", "--lora_rank -1", "--size tiny", "--clips 1.5"],
