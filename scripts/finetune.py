@@ -164,9 +164,10 @@ def main() -> None:
         data_args.label_columns,
         data_args.streaming,
     )
-    train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
-    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
+    columns = data_args.label_columns
+    train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples, columns)
+    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples, columns)
+    test_rows = select_split(splits, data_args.test_split, None, columns) if data_args.test_split else None
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
     # An encoder that was fine-tuned before may have other label sets.
     overrides = {**overrides, "label_sets": None, **LVMAEConfig.label_fields(names)}

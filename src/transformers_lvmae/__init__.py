@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoVideoProcessor,
 )
+from transformers.utils import is_torchvision_available
 
 from .models.configuration_fsq_magvit import FSQMagViTConfig
 from .models.configuration_lvmae import LVMAEConfig
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 for _config, _model in ((LVMAEConfig, LVMAEModel), (FSQMagViTConfig, FSQMagViTModel)):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
-    AutoVideoProcessor.register(_config, LVMAEVideoProcessor)
+    if is_torchvision_available():  # no video processor works without it
+        AutoVideoProcessor.register(_config, LVMAEVideoProcessor)
     AutoImageProcessor.register(
         _config, image_processor_classes={"torchvision": LVMAEImageProcessor, "pil": LVMAEImageProcessorPil}
     )

@@ -478,10 +478,18 @@ def test_pipeline_on_a_file(model, video_path):
         assert scores[label] == pytest.approx(expected[index].item(), abs=1e-6)
 
 
+def test_the_image_processor_of_the_same_settings_is_saved_with_the_video_processor(tmp_path):
+    settings = {**SMALL, "image_mean": [0.4, 0.5, 0.6], "do_normalize": True, "rescale_factor": 0.01}
+    LVMAEVideoProcessor(num_frames=4, **settings).save_pretrained(tmp_path)
+    expected = LVMAEImageProcessor(**settings).to_dict()
+    assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == expected
+    assert LVMAEImageProcessorPil.from_pretrained(tmp_path).image_mean == expected["image_mean"]
+    assert AutoVideoProcessor.from_pretrained(tmp_path).num_frames == 4
+
+
 def test_pipeline_on_a_folder(model, video_path, clip, tmp_path):
     model.save_pretrained(tmp_path)
     LVMAEVideoProcessor(**SMALL).save_pretrained(tmp_path)
-    LVMAEImageProcessor(**SMALL).save_pretrained(tmp_path)
     classify = pipeline("video-classification", model=str(tmp_path))
     # The pipeline swallows every error in loading a processor, then falls back to the image processor's first frames.
     assert type(classify.video_processor) is LVMAEVideoProcessor
@@ -490,3 +498,7 @@ def test_pipeline_on_a_folder(model, video_path, clip, tmp_path):
     write_video(tmp_path / "short.mp4", clip[:5])
     both = classify([str(video_path), str(tmp_path / "short.mp4")], top_k=1)
     assert [len(rows) for rows in both] == [1, 1]
+    paths = [str(video_path), str(tmp_path / "short.mp4")] * 3
+    for one, batched in zip(classify(paths), classify(paths, batch_size=4)):
+        assert [row["label"] for row in one] == [row["label"] for row in batched]
+        assert [row["score"] for row in one] == pytest.approx([row["score"] for row in batched], abs=1e-6)

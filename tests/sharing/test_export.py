@@ -79,7 +79,9 @@ with torch.no_grad():
     classifier.save_pretrained(folder / "again")
     again = AutoModelForVideoClassification.from_pretrained(folder / "again", **trust)
     found["again"] = again(**inputs_of("class_attention")).logits
-found["pipeline"] = pipeline("video-classification", model=str(folder / "mean"), top_k=5, **trust)(clip)
+classify = pipeline("video-classification", model=str(folder / "mean"), top_k=5, **trust)
+found["pipeline"] = classify(clip)
+assert len(classify([clip, clip, clip], batch_size=2)) == 3
 assert "transformers_lvmae" not in sys.modules
 torch.save(found, folder / "found.pt")
 """
@@ -139,6 +141,7 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
     save_with_code(model, tmp_path, processor_for(model.config))
     assert {path.stem for path in tmp_path.glob("*.py")} == {
         "configuration_lvmae",
+        "image_processing_lvmae",
         "image_processing_pil_lvmae",
         "masking",
         "modeling_lvmae",

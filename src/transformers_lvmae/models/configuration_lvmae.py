@@ -113,6 +113,9 @@ class LVMAEConfig(PreTrainedConfig):
 
     model_type = "lvmae"
     attribute_map = {"rebuild_activations": "recompute_activations"}
+    keys_to_ignore_at_inference = [
+        "channel_losses"
+    ]  # it has no axis for clips, so Trainer.predict cannot join batches of it
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = SIZE(default=16)

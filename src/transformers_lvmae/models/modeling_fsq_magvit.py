@@ -251,6 +251,12 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         self.quantizer = FiniteScalarQuantizer(tuple(config.levels))
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.blocks[0]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.blocks[0] = value
+
     @classmethod
     def from_image_tokenizer(cls, name_or_path: str | os.PathLike, config: FSQMagViTConfig) -> "FSQMagViTModel":
         r"""
@@ -361,6 +367,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         importance_scores: torch.Tensor | None = None,
         bool_kept_pos: torch.Tensor | None = None,
         topk_sigma: float | torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> FSQMagViTOutput:
         r"""
@@ -376,6 +383,8 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             bool_kept_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): exactly these tokens are kept
                 (True = kept), whatever the other arguments say.
             topk_sigma (`float`, *optional*): noise of the perturbed top-k, instead of `config.topk_sigma`.
+            return_loss (`bool`, defaults to `True`): compute the loss. By this argument, Trainer knows that batches without labels
+                have one.
 
         Raises:
             ValueError: as [`FSQMagViTModel.encode`]; a `keep_ratio` outside (0, 1]; scores or a mask of another shape.
@@ -397,7 +406,7 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
             return rearrange(tokens, "(b windows) t h w -> b (windows t) h w", b=batch_size)[:, :slots].flatten(1)
 
         return FSQMagViTOutput(
-            loss=nn.functional.mse_loss(frames.float(), pixel_values_videos.float()),
+            loss=nn.functional.mse_loss(frames.float(), pixel_values_videos.float()) if return_loss else None,
             reconstruction=frames,
             importance_scores=per_clip(scores),
             bool_kept_pos=per_clip(mask.detach() > 0),

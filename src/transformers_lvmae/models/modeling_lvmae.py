@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -131,7 +131,9 @@ class LVMAEPatchEmbeddings(nn.Module):
             )
         if pixels.ndim == 5:
             pixels = gather_tubelets(split_tubelets(pixels, self.tubelet_size, self.patch_size), positions)
-        return self.projection(pixels.transpose(2, 3).flatten(2).to(self.projection.weight.dtype))
+        # Quantized weights are integers, or no parameters at all. What is not quantized then says the dtype.
+        dtypes = (weight.dtype for weight in self.projection.parameters() if weight.is_floating_point())
+        return self.projection(pixels.transpose(2, 3).flatten(2).to(next(dtypes, pixels.dtype)))
 
 
 class LVMAEEmbeddings(nn.Module):
@@ -201,12 +203,18 @@ class LVMAEAttention(nn.Module):
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
         first_query: int = 0,
+        attention_mask: None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
 
-        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them.
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. An `attention_mask`, which
+        peft passes as None, raises ValueError.
         """
+        if attention_mask is not None:
+            raise ValueError(
+                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
+            )
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
@@ -370,6 +378,11 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         config.validate_architecture()  # fields may have been set one by one since the config was made
         super().__init__(config)
 
+    def post_init(self) -> None:
+        super().post_init()
+        # transformers adds those of the parts. But a head that misses weights of its own must say so, although the encoder drops them.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -407,6 +420,9 @@ class LVMAEPreTrainedModel(PreTrainedModel):
 
 class LVMAEModel(LVMAEPreTrainedModel):
     """The encoder: a ViT with full space-time attention over the visible tubelets of a clip."""
+
+    # Parts of the other two classes: their folders load here without a warning for each weight.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^pooler\.", r"^fc_norm\.", r"^classifier\."]
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
@@ -455,7 +471,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         visible_tubelets: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutputWithPooling:
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
@@ -472,7 +488,10 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 returned for the other arguments, which are then not checked again.
 
         Returns:
-            `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position.
+            `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position, and
+            `pooler_output` of shape `(batch_size, hidden_size)`, its mean over the tokens: one vector for each clip. The last of
+            `hidden_states`, as in transformers' vision models, is what the final LayerNorm reads, and `last_hidden_state` what it
+            returns.
 
         Raises:
             ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
@@ -488,7 +507,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
         recompute = self.config.recompute_activations and self.config.final_layer_norm
         hidden_states = recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
@@ -514,6 +533,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         num_decoded: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
         target_latents: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEForPreTrainingOutput:
         r"""
@@ -530,6 +550,8 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
             target_latents (`torch.Tensor` of the same shape, *optional*): the tokenizer's `FiniteScalarQuantizer.bounded_latents`,
                 for `target_type="latents"`.
             num_decoded (`int`, *optional*): how many tokens of a row are decoded; see `num_visible`.
+            return_loss (`bool`, defaults to `True`): compute the loss. By this argument, Trainer knows that batches without labels
+                have one.
         """
         if bool_masked_pos is None:
             bool_masked_pos, num_visible = self.draw_mask(clips_without_mask(pixel_values_videos, visible_tubelets))
@@ -546,7 +568,11 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         encoded = self.forward_encoder(visible, **inputs, **kwargs)
         logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
         targets = self.gather_targets(pixel_values_videos, targets, decoded)
-        losses = None if targets is None else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
+        losses = (
+            None
+            if targets is None or not return_loss
+            else self.forward_loss(logits, targets, bool_masked_pos.gather(1, decoded))
+        )
         return LVMAEForPreTrainingOutput(
             loss=None if losses is None else losses.mean(),
             logits=logits,
@@ -563,12 +589,12 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         mask = ENCODER_MASKS[self.config.encoder_mask](clips.shape[0], grid_size, ratio, device=clips.device)
         return mask, tube_visible_count(grid_size, ratio)
 
-    def forward_encoder(self, visible: torch.Tensor, **inputs: Any) -> BaseModelOutput:
+    def forward_encoder(self, visible: torch.Tensor, **inputs: Any) -> BaseModelOutputWithPooling:
         """Encode the tubelets at the visible positions (B, V) to `last_hidden_state` (B, V, hidden_size)."""
         return self.lvmae(visible_positions=visible, **inputs)
 
     def forward_decoder(
-        self, encoded: BaseModelOutput, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
+        self, encoded: BaseModelOutputWithPooling, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size)."""
         return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
@@ -674,6 +700,10 @@ class LVMAEMeanPooling(nn.Module):
 
 class LVMAEForVideoClassification(LVMAEPreTrainedModel):
     """The encoder, a pooling of its tokens, a LayerNorm and a linear classifier."""
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\."
+    ]  # fine-tuning starts from a pre-trained encoder and has no decoder
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)

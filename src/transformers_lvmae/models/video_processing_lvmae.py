@@ -2,9 +2,10 @@
 
 It differs from transformers' own video processors in two ways:
 - a clip with fewer frames than asked for is stretched, so that its frames repeat evenly; transformers raises an error;
-- `video_io.decode_video` decodes files, with torchcodec if it loads and otherwise with PyAV; transformers has only torchcodec.
+- `video_io.decode_video` decodes files, with PyAV, and resizes them while it does; transformers decodes with torchcodec alone.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,12 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension
-from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.processing_utils import ImagesKwargs, Unpack, VideosKwargs
 from transformers.utils import requires_backends
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .image_processing_lvmae import LVMAEImageProcessor
 from .image_processing_pil_lvmae import LVMAEProcessingMixin, is_video_source, list_clips
 from .video_io import decode_video
 
@@ -65,6 +67,14 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     def __init__(self, **kwargs: Unpack[VideosKwargs]) -> None:
         requires_backends(self, ["vision", "torchvision"])
         super().__init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does, and with it the image processor of the same settings, without which a pipeline cannot batch."""
+        settings = self.to_dict()
+        LVMAEImageProcessor(
+            **{name: settings[name] for name in ImagesKwargs.__annotations__ if name in settings}
+        ).save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def preprocess(self, videos: Any, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:
         """Preprocess a video or a batch of videos; the keywords override the processor's settings for this call."""

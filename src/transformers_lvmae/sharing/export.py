@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..models.configuration_fsq_magvit import FSQMagViTConfig
 from ..models.configuration_lvmae import LVMAEConfig
+from ..models.image_processing_lvmae import LVMAEImageProcessor
 from ..models.modeling_fsq_magvit import FSQMagViTModel
 from ..models.modeling_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
 from ..models.video_processing_lvmae import LVMAEVideoProcessor
@@ -68,6 +69,8 @@ def save_with_code(
     if processor is not None:
         processor.save_pretrained(folder)
         _add_auto_map(type(processor).from_pretrained(folder), {"AutoVideoProcessor": type(processor)}, folder)
+        image_processor = LVMAEImageProcessor.from_pretrained(folder)  # saved with the video processor, and last here
+        _add_auto_map(image_processor, {"AutoImageProcessor": LVMAEImageProcessor}, folder)
         custom_object_save(processor, folder)
 
 
