@@ -27,6 +27,8 @@ from measuring import run_in_fresh_process
 from model_work import ENCODERS
 from tables import write_tables
 
+from transformers_lvmae.command_line import CommandLine, run
+
 
 def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
     """Append one line per run to `path`: first the memory of every case, then its time in each of `repeats` rounds."""
@@ -50,7 +52,7 @@ def run_all(cases: list[Case], repeats: int, count: bool, path: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument(
         "--cases", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups of cases (default: all)"
     )
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -26,9 +26,11 @@ from transformers_lvmae import LVMAEModel
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.data.broken_videos import BrokenVideos
+from transformers_lvmae.data.datasets import rows_fingerprint
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 from transformers_lvmae.models.credentials import mask_credentials
 from transformers_lvmae.sharing.loading import check_model_type
+from transformers_lvmae.targets.cache import fingerprint
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,6 +105,7 @@ def extract_split(
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
     settings = {name: getattr(args, name) for name in kept}
+    settings |= {"weights": fingerprint(model)["weights"], **rows_fingerprint(rows, args.video_column)}
     settings["dataset_name"] = mask_credentials(args.dataset_name)
     files.check_settings(settings, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()

@@ -8,7 +8,6 @@ visible token. The script prints a Markdown table and the error messages of inva
 fails. The tokenizer has random weights: the losses show that a combination trains, not how good it is.
 """
 
-import argparse
 import itertools
 import math
 import sys
@@ -30,6 +29,7 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
+from transformers_lvmae.command_line import CommandLine
 from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, processor_for, select_split
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS
 
@@ -207,7 +207,7 @@ def refusals_table(attempts: dict[str, Callable[[], Any]]) -> tuple[str, list[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("data", help="folder of videos with a train split")
     parser.add_argument("--output", type=Path, default=None, help="file to which the tables are also written")
     parser.add_argument("--steps", type=int, default=4, help="training steps per combination (default: %(default)s)")

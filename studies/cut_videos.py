@@ -14,11 +14,12 @@ import torch
 from torchvision.transforms.v2.functional import resize
 from transformers.video_utils import VideoMetadata
 
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.models.video_io import decode_video, write_video
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument("videos", type=Path, nargs="+", help="video files")
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels, even (default: %(default)s)")
@@ -65,4 +66,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from transformers_lvmae import FSQMagViTModel, FSQMagViTTrainer, FSQMagViTTrainingArguments
+from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import (
     ClipAugmentation,
     FrameSampling,
@@ -50,7 +51,7 @@ Results = dict[str, dict[str, list[float]]]  # {"all" | "moving": {"copy" | budg
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("tokenizer", help="folder or Hub id of the tokenizer to fork")
     parser.add_argument("dataset_name", help="a folder of videos, or a dataset id on the Hub")
     parser.add_argument("output_dir", type=Path, help="folder of forks and results")
@@ -258,4 +259,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,12 +6,13 @@ The script reads test_results.json, memory_results.json and trainer_state.json i
 writes RUN/table.md and RUN/losses.png, with a line for each seed.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+
+from transformers_lvmae.command_line import CommandLine, run
 
 
 def results_of(run: Path, name: str) -> dict[int, tuple[float, float]]:
@@ -71,7 +72,7 @@ def plot_losses(run: Path, results: dict[str, dict[int, tuple[float, float]]], p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the runs")
     parser.add_argument("names", nargs="+", help="methods: names of the folders without _SEED")
     args = parser.parse_args()
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

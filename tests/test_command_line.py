@@ -34,7 +34,7 @@ NEEDED = {
 # Options that are out of their range, or that do not fit each other.
 WRONG = {
     "cache_targets": ["--num_epochs 0", "--batch_size 0", "--clips_per_shard 0", "--seed -1", "--config_overrides {"],
-    "check_videos": ["--workers 0", "--num_frames 0"],
+    "check_videos": ["--workers -1", "--num_frames 0"],
     "challenge": ["--sls_pt 6", "--sls_td -1"],
     "classify": ["--top_k 0", "--start -1", "--end 0"],
     "convert_videomae": ["--num_frames 0", "--image_size 0", "--num_attention_heads -1"],

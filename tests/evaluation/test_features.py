@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from builders import CLIPS, SCRIPTS, load_script, tiny_config
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
@@ -160,6 +161,26 @@ def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
         TokenFeatures(tmp_path, "test")
     with pytest.raises(ValueError, match=r"Got split 'train' .* expected one of \['test'\]"):
         load_features(tmp_path, "train")
+
+
+def test_other_weights_and_other_rows_under_the_same_names_are_refused(checkpoint, tmp_path):
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(checkpoint, model)
+    shutil.copytree(CLIPS, data)
+    arguments = [str(model), str(data), str(tmp_path / "features"), "--splits", "test"]
+    extract(arguments)
+    weights = load_file(model / "model.safetensors")
+    next(value for name, value in weights.items() if name.startswith("lvmae.")).view(-1)[0] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"Got weights='.*' and shards .* expected the same"):
+        extract(arguments)
+    shutil.copy(checkpoint / "model.safetensors", model / "model.safetensors")
+    extract(arguments)
+    (data / "test" / "clip_00000.mp4").rename(data / "test" / "clip_10000.mp4")
+    text = (data / "test" / "metadata.csv").read_text()
+    (data / "test" / "metadata.csv").write_text(text.replace("clip_00000.mp4", "clip_10000.mp4"))
+    with pytest.raises(ValueError, match=r"Got rows_digest='.*' and shards .* expected the same"):
+        extract(arguments)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ class ShardedSplit:
         settings = {**settings, "num_rows": self.num_rows, "shard_size": self.shard_size}
         if path.exists():
             got = json.loads(path.read_text())
-            different = sorted(name for name in settings if got.get(name) != settings[name])
+            different = sorted(name for name in settings if name in got and got[name] != settings[name])
             if different:
                 name = different[0]
                 raise ValueError(

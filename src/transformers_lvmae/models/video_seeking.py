@@ -363,7 +363,9 @@ class _Passage:
         declared, begin = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
         if "matroska" in format_name:
             begin = 0.0  # it counts from zero, and not from the first frame
-        if "avi" in format_name and stream.average_rate:  # FFmpeg shortens the duration by the size, but not the number of frames
+        if (
+            "avi" in format_name and stream.average_rate
+        ):  # FFmpeg shortens the duration by the size, but not the number of frames
             declared = float(stream.frames / stream.average_rate)
         played = self.end - begin
         if declared - played > max(0.5, 0.01 * declared):
