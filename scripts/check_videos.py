@@ -4,7 +4,7 @@
     python scripts/check_videos.py DATA --num_frames 16 --report broken.json
 
 The script decodes every frame of every video or segment. With --num_frames it decodes only so many, evenly spaced: that takes a tenth of
-the time and misses damage between them. It prints each broken file with its fault, and each file that plays but seems to be truncated,
+the time and misses damage between them. It prints each broken file with its fault, and each file that plays but seems truncated or damaged,
 and then exits with status 1. DATA is anything that the training scripts take as --dataset_name.
 """
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             Faults(rows, args.video_column, args.num_frames, access), batch_size=None, num_workers=args.workers
         )
         found = [row for row in tqdm(loader, desc=split, unit="video") if row[1] is not None]
-        for plays, what in ((False, "cannot be read"), (True, "play, but seem to be truncated")):
+        for plays, what in ((False, "cannot be read"), (True, "play, but seem to be truncated or damaged")):
             named = {name: fault for name, fault, is_playable in found if is_playable == plays}
             if named or not plays:
                 print(f"{split}: {len(named)} of {len(rows)} videos {what}", *named.values(), sep="\n")

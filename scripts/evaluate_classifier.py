@@ -95,7 +95,7 @@ def load_rows(args: EvaluationArguments) -> tuple[Any, list[str]]:
         rows = select_split(load_video_dataset(*source), args.split)
         if any(name not in rows.column_names or set(rows[name]) <= {None, -1, ""} for name in columns):
             return rows, []
-    return select_split(load_video_dataset(*source, columns), args.split), columns
+    return select_split(load_video_dataset(*source, columns), args.split, label_column=columns), columns
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ A clip's feature is the mean of its tokens after the final norm. It is one Parqu
 128 frames). Every video is one clip, sampled evenly. With --clip_seconds it is many clips, --stride_seconds apart, each with its start
 and end.
 
+A video that cannot be read is left out: its number is missing in the column `row`, and broken_videos.json in the output folder names it.
 Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Several processes divide the
 shards among them.
 """
@@ -24,7 +25,9 @@ from transformers import AutoModel, AutoVideoProcessor
 from transformers_lvmae import LVMAEModel
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
+from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
+from transformers_lvmae.models.credentials import mask_credentials
 from transformers_lvmae.sharing.loading import check_model_type
 
 
@@ -67,6 +70,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--shard_size", type=int, within="[1, inf)", default=64, help="videos per shard (default: %(default)s)"
     )
     parser.add_argument("--video_column", default="video", help="column with the videos (default: %(default)s)")
+    parser.add_argument(
+        "--on_error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="if a video cannot be read: leave it out and report it, or stop (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_broken_share",
+        type=float,
+        default=0.1,
+        help="largest share of videos that may be broken (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.stride_seconds is not None and args.clip_seconds is None:
         parser.error(
@@ -76,38 +91,58 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def extract_split(
-    args: argparse.Namespace, accelerator: Accelerator, model: Any, processor: Any, rows: Any, split: str
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: Any,
+    processor: Any,
+    rows: Any,
+    split: str,
+    broken: BrokenVideos,
 ) -> None:
     """Compute this process's share of a split's shards."""
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
-    files.check_settings({name: getattr(args, name) for name in kept}, write=accelerator.is_main_process)
+    settings = {name: getattr(args, name) for name in kept}
+    settings["dataset_name"] = mask_credentials(args.dataset_name)
+    files.check_settings(settings, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     rows = rows.add_column("row", list(range(len(rows))))
     shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)
     todo = [shard for shard in shards if not files.is_done(shard)]
-    sampling, reading = FrameSampling(args.frame_stride), VideoReading(video_column=args.video_column)
+    sampling = FrameSampling(args.frame_stride)
+    # The workers of each shard record the faults. This process counts them, because it sees all shards.
+    reading = VideoReading(1, args.on_error, 1.0, broken.folder, args.video_column)
+    size = (model.config.seq_length, model.config.hidden_size) if args.tokens else (model.config.hidden_size,)
     total = sum(len(files.rows(shard)) for shard in todo)
     progress = tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process)
     progress.set_postfix(shards_done=len(shards) - len(todo))
     for shard in todo:
-        clips = clips_of(args, rows.select(files.rows(shard)))
+        clips = clips_of(args, rows.select(files.rows(shard)), broken)
         progress.total = total = total + len(clips) - len(files.rows(shard))
-        features = []
+        features, found = (
+            [torch.empty(0, *size, dtype=torch.half if args.tokens else torch.float)],
+            [torch.empty(0).bool()],
+        )
         source = VideoClips(clips, processor, model.config.num_frames, sampling=sampling, reading=reading)
         workers = args.batch_size, args.num_workers
-        for batch in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
+        for batch, readable in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
             features.append(batch)
-            progress.update(len(batch))
-        save_shard(files, shard, clips, torch.cat(features), rows.features, args.video_column)
+            found.append(readable)
+            progress.update(len(readable))
+        read = [clip for clip, is_readable in zip(clips, torch.cat(found).tolist()) if is_readable]
+        save_shard(files, shard, read, torch.cat(features), rows.features, args.video_column)
+        broken.tried += len(clips)
+        broken.failed += len(clips) - len(read)
+        broken.check()
     progress.close()
 
 
-def clips_of(args: argparse.Namespace, rows: Any) -> Any:
+def clips_of(args: argparse.Namespace, rows: Any, broken: BrokenVideos) -> Any:
     """Return a dict for each clip: the rows themselves, or the sliding clips of each."""
     if args.clip_seconds is None:
         return list(rows)
-    return sliding_rows(rows, args.clip_seconds, args.stride_seconds or args.clip_seconds, args.video_column)
+    record = broken if args.on_error == "skip" else None
+    return sliding_rows(rows, args.clip_seconds, args.stride_seconds or args.clip_seconds, args.video_column, record)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -117,9 +152,11 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(args.model).to(accelerator.device)
     processor = AutoVideoProcessor.from_pretrained(args.model)
     splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
-    for split in args.splits or splits:
-        extract_split(args, accelerator, model, processor, select_split(splits, split), split)
-    accelerator.wait_for_everyone()
+    broken = BrokenVideos(args.output_dir / "broken_videos", args.max_broken_share)
+    with broken.reported():
+        for split in args.splits or splits:
+            extract_split(args, accelerator, model, processor, select_split(splits, split), split, broken)
+        accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

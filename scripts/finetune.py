@@ -32,8 +32,8 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.command_line import check_ranges, json_object, run
 from transformers_lvmae.data import (
+    ByteVideoClips,
     ClipAugmentation,
-    VideoClips,
     VideoDataArguments,
     load_video_dataset,
     processor_for,
@@ -164,9 +164,10 @@ def main() -> None:
         data_args.label_columns,
         data_args.streaming,
     )
-    train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples)
-    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    test_rows = select_split(splits, data_args.test_split) if data_args.test_split else None
+    columns = data_args.label_columns
+    train_rows = select_split(splits, data_args.train_split, data_args.max_train_samples, columns)
+    eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples, columns)
+    test_rows = select_split(splits, data_args.test_split, None, columns) if data_args.test_split else None
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
     # An encoder that was fine-tuned before may have other label sets.
     overrides = {**overrides, "label_sets": None, **LVMAEConfig.label_fields(names)}
@@ -180,7 +181,7 @@ def main() -> None:
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
     evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
-    train_clips = VideoClips(
+    train_clips = ByteVideoClips(
         train_rows,
         processor,
         model.config.num_frames,
@@ -193,7 +194,7 @@ def main() -> None:
         trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(VideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
+        eval_dataset=trainer_dataset(ByteVideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
         processing_class=processor,
     )
     with train_clips.broken.reported():
@@ -201,7 +202,7 @@ def main() -> None:
         train_and_save(trainer, *settings, dataset=data_args.dataset_name)
         test_result = None
         if test_rows is not None:
-            test_clips = VideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+            test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
             test_result = trainer.predict(trainer_dataset(test_clips))
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)

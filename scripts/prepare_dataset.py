@@ -33,8 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def report(name: str, annotations: Annotations, built: BuiltDataset) -> list[str]:
     """Return lines on the clips found, the videos missing and the known counts of the benchmark."""
     lines = compare_with_known(name, annotations)
-    for split, rows in built.splits.items():
-        lines.append(f"{split}: {len(rows):,} clips with their videos, {built.missing_clips[split]:,} without")
+    for split, missing in built.missing_clips.items():
+        present = len(built.splits[split]) if split in built.splits else 0
+        lines.append(f"{split}: {present:,} clips with their videos, {missing:,} without")
     names = built.missing_videos
     if names:
         more = ", ..." if len(names) > SHOWN_NAMES else ""

@@ -133,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": encoder,
         "features": str(args.features),
         "test_videos": len(videos),
+        "test_videos_total": split_settings(args.features, args.test_split)["num_rows"],
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_std": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         "largest_class": float(np.bincount(test.labels[first]).max() / len(videos)),
@@ -142,7 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     if best[1] is not None:
         save_classifier(best[1], encoder, config, args.output_dir)
-    print(f"test accuracy {results['test_accuracy_mean']:.4f} (largest class: {results['largest_class']:.4f})")
+    account = f"on {len(videos):,} of {results['test_videos_total']:,} videos"
+    print(
+        f"test accuracy {results['test_accuracy_mean']:.4f} {account} (largest class: {results['largest_class']:.4f})"
+    )
 
 
 if __name__ == "__main__":

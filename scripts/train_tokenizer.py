@@ -124,13 +124,15 @@ def main() -> None:
     train_clips, eval_clips = make_clips(
         data_args, processor, model.config.window_size, training_args.seed, training_args.output_dir
     )
+    collator = SelectionCollator(selection_args.selection, model.config.window_grid_size)
+    train_clips.noise_size = eval_clips.noise_size = collator.noise_size
     trainer = FSQMagViTTrainer(
         model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
         eval_dataset=trainer_dataset(eval_clips),
         processing_class=processor,
-        data_collator=SelectionCollator(selection_args.selection, model.config.window_grid_size),
+        data_collator=collator,
     )
     with train_clips.broken.reported():
         settings = (model_args, data_args, selection_args, train_clips.fingerprint())

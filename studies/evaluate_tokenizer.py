@@ -95,20 +95,19 @@ def train_fork(args: argparse.Namespace, selection: str, seed: int, folder: Path
         save_total_limit=1,
         report_to="none",
     )
+    clips = VideoClips(
+        select_split(rows, "train"),
+        processor,
+        window,
+        training=True,
+        sampling=FrameSampling(frame_stride=1),
+        augmentation=ClipAugmentation(args.min_crop_scale),
+        seed=seed,
+    )
+    collator = SelectionCollator([selection], model.config.window_grid_size)
+    clips.noise_size = collator.noise_size
     trainer = FSQMagViTTrainer(
-        model,
-        arguments,
-        train_dataset=VideoClips(
-            select_split(rows, "train"),
-            processor,
-            window,
-            training=True,
-            sampling=FrameSampling(frame_stride=1),
-            augmentation=ClipAugmentation(args.min_crop_scale),
-            seed=seed,
-        ),
-        processing_class=processor,
-        data_collator=SelectionCollator([selection], model.config.window_grid_size),
+        model, arguments, train_dataset=clips, processing_class=processor, data_collator=collator
     )
     train_and_save(trainer, dataset=args.dataset_name)
     return model
@@ -131,6 +130,7 @@ def judge(
     model.eval()
     grid_size = model.config.window_grid_size
     collate = SelectionCollator([selection], grid_size)
+    clips.noise_size = collate.noise_size
     figures: dict[str, dict[str, list[float]]] = {"all": {}, "moving": {}}
     loaders = DataLoader(clips, batch_size=batch_size, collate_fn=collate), DataLoader(twins or clips, batch_size)
     for batch, twin in zip(*loaders, strict=True):

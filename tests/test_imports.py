@@ -16,7 +16,7 @@ SOURCE = Path(transformers_lvmae.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "files": set(),
-    "command_line": {"files"},
+    "command_line": {"files", "models.credentials"},
     "data": {"models", "command_line"},
     "cost": {"models"},
     "sharing": {"models", "files"},

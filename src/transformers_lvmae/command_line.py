@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from .files import is_full_disk
+from .models.credentials import mask_credentials
 
 
 def is_within(value: float, interval: str) -> bool:
@@ -136,5 +137,5 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sentence = sentence_of(error)
         if sentence is None:
             raise
-        sys.exit(f"error: {sentence}")
+        sys.exit(f"error: {mask_credentials(sentence)}")
     sys.exit(code)

@@ -1,14 +1,18 @@
 """Small annotation files in the official formats of the benchmarks, from reading them to an evaluated model."""
 
 import csv
+import itertools
 import json
+import math
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from builders import load_script
 from datasets import ClassLabel, DatasetDict
@@ -80,6 +84,7 @@ def make_epic_kitchens(root: Path) -> Made:
         "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
         "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
     )
+    root.mkdir(exist_ok=True)
     verbs, nouns = ["take", "put"], ["tap", "spoon", "board:chopping"]
     for name, classes in {"verb": verbs, "noun": nouns}.items():
         rows = [[i, key, f"['{key}', '{key}-other']", "x"] for i, key in reversed(list(enumerate(classes)))]
@@ -175,9 +180,57 @@ def run(script: str, monkeypatch, *arguments: object) -> None:
     load_script(script).main()
 
 
+def naive_metrics(path: Path, columns: list[str]) -> dict[str, float]:
+    """The accuracies of a predictions file, row by row and pair by pair."""
+    rows = parquet.read_table(path).to_pylist()
+    hits: dict[str, list[bool]] = {}
+    recalls: dict[str, dict[int, list[bool]]] = {}
+    for row in rows:
+        scores = {column: row[f"{column}_probabilities" if len(columns) > 1 else "probabilities"] for column in columns}
+        ranked = {name: sorted(range(len(part)), key=lambda i: -part[i]) for name, part in scores.items()}
+        right: dict[str, object] = {name: row[name] for name in columns}
+        if len(columns) > 1:
+            pairs = itertools.product(*(range(len(part)) for part in scores.values()))
+            product = {pair: math.prod(part[i] for i, part in zip(pair, scores.values())) for pair in pairs}
+            ranked["action"] = sorted(product, key=lambda pair: -product[pair])  # type: ignore[assignment]
+            right["action"] = tuple(row[name] for name in columns)
+        for name, order in ranked.items():
+            prefix = f"{name}_" if len(columns) > 1 else ""
+            hits.setdefault(f"{prefix}accuracy", []).append(order[0] == right[name])
+            hits.setdefault(f"{prefix}top5_accuracy", []).append(right[name] in order[:5])
+            if name in columns:
+                classes = recalls.setdefault(f"{prefix}mean_class_accuracy", {})
+                classes.setdefault(row[name], []).append(order[0] == right[name])
+    metrics = {name: sum(found) / len(found) for name, found in hits.items()}
+    for name, classes in recalls.items():
+        metrics[name] = sum(sum(found) / len(found) for found in classes.values()) / len(classes)
+    return metrics
+
+
+def check_test_split(name: str, made: Made, evaluate: list[object], folder: Path, monkeypatch) -> None:
+    """A split without labels has predictions alone, and the benchmark's file is made of them."""
+    path = folder / "predictions.parquet"
+    run("evaluate_classifier", monkeypatch, *evaluate, "--split", "test", "--output_dir", folder, "--predictions", path)
+    (row,) = parquet.read_table(path).to_pylist()
+    assert [row[column] for column in made.classes] == [None] * len(made.classes)
+    assert not (folder / "results.json").exists()
+    if name == "epic_kitchens_100":
+        load_script("challenge").main(
+            ["epic_submission", str(path), str(folder / "test.zip"), "--sls_pt", "3", "--sls_tl", "3", "--sls_td", "3"]
+        )
+        with zipfile.ZipFile(folder / "test.zip") as file:
+            (segment,) = json.loads(file.read("test.json"))["results"].items()
+        assert segment[0] == "P01_101_0"
+        assert {part: len(scores) for part, scores in segment[1].items()} == {"verb": 2, "noun": 3, "action": 6}
+    elif name == "something_something_v2":
+        load_script("challenge").main(["ssv2_submission", str(path), str(folder / "test.csv")])
+        best = int(row["probabilities"][1] > row["probabilities"][0])
+        assert (folder / "test.csv").read_text() == f"1420;{best};{1 - best}\n"
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_prepare_fine_tune_evaluate(name, tmp_path, monkeypatch, capsys):
-    """Every official format goes all the way: dataset, one step of training, evaluation with views."""
+    """Every official format goes all the way: dataset, one step of training, evaluation with views, predictions and submissions."""
     (tmp_path / "made").mkdir()
     made = MAKERS[name](tmp_path / "made")
     data, model, results = tmp_path / "data", tmp_path / "model", tmp_path / "results"
@@ -216,17 +269,15 @@ def test_prepare_fine_tune_evaluate(name, tmp_path, monkeypatch, capsys):
         *("--config_overrides", json.dumps(TINY), "--max_steps", 1, "--per_device_train_batch_size", 2),
         *("--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true"),
     )
-    run(
-        "evaluate_classifier",
-        monkeypatch,
-        *("--model_name_or_path", model, "--dataset_name", data, "--label_column", columns),
-        *("--split", made.eval_split, "--output_dir", results, "--temporal_views", 2, "--spatial_views", 3),
-    )
+    evaluate = ["--model_name_or_path", model, "--dataset_name", data, "--label_column", columns]
+    evaluate += ["--temporal_views", 2, "--spatial_views", 3]
+    options = ["--split", made.eval_split, "--output_dir", results, "--predictions", results / "predictions.parquet"]
+    run("evaluate_classifier", monkeypatch, *evaluate, *options)
     written = json.loads((results / "results.json").read_text())
     assert written["clips"] == made.splits[made.eval_split] == sum(part["clips"] for part in written["by_length"])
-    prefixes = ["verb_", "noun_", "action_"] if len(made.classes) > 1 else [""]
-    for prefix in prefixes:
-        assert 0 <= written["metrics"][f"{prefix}accuracy"] <= written["metrics"][f"{prefix}top5_accuracy"] <= 1
+    assert written["metrics"] == pytest.approx(naive_metrics(results / "predictions.parquet", list(made.classes)))
+    if "test" in made.splits and made.eval_split != "test":
+        check_test_split(name, made, evaluate, tmp_path / "test", monkeypatch)
     config = json.loads((model / "config.json").read_text())
     assert len(config["id2label"]) == sum(map(len, made.classes.values()))
     assert ("label_sets" in config and config["label_sets"] is not None) == (len(made.classes) > 1)
@@ -421,6 +472,18 @@ def test_missing_videos_are_counted_and_named(tmp_path, monkeypatch, capsys):
     next(made.videos.rglob("_bcJuKJQ_s*.mp4")).unlink()
     with pytest.raises(SystemExit, match=r"Got none of the 2 videos of split 'train' .* '--GkrdYZ9Tc_000000_000010'"):
         run("prepare_dataset", monkeypatch, *arguments)
+
+
+def test_a_test_split_that_nobody_downloaded_is_left_out(tmp_path, monkeypatch, capsys):
+    made = make_epic_kitchens(tmp_path / "made")
+    next(made.videos.rglob("P01_101.MP4")).unlink()
+    data = tmp_path / "data"
+    arguments = ["epic_kitchens_100", "--annotations", made.annotations, "--videos", made.videos, "--output", data]
+    run("prepare_dataset", monkeypatch, *arguments)
+    printed = capsys.readouterr().out
+    assert "test: 1 annotated clips, NOT the published 13,092" in printed
+    assert "test: 0 clips with their videos, 1 without" in printed
+    assert list(load_video_dataset(data, label_column=["verb", "noun"])) == ["train", "validation"]
 
 
 def test_published_sizes_are_recognised(tmp_path):

@@ -7,16 +7,21 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import pytest
-from builders import write_gray_video
+from builders import ROOT, load_script, write_gray_video
 
-from transformers_lvmae.data import load_video_dataset, sources, video_files
+from transformers_lvmae import LVMAEConfig
+from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split, sources, video_files
+from transformers_lvmae.data.streams import VideoStream
 from transformers_lvmae.data.tables import AnnotationError
 from transformers_lvmae.data.video_files import VIDEO_ENDINGS
 from transformers_lvmae.models.video_io import decode_video
@@ -456,6 +461,12 @@ def test_what_is_wrong_is_refused(case, videos, tmp_path):
         load_video_dataset(tmp_path / name, label_column="label")
 
 
+@pytest.mark.parametrize("name", ["/nowhere/data", "a/b/c", "list.TXT", "", "s3://bucket/a.csv"])
+def test_a_path_that_does_not_exist_is_no_id_on_the_hub(name):
+    with pytest.raises(AnnotationError, match=rf"Got '{re.escape(name)}', expected a folder, list, table or pattern"):
+        load_video_dataset(name)
+
+
 @pytest.mark.parametrize("name", ["list.txt", "table.csv", "metadata.csv", "table.jsonl"])
 def test_text_that_is_not_utf_8_is_refused(name, videos, tmp_path):
     make = Maker(tmp_path, videos)
@@ -539,3 +550,44 @@ def test_classes_have_one_order_for_all_splits(videos, tmp_path):
             splits["test"].features["label"].names == splits["train"].features["label"].names == ["cat", "cow", "dog"]
         )
         assert [row["label"] for split in splits.values() for row in split] == [0, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["tar_shards", "parquet_shards", "classes", "several_files"])
+def test_streams_are_shuffled_shared_and_resumed(kind, videos, tmp_path):
+    name, expected = KINDS[kind](Maker(tmp_path, videos))
+    rows = load_video_dataset(name, label_column="label", streaming=True)["train"]
+    numbers = sorted(number for number, _ in expected["train"])
+    clips = VideoClips(rows, processor_for(LVMAEConfig(image_size=16, patch_size=8, num_frames=2)), 2, training=True)
+    stream = VideoStream(clips, buffer_size=2)
+    assert len(list(islice(stream, 2 * len(numbers)))) == 2 * len(numbers)
+    parts = [stream.shard(2, index).clips.rows for index in range(2)]
+    assert sorted(number_of_frame(row["video"]) for part in parts for row in part) == numbers
+    iterator = iter(rows)
+    first = number_of_frame(next(iterator)["video"])
+    state = rows.state_dict()
+    again = load_video_dataset(name, label_column="label", streaming=True)["train"]
+    again.load_state_dict(state)
+    assert sorted([first, *(number_of_frame(row["video"]) for row in again)]) == numbers
+
+
+def test_the_documents_name_all_endings():
+    text = (ROOT / "docs" / "own_videos.md").read_text(encoding="utf-8")
+    listed = re.search(r"are videos, in small letters or capitals: ([\w,\s]+)\.", text)
+    assert {f".{ending}" for ending in re.split(r",\s+", listed[1])} == VIDEO_ENDINGS
+
+
+def test_a_split_without_labels_is_refused_where_labels_are_needed(videos, tmp_path, monkeypatch):
+    """Fine-tuning stops before it makes a model."""
+    make = Maker(tmp_path, videos)
+    name, _ = an_unlabelled_test_folder(make)
+    splits = load_video_dataset(name, label_column="label")
+    assert len(select_split(splits, "test")) == 1
+    with pytest.raises(ValueError, match="Got split 'test' without labels, expected the column 'label'"):
+        select_split(splits, "test", label_column="label")
+    for options, message in (
+        (["--dataset_name", str(name), "--eval_split", "test"], "Got split 'test' without labels"),
+        (["--dataset_name", str(tmp_path / "train" / "cat"), "--eval_split", "train"], "not in folders of classes"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "run")])
+        with pytest.raises((ValueError, SystemExit), match=message):
+            load_script("finetune").main()

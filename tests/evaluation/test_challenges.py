@@ -140,7 +140,7 @@ def test_rows_that_cannot_be_submitted_are_named(segments, tmp_path):
         ({"narration_id": "P01_4"}, r"Got 1 rows with a repeated narration_id .*\(P01_4\)"),
     ]:
         save([row if number != 3 else {**row, **change} for number, row in enumerate(segments)], path)
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ValueError, match=message):
             load_script("challenge").main(
                 ["epic_submission", str(path), "x", "--sls_pt", "1", "--sls_tl", "1", "--sls_td", "1"]
             )

@@ -1,5 +1,6 @@
 """Frozen features: a naive loop over files, sliding clips, shards that survive a kill, several processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,8 +17,9 @@ from builders import CLIPS, SCRIPTS, load_script, tiny_config
 from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
-from transformers_lvmae.data import load_video_dataset, processor_for
+from transformers_lvmae.data import TooManyBrokenVideos, load_video_dataset, processor_for
 from transformers_lvmae.evaluation.features import TokenFeatures, load_features, sliding_segments
+from transformers_lvmae.models.video_seeking import VideoReadError
 
 
 extract = load_script("extract_features").main
@@ -158,6 +160,58 @@ def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
         TokenFeatures(tmp_path, "test")
     with pytest.raises(ValueError, match=r"Got split 'train' .* expected one of \['test'\]"):
         load_features(tmp_path, "train")
+
+
+@pytest.fixture
+def partly_broken(tmp_path):
+    """Eight test videos, of which the first, the fourth and the fifth cannot be read."""
+    folder = tmp_path / "partly_broken"
+    shutil.copytree(CLIPS / "test", folder / "test")
+    for number in (0, 3, 4):
+        (folder / "test" / f"clip_{number:05d}.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--clip_seconds", "0.5", "--num_workers", "1"]])
+def test_videos_that_cannot_be_read_are_missing_by_number_and_named(options, checkpoint, partly_broken, tmp_path):
+    """Shards of one row, so that some are empty, and of three."""
+    options = ["--splits", "test", "--batch_size", "2", *options]
+    extract([str(checkpoint), str(CLIPS), str(tmp_path / "whole"), *options])
+    whole = load_features(tmp_path / "whole", "test")
+    kept = whole.filter(lambda row: row["row"] not in (0, 3, 4))
+    assert 5 <= len(kept) < len(whole)
+    for size in ("1", "3"):
+        output = tmp_path / size
+        extract([str(checkpoint), str(partly_broken), str(output), "--shard_size", size, *options])
+        found = load_features(output, "test")
+        assert found["row"][:] == kept["row"][:]
+        assert found["label"][:] == kept["label"][:]
+        read = datasets.load_dataset("parquet", data_files=str(output / "test-*.parquet"))["train"]
+        assert read["row"][:] == kept["row"][:]
+        np.testing.assert_allclose(found["features"][:], kept["features"][:], rtol=1e-5, atol=1e-6)
+        named = json.loads((output / "broken_videos.json").read_text())
+        assert [Path(name).name for name in named] == [f"clip_{number:05d}.mp4" for number in (0, 3, 4)]
+    tokens = tmp_path / "tokens"
+    extract([str(checkpoint), str(partly_broken), str(tokens), "--shard_size", "1", "--tokens", *options])
+    means = torch.stack(
+        [item["tokens"].mean(dim=0) for item in map(TokenFeatures(tokens, "test").__getitem__, range(len(kept)))]
+    )
+    np.testing.assert_allclose(means, kept["features"][:], atol=2e-3)
+    with pytest.raises(ValueError, match=r"expected one of \['test'\]"):
+        load_features(output, "train")
+
+
+def test_extraction_stops_at_too_many_or_at_the_first(checkpoint, tmp_path):
+    table = tmp_path / "table.csv"
+    videos = [str(CLIPS / "test" / "clip_00000.mp4"), *[str(tmp_path / f"none_{number}.mp4") for number in range(12)]]
+    table.write_text("\n".join(["video", *videos]) + "\n")
+    options = ["--shard_size", "4", "--batch_size", "4"]
+    with pytest.raises(TooManyBrokenVideos, match=r"Got 11 unreadable videos of the 12 .* raise max_broken_share"):
+        extract([str(checkpoint), str(table), str(tmp_path / "some"), *options])
+    with pytest.raises(VideoReadError, match=r"none_0\.mp4"):
+        extract([str(checkpoint), str(table), str(tmp_path / "raise"), "--on_error", "raise", *options])
+    extract([str(checkpoint), str(table), str(tmp_path / "all"), "--max_broken_share", "1", *options])
+    assert load_features(tmp_path / "all", "train")["row"][:] == [0]
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def test_from_videos_to_a_classifier(tmp_path):
         options = ["--seeds", "2", "--num_train_epochs", "1"]
         probe([kind, str(tmp_path / name), str(tmp_path / kind), *options])
         results = json.loads((tmp_path / kind / "results.json").read_text())
-        assert results["test_videos"] == 8
+        assert results["test_videos"] == results["test_videos_total"] == 8
         accuracies = [seed["test_accuracy"] for seed in results["seeds"]]
         assert results["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
         assert results["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))

@@ -1,7 +1,11 @@
 """Model cards: the metadata for the Hub, the cards of a run, and cards changed by hand, which are never overwritten."""
 
+import ast
+import html
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,13 @@ from peft import LoraConfig, get_peft_model
 
 from transformers_lvmae import LVMAEClassificationArguments, LVMAEClassificationTrainer, LVMAEForVideoClassification
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
-from transformers_lvmae.sharing.model_card import ModelCardFacts, command_line, may_write_card, write_model_card
+from transformers_lvmae.sharing.model_card import (
+    ModelCardFacts,
+    command_line,
+    may_write_card,
+    one_line,
+    write_model_card,
+)
 from transformers_lvmae.training.base import train_and_save
 
 
@@ -86,6 +96,71 @@ def test_the_command_is_what_a_shell_takes_without_the_token():
     arguments = ["a.py", "--hub-token=hf_x", "--push_to_hub", "--push_to_hub_token", "hf_x"]
     assert command_line(arguments, num_processes=4) == "accelerate launch --num_processes 4 a.py --push_to_hub"
     assert command_line(["-c"]) is None
+
+
+def test_the_command_has_no_passwords():
+    arguments = [
+        "a.py",
+        "--dataset_name",
+        "https://user:secret@host/x?sig=secret",
+        "--api-key",
+        "secret",
+        "--seed",
+        "1",
+    ]
+    assert command_line(arguments) == "python a.py --dataset_name 'https://***@host/x?sig=***' --seed 1"
+    arguments = ["a.py", "--password=secret", "--x", "hf_AbCdEfGhIjKlMnOpQrSt"]
+    assert command_line(arguments) == "python a.py --x '***'"
+
+
+NASTY = [
+    "two\n---\nlicense: evil\n---\nlines",
+    "a | b <script>alert(1)</script> & [link](http://evil) `code` *bold*",
+    "key: [value, {x",
+    "quote \" and ' and \\ and \x00 and \u2028 end",
+    "{{ 7 * 7 }} {% raw %} #x",
+    "https://user:secret@host/x",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+@pytest.mark.parametrize("library", ["transformers", "peft"])
+def test_names_cannot_break_a_card(name, library, tmp_path):
+    command = f"python a.py --name '{name}'\n```\n<b>"
+    facts = replace(
+        FACTS,
+        model_name=name,
+        finetuned_from=name,
+        dataset=name,
+        command=command,
+        hyperparameters={name: name},
+        results={"eval": {f"eval_{name}": 0.5}},
+        library_name=library,
+    )
+    assert write(tmp_path, facts)
+    text = (tmp_path / "README.md").read_text()
+    assert "secret" not in text
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0"
+    shown = one_line(name)
+    assert card.data.model_name == shown
+    (result,) = card.data.eval_results
+    assert result.metric_value == 0.5
+    outside = re.sub(r"(?ms)^(````*)(\w*)\n.*?^\1$", "", card.text)  # without blocks of code
+    assert outside.count("```") == 0
+    assert "<script>" not in outside
+    assert "<b>" not in outside
+    assert re.search(r"(?<!\\)\]\(http", outside) is None
+    # What a reader sees is the name.
+    seen = html.unescape(re.sub(r"\\([\\`*\[\]|])", r"\1", outside))
+    assert f"# {shown}\n" in seen
+    assert f"| {shown} | {shown} |" in seen
+    tables = [line for line in outside.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in tables} == {3, 4}
+    if library == "peft":
+        code = card.text.split("```python\n")[1].split("\n```")[0]
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert shown in [node.value for node in calls]
 
 
 def make_trainer(folder, model=None, **arguments):

@@ -12,6 +12,7 @@ from transformers_lvmae import LVMAEModel
 from transformers_lvmae.targets.flow import flow_estimator
 from transformers_lvmae.targets.token_scores import (
     UNLEARNED,
+    SelectionCollator,
     everest,
     frame_difference,
     optical_flow,
@@ -196,3 +197,24 @@ def test_cells_of_a_part_of_a_slot_and_random_tokens_are_drawn_evenly():
     assert partly[:4].sum() == 4000
     assert (partly[:4] - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
     assert (anywhere - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
+
+
+def test_a_selection_is_drawn_from_the_clips_noise():
+    collate = SelectionCollator(["learned", "random", "uniform"], (2, 2, 2))
+    assert (collate.noise_size, SelectionCollator(["motion"], (2, 2, 2)).noise_size) == (9, 0)
+    clip = {"pixel_values_videos": torch.rand(4, 3, 8, 8)}
+    seen = []
+    for choice in (0.1, 0.5, 0.9):
+        noise = torch.rand(2, 9)
+        noise[0, -1] = choice
+        state = torch.get_rng_state()
+        batch = collate([{**clip, "noise": numbers} for numbers in noise])
+        assert torch.equal(torch.get_rng_state(), state)  # nothing else is drawn
+        assert "noise" not in batch
+        seen.append(batch.get("importance_scores"))
+    assert seen[0] is None
+    torch.testing.assert_close(
+        seen[2] % 1, noise[:, :-1], rtol=0, atol=1e-6
+    )  # uniform frames: whole slots, and noise within
+    with pytest.raises(ValueError, match="Got clips with 0 random numbers, expected 9 for selection"):
+        collate([clip])

@@ -13,7 +13,13 @@ import torch
 from builders import CLIPS, SCRIPTS, load_script, tiny_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+    default_data_collator,
+    pipeline,
+)
 
 from transformers_lvmae import (
     LVMAEClassificationArguments,
@@ -23,7 +29,14 @@ from transformers_lvmae import (
     LVMAEForVideoClassification,
 )
 from transformers_lvmae.command_line import CommandLine
-from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for
+from transformers_lvmae.data import (
+    ByteVideoClips,
+    ClipAugmentation,
+    VideoClips,
+    VideoReading,
+    load_video_dataset,
+    processor_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +279,32 @@ def test_augmentation_options_reach_the_clips(script):
     assert clips.erase.p == 0.25
     assert clips.crop.scale == (0.5, 1.0)
     assert clips.augmentation.horizontal_flip
+
+
+def test_clips_travel_as_bytes_and_give_the_same_pixels(tmp_path):
+    """With RandAugment, random erasing and two clips a video; a batch has about a quarter of the bytes."""
+    rows = load_video_dataset(CLIPS, label_column="label")["train"].select(range(6))
+    config = tiny_config()
+    augmentation = ClipAugmentation(0.5, (), True, 2, 7, 0.5)
+    options = {
+        "training": True,
+        "augmentation": augmentation,
+        "reading": VideoReading(num_clips=2),
+        "label_column": "label",
+    }
+    args = LVMAEClassificationArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    sent, batches = [], []
+    for kind in (VideoClips, ByteVideoClips):
+        clips = kind(rows, processor_for(config), config.num_frames, **options)
+        trainer = LVMAEClassificationTrainer(
+            LVMAEForVideoClassification(config), args, train_dataset=clips, processing_class=clips.processor
+        )
+        batch = default_data_collator(clips.__getitems__(list(range(6))))
+        sent.append(sum(value.nbytes for value in batch.values()))
+        batches.append(trainer._prepare_inputs(batch))
+    floats, restored = batches
+    assert restored.keys() == floats.keys()
+    assert torch.equal(restored["labels"], floats["labels"])
+    assert torch.equal(restored["pixel_values_videos"], floats["pixel_values_videos"])
+    assert len({float(clip[0, 0, 0, 0]) for clip in floats["pixel_values_videos"]}) > 3
+    assert sent[1] < 0.4 * sent[0]  # 0.25 and the noise of 8 frames

@@ -318,7 +318,7 @@ def test_the_script_hands_the_options_to_model_clips_and_trainer(tmp_path, monke
     options += ["--encoder_mask", "random", "--decoder_mask", "everest", "--target_type", "latents"]
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *options])
     script, made = load_script("pretrain"), []
-    monkeypatch.setattr(script, "train_and_save", lambda trainer, **facts: made.append(trainer))
+    monkeypatch.setattr(script, "train_and_save", lambda trainer, *settings, **facts: made.append(trainer))
     script.main()
     (trainer,) = made
     config = trainer.model.config

@@ -139,13 +139,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(stage, splits, tmp_path):
     assert (tmp_path / "resumed" / "video_preprocessor_config.json").exists()
 
 
-def test_a_finished_run_started_again_keeps_its_results(splits, tmp_path):
-    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+@pytest.mark.parametrize("length", [{"max_steps": 2}, {"max_steps": 3}, {"num_train_epochs": 1.5}])
+def test_a_finished_run_started_again_keeps_its_results(length, splits, tmp_path):
+    """Also where it ends within an epoch of two steps."""
+    options = {"save_strategy": "steps", "save_steps": 1, **length}
     train_and_save(make_trainer("classification", splits, tmp_path, **options))
     before = json.loads((tmp_path / "train_results.json").read_text())
     assert before["train_loss"] > 0
-    train_and_save(make_trainer("classification", splits, tmp_path, **options))
+    trained = load_file(tmp_path / "model.safetensors")
+    again = make_trainer("classification", splits, tmp_path, **options)
+    train_and_save(again)
     assert json.loads((tmp_path / "train_results.json").read_text()) == before
+    assert_same(load_file(tmp_path / "model.safetensors"), trained)
+    assert again.state.global_step == max(2, math.ceil(length.get("max_steps", 3)))
 
 
 def test_epochs_draw_new_clips(splits, tmp_path):

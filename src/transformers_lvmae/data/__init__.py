@@ -7,7 +7,7 @@ from typing import Any
 
 from .arguments import VideoDataArguments
 from .broken_videos import TooManyBrokenVideos, read_broken_videos, report_broken_videos
-from .clips import ImageClips, MaskedVideoClips, VideoClips, VideoReading, processor_for
+from .clips import ByteVideoClips, ImageClips, MaskedVideoClips, VideoClips, VideoReading, processor_for
 from .datasets import load_image_dataset, load_video_dataset, select_split
 from .frame_sampling import FrameSampling
 from .transforms import ClipAugmentation
@@ -23,6 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "ByteVideoClips",
     "ClipAugmentation",
     "FrameSampling",
     "ImageClips",

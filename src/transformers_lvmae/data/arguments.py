@@ -55,8 +55,9 @@ class VideoDataArguments(VideoAccessArguments):
 
     dataset_name: str = field(
         metadata={
-            "help": "A folder of videos, a list (.txt) or table (.csv, .parquet, .jsonl) of videos, several lists or tables as "
-            "train=A,validation=B, a folder that save_to_disk wrote, or a dataset id on the Hub."
+            "help": "A folder of videos or of shards (.tar, .parquet, ...), a pattern such as 'data/*.mp4', a list (.txt) or table "
+            "(.csv, .tsv, .parquet, .jsonl, ...) of videos, several of these as train=A,validation=B, a folder that save_to_disk wrote, "
+            "or a dataset id on the Hub."
         }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})

@@ -46,18 +46,23 @@ class BrokenVideos:
         if video not in self._named:
             self._named.add(video)
             self._write({"video": video, "fault": str(fault)})
+        self.check(fault)
+
+    def check(self, fault: Exception | None = None) -> None:
+        """Raise TooManyBrokenVideos if `failed` is more than `max_share` of `tried`. The message ends with the last fault."""
         if self.failed > self.max_share * max(self.tried, FEWEST_TRIED):
+            last = "" if fault is None else f" The last one: {fault}"
             account = "" if self.folder is None else f" All are named in {self.folder}."
             raise TooManyBrokenVideos(
                 f"Got {self.failed} unreadable videos of the {self.tried} that this process tried, expected at most a share of "
-                f"{self.max_share}: repair or remove them, or raise max_broken_share. The last one: {fault}{account}"
+                f"{self.max_share}: repair or remove them, or raise max_broken_share.{last}{account}"
             ) from fault
 
     def note(self, video: str, fault: str | None) -> None:
-        """Record, once, a video that is used although it seems to be truncated; None is no fault."""
+        """Record, once, a video that is used although it seems to be truncated or damaged; None is no fault."""
         if fault is not None and video not in self._named:
             self._named.add(video)
-            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated: {fault}."})
+            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated or damaged: {fault}."})
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -92,7 +97,7 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
         path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
         faults = "\n".join(broken.values())
         logger.warning(
-            f"{len(broken)} videos cannot be read or seem truncated. In place of one that cannot be read, training took another; "
+            f"{len(broken)} videos cannot be read, or seem to be truncated or damaged. In place of one that cannot be read, training took another; "
             f"evaluation left it out ({path}):\n{faults}"
         )
     return broken

@@ -4,6 +4,7 @@ All random draws of a row (start of the clip, crop, masks) are seeded with (seed
 number of workers and processes, and a resumed run sees the same clips as an uninterrupted one.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,8 @@ class VideoClips(Dataset):
     """
 
     as_bytes: ClassVar[bool] = False  # whether items have uint8 pixels, neither rescaled nor normalized
+    erases_later: ClassVar[bool] = False  # whether items with uint8 pixels have the boxes of random erasing beside them
+    noise_size: int = 0  # how many uniform random numbers in [0, 1) an item has as `noise`
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class VideoClips(Dataset):
         self.crop = self.augmentation.crop((processor.crop_size["height"], processor.crop_size["width"]))
         self.recolor = self.augmentation.recolor(processor.image_mean)
         self.erase = self.augmentation.erase()
-        if self.as_bytes and self.erase is not None:
+        if self.as_bytes and self.erase is not None and not self.erases_later:
             raise ValueError(
                 f"Got random_erasing_prob={self.augmentation.random_erasing_prob} for uint8 clips, expected 0: the boxes are noise "
                 "in normalized pixels."
@@ -255,13 +258,28 @@ class VideoClips(Dataset):
         """Make an item from a row and one of its clips (T, C, H, W), uint8; draws RandAugment and random erasing."""
         if self.recolor is not None:
             clip = self.recolor(clip)
-        pixels = clip if self.as_bytes else to_pixels(clip, self.processor)
-        item: dict[str, Any] = {"pixel_values_videos": pixels if self.erase is None else self.erase(pixels)}
+        item: dict[str, Any] = {"pixel_values_videos": clip if self.as_bytes else to_pixels(clip, self.processor)}
+        if self.erase is not None and self.as_bytes:
+            item["erasing_noise"] = self.erase(torch.full_like(clip[0], math.nan, dtype=torch.float32))
+        elif self.erase is not None:
+            item["pixel_values_videos"] = self.erase(item["pixel_values_videos"])
         if isinstance(self.label_column, str):
             item["labels"] = row[self.label_column]
         elif self.label_column is not None:
             item["labels"] = [row[column] for column in self.label_column]
+        if self.noise_size:
+            item["noise"] = torch.rand(self.noise_size)
         return item
+
+
+class ByteVideoClips(VideoClips):
+    """Clips for fine-tuning, whose items are a quarter as large: [`LVMAEClassificationTrainer`] normalizes their uint8 pixels.
+
+    With random erasing, an item has `erasing_noise` (C, H, W), too: normalized pixels for all frames, NaN where the clip keeps its own.
+    """
+
+    as_bytes = True
+    erases_later = True
 
 
 class ImageClips(VideoClips):

@@ -7,13 +7,15 @@ finds files and what their folders say, `tables` reads text, and `sources` makes
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from .sources import Rows, check_segments, load_files, load_tables, replace_column
+from ..models.video_seeking import VideoReadError
+from .sources import TABLES, Rows, check_segments, load_files, load_tables, replace_column
 from .tables import AnnotationError, label_name, segment, sorted_names
 from .video_files import find_files, match_files
 
@@ -111,6 +113,10 @@ def _load_splits(
         splits = {"train": datasets.Dataset.load_from_disk(name)}
     elif os.path.isdir(name) or glob.has_magic(name):
         return _load_folder(name, None, video_column, labels, streaming)
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or os.path.splitext(name)[1].lower() in TABLES:
+        raise AnnotationError(
+            f"Got {name!r}, expected a folder, list, table or pattern that exists, or an id on the Hub: correct the path."
+        )
     else:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     for split, rows in splits.items():
@@ -216,8 +222,8 @@ def _labels(rows: Rows, column: str, name: str) -> list[str | None]:
             return list(names)
         return [label_name(name, label) for label in {row[column] for row in rows.select_columns(column)}]
     if names is not None:
-        return [None if label is None or label < 0 else names[label] for label in rows[column]]
-    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column], start=1)]
+        return [None if label is None or label < 0 else names[label] for label in rows[column][:]]
+    return [label_name(f"row {number} of {name}", label) for number, label in enumerate(rows[column][:], start=1)]
 
 
 def _numbered(rows: Rows, column: str, labels: list[str | None], names: list[str]) -> Rows:
@@ -236,10 +242,18 @@ def _number(row: dict[str, Any], column: str, numbers: dict[str, int], old: list
     return {column: numbers[str(label_name("a row of the stream", label))]}
 
 
-def select_split(splits: Any, split: str, max_samples: int | None = None) -> Any:
-    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist."""
+def select_split(
+    splits: Any, split: str, max_samples: int | None = None, label_column: str | Sequence[str] | None = None
+) -> Any:
+    """Return a split, or its first `max_samples` rows; raises ValueError if the split does not exist, or lacks a column of labels."""
     if split not in splits:
         raise ValueError(f"Got split {split!r}, expected one of {sorted(splits)}: name one that the dataset has.")
+    for column in [label_column] if isinstance(label_column, str) else label_column or ():
+        if column not in (splits[split].column_names or (column,)):
+            raise ValueError(
+                f"Got split {split!r} without labels, expected the column {column!r}: name a split that has labels. Test splits of "
+                "benchmarks have none."
+            )
     rows = splits[split]
     if max_samples is None:
         return rows
@@ -270,6 +284,9 @@ def segment_of(row: dict[str, Any]) -> tuple[float | None, float | None]:
     """Return `start` and `end` of a row in seconds, None for the video's own. An empty cell of a table may be None or NaN.
 
     Raises:
-        AnnotationError: a time is negative or no time, or the end is not after the start.
+        VideoReadError: a time is negative or no time, or the end is not after the start.
     """
-    return segment("a row of the dataset", row.get("start"), row.get("end"))
+    try:
+        return segment("a row of the dataset", row.get("start"), row.get("end"))
+    except AnnotationError as error:
+        raise VideoReadError(str(error)) from None

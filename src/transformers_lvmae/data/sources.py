@@ -120,7 +120,9 @@ def _load_described(
             raise AnnotationError(
                 f"Got columns {rows.column_names} in {found.root / name}, expected 'file_name': add it."
             )
-        files += [_described_file(found, matched, name, file, place(number)) for number, file in enumerate(rows[key])]
+        files += [
+            _described_file(found, matched, name, file, place(number)) for number, file in enumerate(rows[key][:])
+        ]
         tables.append(rows.rename_column(key, video_column))
     joined = datasets.concatenate_datasets(tables)
     named = dict.fromkeys(name for name in files if name is not None)
@@ -302,7 +304,7 @@ def _lift_json(sample: dict[str, Any]) -> dict[str, Any]:
 
 def check_segments(rows: datasets.Dataset, name: str) -> None:
     """Check `start` and `end` of all rows; raises AnnotationError with the number of the wrong row."""
-    times = [list(rows[column]) if column in rows.column_names else [None] * len(rows) for column in ("start", "end")]
+    times = [rows[column][:] if column in rows.column_names else [None] * len(rows) for column in ("start", "end")]
     for number, (start, end) in enumerate(zip(*times), start=1):
         segment(f"row {number} of {name}", start, end)
 
@@ -313,7 +315,7 @@ def _resolved(rows: Rows, column: str, folder: Path) -> Rows:
         return rows  # bytes need no path; if the column is missing, the caller raises
     options = {"column": column, "folder": str(folder.absolute())}
     if isinstance(rows, datasets.Dataset):
-        paths = [_absolute(video, number, **options) for number, video in enumerate(rows[column])]
+        paths = [_absolute(video, number, **options) for number, video in enumerate(rows[column][:])]
         return replace_column(rows, column, paths, datasets.Value("string"))
     features = datasets.Features({**rows.features, column: datasets.Video(decode=False)})
     return rows.map(_resolve, fn_kwargs=options, features=features, with_indices=True)

@@ -2,6 +2,8 @@
 
 A split is cut into shards of consecutive rows. A file gets its final name when it is complete, and a shard's Parquet file comes
 last. So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
+
+A video that cannot be read has no features; its number is missing in the column `row`.
 """
 
 import json
@@ -15,15 +17,19 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
 from ..models.video_io import decode_video, video_name
+from ..models.video_seeking import VideoReadError
 
 
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
@@ -46,17 +52,29 @@ def sliding_segments(start: float, end: float, clip_seconds: float, stride_secon
 
 
 def sliding_rows(
-    rows: Iterable[dict[str, Any]], clip_seconds: float, stride_seconds: float, video_column: str = "video"
+    rows: Iterable[dict[str, Any]],
+    clip_seconds: float,
+    stride_seconds: float,
+    video_column: str = "video",
+    broken: BrokenVideos | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row for each clip of each row, with the clip's `start` and `end` ([`sliding_segments`]). Lengths are read from the files.
 
-    A length or stride that is not positive, and a video of unknown frame rate, raise ValueError.
+    A length or stride that is not positive, and a video of unknown frame rate, raise ValueError. A video that cannot be
+    read raises VideoReadError; with `broken`, it is recorded there and has no clips.
     """
     clips = []
     for row in rows:
         first, end = segment_of(row)
         start = first or 0.0
-        metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
+        try:
+            metadata = decode_video(row[video_column], lambda metadata: [0], start=first, end=end)[1]
+        except VideoReadError as error:
+            if broken is None:
+                raise
+            broken.tried += 1
+            broken.add(video_name(row[video_column]), error)
+            continue
         if metadata.duration is None:
             raise ValueError(
                 f"Got {video_name(row[video_column])} of unknown frame rate, expected a known one, which gives the length: re-encode it."
@@ -129,12 +147,14 @@ def encode_clips(
     batch_size: int = 1,
     num_workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Compute the features of each batch of clips, in the order of the clips: after the final norm, on the CPU.
+
+    Yields the features of the n clips of a batch that can be read, and whether each clip can be read (B,).
 
     Args:
         model: [`LVMAEModel`], on its device.
-        pool: return the mean of the tokens, float32 (B, D); otherwise all tokens, float16 (B, N, D). Features that are not finite,
+        pool: return the mean of the tokens, float32 (n, D); otherwise all tokens, float16 (n, N, D). Features that are not finite,
             for example too large for float16, raise ValueError.
         autocast: makes the context of the forward pass: `accelerator.autocast`.
     """
@@ -142,13 +162,14 @@ def encode_clips(
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
         with autocast():
             tokens = model(batch["pixel_values_videos"].to(model.device)).last_hidden_state
-        features = tokens.float().mean(dim=1) if pool else tokens.half()
+        readable = batch.get("is_readable", torch.ones(len(tokens))).bool()
+        features = (tokens.float().mean(dim=1) if pool else tokens.half())[readable.to(tokens.device)]
         if not features.isfinite().all():
             raise ValueError(
-                f"Got features up to {tokens.abs().max().item():.3g}, expected finite numbers below 65,504: extract clip features "
+                f"Got features up to {features.abs().max().item():.3g}, expected finite numbers below 65,504: extract clip features "
                 "instead of tokens, or without mixed precision."
             )
-        yield features.cpu()
+        yield features.cpu(), readable
 
 
 def save_shard(
@@ -190,7 +211,7 @@ def split_settings(folder: str | os.PathLike, split: str) -> dict[str, Any]:
     """Read the settings of a split's features (`model`, `dataset_name`, ...); raises ValueError if the split does not exist."""
     path = Path(folder) / f"{split}.json"
     if not path.exists():
-        known = sorted(item.stem for item in Path(folder).glob("*.json"))
+        known = sorted(item.stem for item in Path(folder).glob("*.json") if item.stem != "broken_videos")
         raise ValueError(f"Got split {split!r} of {folder}, expected one of {known}: extract its features first.")
     return json.loads(path.read_text())
 
@@ -211,8 +232,9 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
     """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`; raise ValueError if shards are missing."""
     files = open_split(folder, split)
-    paths = [str(files.path(shard)) for shard in range(files.num_shards)]
-    return datasets.concatenate_datasets([datasets.Dataset.from_parquet(path, keep_in_memory=True) for path in paths])
+    # `Dataset.from_parquet` refuses a shard without rows, of which no video could be read.
+    tables = [parquet.read_table(files.path(shard)) for shard in range(files.num_shards)]
+    return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.concat_tables(tables)))
 
 
 class TokenFeatures(Dataset):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from ..models.configuration_lvmae import LVMAEConfig
+from ..models.video_sources import video_name
 from .features import is_scalar, write_aside
 from .views import Predictions, VideoViews, labels_of
 
@@ -45,7 +46,7 @@ def write_predictions(
     path_column = f"{video_column}.path"
     paths = rows.select_columns([video_column]).flatten().select_columns([path_column]).with_format("arrow")[:]
     schema: dict[str, Any] = {"video": datasets.Value("string")}
-    columns: dict[str, list[Any]] = {"video": [path or "<bytes>" for path in paths[path_column].to_pylist()]}
+    columns: dict[str, list[Any]] = {"video": [video_name(path or b"") for path in paths[path_column].to_pylist()]}
     for time in ("start", "end"):
         schema[time] = datasets.Value("float64")
         columns[time] = list(rows[time]) if time in rows.column_names else [None] * total

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
 from ..models.configuration_lvmae import LVMAEConfig
+from ..models.credentials import mask_credentials
 from .accuracy import predicts, ranks, topk_accuracies
 from .views import Predictions
 
@@ -139,7 +140,8 @@ def draw_confusion_matrix(path: str | os.PathLike, counts: np.ndarray, names: Se
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=9)
+    for text in (axes.set_title(title, fontsize=9), *axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_parse_math(False)  # a "$" in a name is a dollar
     figure.savefig(path)
 
 
@@ -178,6 +180,7 @@ def write_evaluation(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    about = {name: mask_credentials(value) if isinstance(value, str) else value for name, value in about.items()}
     total, predicted = predictions.num_rows, len(predictions.probabilities)
     predictions = predictions.labelled()
     metrics = accuracies(predictions, config)

@@ -9,6 +9,7 @@ One video is one conversation. The caller sends what to open, and the process an
 numbers, and the process answers with blocks of frames. In between, the process may ask for bytes of a file object that the caller holds.
 """
 
+import io
 import mmap
 import os
 import signal
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -72,9 +74,9 @@ class Opening:
     block_bytes: int = BLOCK_BYTES
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facts:
-    """What is known about an open video, as in [`VideoReader`]."""
+    """What is known about an open video, as in [`VideoReader`]. `fault` is complete after the last frame."""
 
     total: int
     fps: float | None
@@ -83,19 +85,35 @@ class Facts:
     fault: str | None
 
 
-def open_regular_file(path: str, folders: tuple[str, ...] | None = None) -> Any:
-    """Open a file to read bytes; raises VideoReadError for a pipe, a device, a folder, and for a file outside of `folders`."""
-    real = Path(os.path.realpath(path))
-    if folders is not None and not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
-        raise VideoReadError(
-            f"got a file outside of {', '.join(folders)}, expected it there: move it, or do not confine the rows."
-        )
-    # Without O_NONBLOCK, opening a pipe would wait for its writer.
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise VideoReadError("got a folder, a pipe or a device, expected a regular file: name the video's file.")
-    return os.fdopen(file, "rb", buffering=0)
+class LocalFile(io.FileIO):
+    """A file that is read without a buffer, because FFmpeg has its own.
+
+    Args:
+        folders: with these, the file must lie in one of them, also after links are followed.
+
+    Raises:
+        VideoReadError: a pipe, a device, a folder, or a file outside of `folders`.
+    """
+
+    def __init__(self, path: str, folders: tuple[str, ...] | None = None):
+        real = Path(os.path.realpath(path))
+        if folders is not None and not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
+            raise VideoReadError(
+                f"got a file outside of {', '.join(folders)}, expected it there: move it, or do not confine the rows."
+            )
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise VideoReadError("got a folder, a pipe or a device, expected a regular file: name the video's file.")
+        super().__init__(descriptor, "rb")
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As damaged files ask for places before the first byte: refuse with -1, as FFmpeg expects."""
+        try:
+            return super().seek(offset, whence)
+        except OSError:
+            return -1
 
 
 def as_shown(pixels: np.ndarray, display_matrix: Any) -> np.ndarray:
@@ -115,14 +133,18 @@ def as_shown(pixels: np.ndarray, display_matrix: Any) -> np.ndarray:
 
 
 class FrameSource:
-    """An open video: its facts, and its frames as players show them, with the display rotation."""
+    """An open video: its facts, and its frames as players show them, with the display rotation.
 
-    def __init__(self, opening: Opening, file: Any):
+    Args:
+        errors: as for [`VideoReader`].
+    """
+
+    def __init__(self, opening: Opening, file: Any, errors: Sequence[tuple[int, str, str]] = ()):
         self.block_bytes = opening.block_bytes
-        file = open_regular_file(opening.path, opening.folders) if opening.path is not None else file
+        file = LocalFile(opening.path, opening.folders) if opening.path is not None else file
         if file.seek(0, os.SEEK_END) == 0:
             raise VideoReadError("got 0 bytes, expected a video file: download it again or remove it.")
-        self.reader = reader = VideoReader(file, opening.start, opening.end)
+        self.reader = reader = VideoReader(file, opening.start, opening.end, errors)
         self.facts = Facts(reader.total, reader.fps, reader.width, reader.height, reader.fault)
 
     def blocks(self, numbers: Sequence[int], room: Callable[[int], Any]) -> Iterator[Block]:
@@ -154,6 +176,7 @@ class FrameSource:
             block[len(held)] = pixels
             held.append(number)
         yield held, block[: len(held)]
+        self.facts.fault = self.reader.fault
 
 
 def fault_of(error: Exception) -> str:
@@ -196,6 +219,7 @@ class _CallersFile:
 def serve(connection_number: int, memory: int) -> None:
     """Decode for the caller until it is gone. This is what the process runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
+    av.logging.set_level(av.logging.ERROR)
     connection = Connection(connection_number)
     mapped: mmap.mmap | None = None
 
@@ -210,12 +234,13 @@ def serve(connection_number: int, memory: int) -> None:
         try:
             opening, size, max_seconds = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, max_seconds)
-            source = FrameSource(Opening(*opening), _CallersFile(connection, size))
-            connection.send(("facts", asdict(source.facts)))
-            for numbers, frames in source.blocks(connection.recv(), room):
-                connection.send(("block", numbers, frames.shape))
-                connection.recv()  # the caller has used the block
-            connection.send(("end",))
+            with av.logging.Capture() as errors:
+                source = FrameSource(Opening(*opening), _CallersFile(connection, size), errors)
+                connection.send(("facts", asdict(source.facts)))
+                for numbers, frames in source.blocks(connection.recv(), room):
+                    connection.send(("block", numbers, frames.shape))
+                    connection.recv()  # the caller has used the block
+                connection.send(("end", source.facts.fault))
         except Exception as error:
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, av.FFmpegError):
                 os._exit(0)  # the caller is gone
@@ -262,13 +287,14 @@ class DecoderProcess:
         (facts,) = self._ask((tuple(asdict(opening).values()), size, max_seconds), file, max_seconds)
         return Facts(**facts)
 
-    def blocks(self, numbers: Sequence[int], file: Any, max_seconds: float) -> Iterator[Block]:
+    def blocks(self, facts: Facts, numbers: Sequence[int], file: Any, max_seconds: float) -> Iterator[Block]:
         answer = self._ask(list(numbers), file, max_seconds)
-        while answer:
+        while not self.is_idle:
             held, shape = answer
             self.mapped = _map(self.memory, self.mapped, int(np.prod(shape)))
             yield held, np.ndarray(shape, np.uint8, self.mapped)
             answer = self._ask(None, file, max_seconds)
+        (facts.fault,) = answer
 
     def _ask(self, message: Any, file: Any, max_seconds: float) -> list[Any]:
         """Send a message and return the answer. Until it comes, serve the bytes of `file` that the process asks for."""
@@ -333,7 +359,8 @@ def opened_video(opening: Opening, file: Any, max_seconds: float) -> Iterator[tu
     if process is None or not process.can_begin:
         process = _of_thread.process = DecoderProcess()
     try:
-        yield process.open(opening, file, max_seconds), lambda numbers: process.blocks(numbers, file, max_seconds)
+        facts = process.open(opening, file, max_seconds)
+        yield facts, lambda numbers: process.blocks(facts, numbers, file, max_seconds)
     finally:
         if not process.is_idle:
             process.end()

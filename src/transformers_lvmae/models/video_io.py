@@ -17,7 +17,7 @@ import torch
 from transformers.utils import is_torchcodec_available
 from transformers.video_utils import VideoMetadata
 
-from .decoder_process import Block, Facts, FramesOf, Opening, fault_of, open_regular_file, opened_video
+from .decoder_process import Block, Facts, FramesOf, LocalFile, Opening, fault_of, opened_video
 from .video_seeking import VideoReadError
 from .video_sources import VideoAccess, video_name
 
@@ -31,7 +31,7 @@ class DecodedMetadata(VideoMetadata):
     """The metadata of a decoded video; width and height as it is shown, after its display rotation.
 
     Args:
-        fault: why the video seems to be truncated although all its frames play, or None.
+        fault: why the video seems to be truncated or damaged although its frames play, or None.
     """
 
     fault: str | None = None
@@ -95,11 +95,11 @@ def decode_clips(
                 width=facts.width,
                 height=facts.height,
                 video_backend=backend or "pyav",
-                fault=facts.fault,
             )
             indices = [_frame_numbers(sample, metadata) for sample in samplers]
             blocks = _measured(frames(np.unique(np.concatenate(indices)).tolist()), metadata)
             clips = _collect(blocks, indices, views)
+            metadata.fault = facts.fault
     except VideoReadError as error:
         raise VideoReadError(f"Cannot read video {video_name(source)}: {error}") from error.__cause__
     return [(clip, replace(metadata, frames_indices=numbers.tolist())) for clip, numbers in zip(clips, indices)]
@@ -175,7 +175,7 @@ def _open_torchcodec(file: Any, access: VideoAccess) -> tuple[Facts, FramesOf]:
         from torchcodec.decoders import VideoDecoder
     try:
         if isinstance(file, str):
-            open_regular_file(file, access.folders).close()
+            LocalFile(file, access.folders).close()
         decoder = (
             file if isinstance(file, VideoDecoder) else VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="exact")
         )

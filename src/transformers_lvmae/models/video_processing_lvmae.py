@@ -2,7 +2,7 @@
 
 It differs from transformers' own video processors in two ways:
 - a clip with fewer frames than asked for is stretched, so that its frames repeat evenly; transformers raises an error;
-- `video_io.decode_video` decodes files, with torchcodec if it loads and otherwise with PyAV; transformers has only torchcodec.
+- `video_io.decode_video` decodes files, with PyAV, and resizes them while it does; transformers decodes with torchcodec alone.
 """
 
 import os

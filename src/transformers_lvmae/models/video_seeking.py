@@ -15,7 +15,7 @@ after 17 packets with later time stamps, all other packets are later too, and th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,6 +31,7 @@ MAX_REORDER = 16
 MOST_LANDINGS = 4
 TIME_STAMPED = ("mp4", "matroska")  # parts of the names of FFmpeg's demuxers
 TOLERANCE = 1e-6  # seconds
+HARMLESS = "mmco: "  # the start of a message about references that lie before a keyframe, after a jump to it
 TRANSPORT_PACKETS = (188, 192, 204)  # bytes of a packet of MPEG-TS, without and with a time code or a checksum
 
 
@@ -95,26 +96,36 @@ class VideoReader:
     Args:
         file: a binary file object that can seek.
         start, end: seconds from the first frame; a segment has the frames whose time stamps lie in [start, end).
+        errors: FFmpeg's messages (level, part of FFmpeg, text) of level error, a list that grows while it reads
+            (`av.logging.Capture`). A jump after which FFmpeg complains is done again from the start of the file.
 
     Attributes:
         total: number of frames, counted without decoding.
         fps: mean number of frames per second: the container's, or that of the time stamps if these say something else, as with a
             variable frame rate. None if neither is known.
         width, height: in pixels, as stored: before the display rotation.
-        fault: why the video seems to be truncated though all its frames play, or None. Only a whole video that has no index tells.
+        fault: why the video seems to be truncated or damaged though its frames play, or None; complete after the last frame.
 
     Raises:
         VideoReadError: no video stream, no decoder for it, fewer frames than an index promises, no frames in the segment.
     """
 
-    def __init__(self, file: Any, start: float | None = None, end: float | None = None):
+    def __init__(
+        self,
+        file: Any,
+        start: float | None = None,
+        end: float | None = None,
+        errors: Sequence[tuple[int, str, str]] = (),
+    ):
         self.file = file
+        self.errors = errors
         self.start, self.end = start, end
         self.is_whole = start is None and end is None
         self.total = 0
         self.fault: str | None = None
         self._skipped: int | None = 0  # number of frames before the segment; None if they were not counted
         self._index: tuple[np.ndarray, np.ndarray] | None = None  # decoding times of all frames; numbers of keyframes
+        self._is_stamped = False  # whether all of `_stamps` are true
         self._stamps: np.ndarray | None = None  # time stamps of the frames from number `_first` on, ascending
         self._first = 0
         self._keys = np.empty(0, np.int64)  # time stamps of keyframes, ascending
@@ -162,6 +173,7 @@ class VideoReader:
         """Count the frames by demuxing the whole file."""
         timeline = self._whole_timeline()
         stamps = timeline.sorted_stamps()
+        self._is_stamped = timeline.is_stamped
         self._may_seek &= timeline.is_stamped
         self._keys = np.sort(np.array(timeline.keys, dtype=np.int64))
         self._skipped = self._cut_out(stamps, stamps[0])
@@ -171,6 +183,10 @@ class VideoReader:
             passage = _Passage()
             timeline = _Timeline.read(passage.packets(container, stream))
             self.fault = passage.fault(container, stream)
+            if passage.goes_back and not self.is_whole:
+                raise VideoReadError(
+                    "got time stamps that go back, expected ascending ones for a segment: re-encode it."
+                )
             packets, promised = len(timeline.decoding_times), len(stream.index_entries)
             # A file that was cut between two frames plays without an error. Only the index of MP4 and MOV shows the loss.
             if "mp4" in container.format.name and packets < promised:
@@ -270,6 +286,7 @@ class VideoReader:
         stamps: Any = self._stamps
         keys = self._first + np.searchsorted(stamps, self._keys)
         position = 0 if self.is_whole else -MAX_REORDER - 1  # number of the next frame that the decoder returns
+        known = len(self.errors)
         with self._open() as (container, stream):
             frames = _decode(container.demux(stream))
             for number in wanted:
@@ -279,17 +296,20 @@ class VideoReader:
                     frame = _frame_at(frames, stamp)
                 if frame is None:
                     frames, frame = _land(container, stream, stamp)
+                if self._new_error(known):
+                    raise _CannotSeek
                 yield number, frame
                 position = number + 1
 
     def _frames_from_start(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         if self._skipped is None:
             self._skipped = int(np.searchsorted(self._whole_timeline().sorted_stamps(), self._stamps[0]))  # type: ignore[index]
-        remaining = iter(wanted)
+        remaining, known = iter(wanted), len(self.errors)
         number, sought = -self._skipped - 1, next(remaining, None)
         with self._open() as (container, stream):
             for number, frame in enumerate(container.decode(stream), start=-self._skipped):
                 if number == sought:
+                    self._note_damage(number, frame, known)
                     yield number, frame
                     sought = next(remaining, None)
                     if sought is None:
@@ -298,6 +318,18 @@ class VideoReader:
             f"got {self._skipped + number + 1} readable frames, expected at least {self._skipped + self.total} by its packets: "
             "it is damaged, re-encode or remove it."
         )
+
+    def _new_error(self, known: int) -> str | None:
+        """Return the first message of FFmpeg after the `known` ones that tells of damage."""
+        return next((text for _, _, text in self.errors[known:] if not text.startswith(HARMLESS)), None)
+
+    def _note_damage(self, number: int, frame: av.VideoFrame, known: int) -> None:
+        error = self._new_error(known)
+        if self.fault is None and error:
+            self.fault = f"got FFmpeg's error {error.strip()!r}, expected none"
+        is_another = self._is_stamped and frame.pts is not None and frame.pts != self._stamps[number]  # type: ignore[index]
+        if self.fault is None and is_another:
+            self.fault = f"got frame {number} at another time than its packet's, expected the same: frames are missing"
 
 
 def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
@@ -310,27 +342,36 @@ class _Passage:
 
     end: float = 0.0  # the last time, in seconds, that a packet of any stream reaches
     is_damaged: bool = False  # True if a packet is incomplete
+    goes_back: bool = False  # True if a frame is to be decoded earlier than the one stored before it
 
     def packets(self, container: Any, stream: Any) -> Iterator[av.Packet]:
         """Yield the packets of a stream, and note what the packets of all streams show."""
+        previous = None
         for packet in container.demux():
             if packet.size:
                 self.is_damaged |= packet.is_corrupt
                 if packet.pts is not None:
                     self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream_index == stream.index:
+                    self.goes_back |= None not in (previous, packet.dts) and packet.dts < previous
+                    previous = packet.dts
                     yield packet
 
     def fault(self, container: Any, stream: Any) -> str | None:
         """Return why the file seems to be truncated, or None. A file that was cut between two packets may show nothing."""
-        promised = float(stream.frames / stream.average_rate) if stream.average_rate else 0.0
-        declared = max((container.duration or 0) / av.time_base, promised)
-        played = self.end - (container.start_time or 0) / av.time_base
         format_name, size = container.format.name, container.size
+        declared, begin = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
+        if "matroska" in format_name:
+            begin = 0.0  # it counts from zero, and not from the first frame
+        if "avi" in format_name and stream.average_rate:  # FFmpeg shortens the duration by the size, but not the number of frames
+            declared = float(stream.frames / stream.average_rate)
+        played = self.end - begin
         if declared - played > max(0.5, 0.01 * declared):
             return f"got {played:.1f} s, expected {declared:.1f} s by its header"
         if self.is_damaged:
             return "got an incomplete packet, expected none"
+        if self.goes_back:
+            return "got time stamps that go back, expected ascending ones"
         if "asf" in format_name and container.duration is None:  # FFmpeg drops the duration if the size is wrong
             return f"got {size} bytes, expected another size by its header"
         if "mpegts" in format_name and all(size % packet for packet in TRANSPORT_PACKETS):

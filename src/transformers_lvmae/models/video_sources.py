@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 from huggingface_hub.utils import httpx
 
+from .credentials import mask_credentials
 from .video_seeking import VideoReadError
 
 
@@ -90,9 +91,8 @@ class VideoAccess:
         try:
             return fsspec.open(name, "rb").open()
         except Exception as error:  # each file system has its own errors
-            raise VideoReadError(
-                f"got {type(error).__name__}: {error}, expected a file at this address: check it."
-            ) from error
+            fault = mask_credentials(f"{type(error).__name__}: {error}")
+            raise VideoReadError(f"got {fault}, expected a file at this address: check it.") from None
 
     def _download(self, url: str) -> bytes:
         deadline = time.monotonic() + self.max_seconds
@@ -109,7 +109,8 @@ class VideoAccess:
                     if was_public and _is_local(str(request.url)):
                         raise VideoReadError("got a redirect to a local address, expected a public one: check the URL.")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise VideoReadError(f"got {error}, expected a video at this address: check the URL.") from error
+            fault = mask_credentials(str(error))
+            raise VideoReadError(f"got {fault}, expected a video at this address: check the URL.") from None
         raise VideoReadError(
             f"got more than {MOST_REDIRECTS} redirects, expected a video at this address: check the URL."
         )
@@ -137,9 +138,10 @@ def _is_local(url: str) -> bool:
 
 
 def video_name(source: Any) -> str:
-    """Return the name of `source` for error messages: its path, or its type if it has none. It can always be printed."""
+    """Return the name of `source` for error messages: its path without credentials, or its type if it has none. It can always be
+    printed."""
     if isinstance(source, dict):
         return video_name(source.get("path") or source.get("bytes"))
     if isinstance(source, (str, os.PathLike)):
-        return os.fsdecode(source).encode("utf-8", "backslashreplace").decode()
+        return mask_credentials(os.fsdecode(source).encode("utf-8", "backslashreplace").decode())
     return f"<{type(source).__name__}>"

@@ -5,12 +5,14 @@ overwritten.
 """
 
 import hashlib
+import html
+import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
 from ..files import write_aside
+from ..models.credentials import SECRET_NAME, mask_credentials
 
 
 logger = logging.get_logger(__name__)
@@ -61,18 +64,27 @@ class ModelCardFacts:
     library_name: str = "transformers"
 
 
+def one_line(text: str) -> str:
+    """Return a text without credentials, line breaks and control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in mask_credentials(text)).split())
+
+
+def markdown_text(value: Any) -> str:
+    """Return Markdown that shows a value as it is, in one line: no HTML, links, code or new cells of a table."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(one_line(str(value)), quote=False))
+
+
 def command_line(arguments: Sequence[str] | None = None, num_processes: int = 1) -> str | None:
-    """Return the running command as a shell takes it, without the Hub token; None if no script runs."""
+    """Return the running command as a shell takes it, without passwords and tokens; None if no script runs."""
     arguments = list(sys.argv if arguments is None else arguments)
     if not arguments[0].endswith(".py"):
         return None
     shown, secret = [], False
     for argument in arguments:
-        name = argument.split("=")[0].replace("-", "_")
-        is_token = name.startswith("__") and name.endswith("token")
-        if not secret and not is_token:
-            shown.append(argument)
-        secret = is_token and "=" not in argument
+        is_secret = re.fullmatch(rf"(?i)--({SECRET_NAME})", argument.split("=")[0]) is not None
+        if not secret and not is_secret:
+            shown.append(mask_credentials(argument))
+        secret = is_secret and "=" not in argument
     launcher = "python" if num_processes == 1 else f"accelerate launch --num_processes {num_processes}"
     return f"{launcher} {shlex.join(shown)}"
 
@@ -98,10 +110,21 @@ def write_model_card(folder: str | os.PathLike, config: Any, architecture: str, 
     if not may_write_card(folder):
         logger.warning(f"{path} was written or changed by hand and is not overwritten: delete it to get a new card.")
         return False
+    facts = replace(
+        facts,
+        model_name=one_line(facts.model_name),
+        finetuned_from=facts.finetuned_from and one_line(facts.finetuned_from),
+        dataset=facts.dataset and one_line(facts.dataset),
+        command=facts.command and mask_credentials(facts.command),
+    )
+    ticks = [len(run) for run in re.findall("`+", facts.command or "")]
     card = ModelCard.from_template(
         card_metadata(config, architecture, facts),
         template_path=str(TEMPLATE),
         facts=facts,
+        fence="`" * max(3, 1 + max(ticks, default=0)),  # longer than what the command holds
+        text=markdown_text,
+        quoted=json.dumps,
         architecture=architecture,
         auto_class="AutoModelForPreTraining" if architecture == "LVMAEForPreTraining" else "AutoModel",
         description=_description(config, architecture),
@@ -165,7 +188,7 @@ def _hub_id(name: str | None) -> str | None:
 def _metrics(facts: ModelCardFacts) -> list[tuple[str, str, float]]:
     """Return (split, metric, value) of each metric; its name has no prefix of the split."""
     return [
-        (split, name.removeprefix(f"{split}_"), round(value, 6))
+        (split, one_line(name.removeprefix(f"{split}_")), round(value, 6))
         for split, values in facts.results.items()
         for name, value in values.items()
         if isinstance(value, (int, float)) and not _NO_METRIC.search(name)

@@ -30,6 +30,7 @@ import torch
 from transformers import PreTrainedConfig, logging
 
 from ..data.clips import MaskedVideoClips, VideoClips, seeded
+from ..models.credentials import mask_credentials
 from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
 from ..models.video_io import video_name
 from .token_scores import SCORES
@@ -79,7 +80,7 @@ def video_key(path: str | None, start: float | None = None, end: float | None = 
         for name, time in (("start", start), ("end", end))
         if time is not None and not math.isnan(time)
     ]
-    return "/".join(Path(path or "").parts[-2:]) + "".join(times)
+    return "/".join(Path(mask_credentials(path or "")).parts[-2:]) + "".join(times)
 
 
 def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:

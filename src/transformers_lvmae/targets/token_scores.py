@@ -8,6 +8,7 @@ any picture size. Motion is the difference from the previous frame or slot, as i
 previous one and takes the score of the second.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -119,12 +120,18 @@ SCORES = {
 UNLEARNED = tuple(name for name, score in SCORES.items() if score.function is not None)
 
 
-def score_tokens(name: str, clips: torch.Tensor, grid_size: GridSize, **options: Any) -> torch.Tensor:
-    """Return the scores (B, N) of one of `UNLEARNED` for clips (B, T, C, H, W) in [0, 1]. The function gets `options`."""
+def score_tokens(
+    name: str, clips: torch.Tensor, grid_size: GridSize, noise: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor:
+    """Return the scores (B, N) of one of `UNLEARNED` for clips (B, T, C, H, W) in [0, 1]. The function gets `options`.
+
+    Scores of noise take `noise` (B, N), uniform in [0, 1), which is drawn here by default.
+    """
     score = SCORES[name]
     if score.needs == "noise":
-        tokens = grid_size[0] * grid_size[1] * grid_size[2]
-        return score.function(torch.rand(clips.shape[0], tokens, device=clips.device), grid_size)
+        if noise is None:
+            noise = torch.rand(clips.shape[0], math.prod(grid_size), device=clips.device)
+        return score.function(noise, grid_size)
     return score.function(clips, grid_size, **options)
 
 
@@ -143,6 +150,9 @@ def compact_scores(importance_scores: torch.Tensor) -> torch.Tensor:
 class SelectionCollator:
     """Collate clips for the tokenizer with `importance_scores` (B, N), which choose its tokens instead of its scorer.
 
+    All draws come from the clips' own `noise`, so they do not depend on the worker, and a resumed run draws the same. The data set must
+    have this collator's `noise_size`: `clips.noise_size = collator.noise_size`.
+
     Args:
         selection: names of `SCORES`, at least one; others raise ValueError. Each batch draws one. "learned" adds no scores.
         grid_size: tokens (t, h, w) of a clip.
@@ -154,10 +164,19 @@ class SelectionCollator:
             raise ValueError(f"Got selection={list(selection)}, expected names of {list(SCORES)}: correct them.")
         self.selection = list(selection)
         self.grid_size = grid_size
+        draws = len(selection) > 1 or SCORES[selection[0]].needs == "noise"
+        self.noise_size = math.prod(grid_size) + 1 if draws else 0  # a number for each token, and one for the choice
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         batch = default_data_collator(items)
-        name = self.selection[int(torch.randint(len(self.selection), ()))]
+        noise = batch.pop("noise", torch.zeros(len(items), 0))
+        if noise.shape[1] != self.noise_size:
+            raise ValueError(
+                f"Got clips with {noise.shape[1]} random numbers, expected {self.noise_size} for selection={self.selection}: set "
+                "clips.noise_size to the collator's."
+            )
+        name = self.selection[int(noise[0, -1] * len(self.selection)) if self.noise_size else 0]
         if name != "learned":
-            batch["importance_scores"] = score_tokens(name, batch["pixel_values_videos"], self.grid_size)
+            pixels = batch["pixel_values_videos"]
+            batch["importance_scores"] = score_tokens(name, pixels, self.grid_size, noise=noise[:, :-1])
         return batch

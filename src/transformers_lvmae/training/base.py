@@ -222,6 +222,11 @@ class VideoTrainer(GuardedTrainer):
             f"{args.learning_rate:.3g}."
         )
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # Trainer takes a step more when a run that ended within an epoch is started again.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def get_batch_samples(self, *args, **kwargs) -> Any:
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._clips_of_step = sum(map(count_clips, batches))
@@ -231,9 +236,8 @@ class VideoTrainer(GuardedTrainer):
         step, number = self.state.global_step, self._small_batch[1] + 1
         self._small_batch = (step, number if step == self._small_batch[0] else 0)
         seed_draws(self.args.seed, step, self._small_batch[1] * self.args.world_size + self.args.process_index)
-        if (
-            self._clips_of_step
-        ):  # Trainer divides the loss by this number: a count of batches, if all have the same size
+        # Trainer divides the loss by this number, which is a count of batches if all have the same size.
+        if self._clips_of_step:
             self.current_gradient_accumulation_steps = self._clips_of_step / count_clips(inputs)  # type: ignore[assignment]
         return super().training_step(model, inputs, *args, **kwargs)
 

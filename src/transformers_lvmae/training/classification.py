@@ -8,6 +8,7 @@ from torch import nn
 from transformers import EvalPrediction
 
 from ..evaluation.accuracy import topk_accuracies
+from ..targets.pixels import PixelScale
 from .arguments import LVMAEClassificationArguments
 from .averaging import AveragingTrainer
 from .learning_rates import layer_factor
@@ -16,6 +17,8 @@ from .mixing import ClipMixing
 
 class LVMAEClassificationTrainer(AveragingTrainer):
     """Fine-tunes [`LVMAEForVideoClassification`] with layer-wise learning rates (`LVMAEClassificationArguments`).
+
+    Pixels may be uint8 ([`ByteVideoClips`]) and are then normalized on the device, so that a worker sends a quarter of the bytes.
 
     In training, labels become probabilities. MixUp or CutMix mixes the clips of a batch on the device, and their labels with them.
     The draws are torch's own, whose state Trainer's checkpoints keep. A share `label_smoothing_factor` of each label is spread
@@ -38,6 +41,15 @@ class LVMAEClassificationTrainer(AveragingTrainer):
         alphas = self.args.mixup_alpha, self.args.cutmix_alpha
         repeats = getattr(self.train_dataset, "num_clips", 1)
         self.mixing = ClipMixing(*alphas, repeats) if any(alphas) else None
+        self._scale: PixelScale | None = None
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values_videos"].dtype == torch.uint8:
+            if self._scale is None:
+                self._scale = PixelScale(self.processing_class, self.args.device)
+            inputs = normalize_and_erase(inputs, self._scale)
+        return inputs
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         if model.training and (self.mixing is not None or self.args.label_smoothing_factor > 0):
@@ -68,6 +80,16 @@ class LVMAEClassificationTrainer(AveragingTrainer):
     def learning_rate_of(self, name: str) -> float:
         depth = self.accelerator.unwrap_model(self.model).config.num_hidden_layers
         return self.args.learning_rate * layer_factor(name, depth, self.args.layer_decay)
+
+
+def normalize_and_erase(inputs: dict[str, Any], scale: PixelScale) -> dict[str, Any]:
+    """Return a batch with normalized pixels, from uint8 (B, T, C, H, W) and optionally `erasing_noise` (B, C, H, W) of [`ByteVideoClips`]."""
+    clips = scale.normalize(inputs["pixel_values_videos"])
+    if "erasing_noise" in inputs:
+        noise = inputs["erasing_noise"].unsqueeze(1)
+        clips = torch.where(noise.isnan(), clips, noise)
+    kept = {name: value for name, value in inputs.items() if name != "erasing_noise"}
+    return {**kept, "pixel_values_videos": clips}
 
 
 def soft_labels(labels: torch.Tensor, sizes: list[int], smoothing: float) -> torch.Tensor:

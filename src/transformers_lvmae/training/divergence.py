@@ -21,9 +21,12 @@ class NonFiniteError(ArithmeticError):
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return a bool on the tensors' device: True if all numbers of this process's shards are finite."""
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    flags = [tensor.detach().isfinite().all() for tensor in local if tensor.is_floating_point()]
-    return torch.stack(flags).all()
+    return torch.stack([_is_finite(tensor) for tensor in tensors if tensor.is_floating_point()]).all()
+
+
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach().isfinite().all()
 
 
 class FiniteSteps:
@@ -36,8 +39,7 @@ class FiniteSteps:
     def add(self, step: int, value: torch.Tensor | float, is_loss: bool = False) -> None:
         """Remember a number of a step, counted from 0."""
         self.steps.append((step, is_loss))
-        value = value if torch.is_tensor(value) else torch.full((), value)
-        self.flags.append(value.detach().isfinite().all())
+        self.flags.append(_is_finite(value if torch.is_tensor(value) else torch.full((), value)))
 
     @property
     def should_check(self) -> bool:

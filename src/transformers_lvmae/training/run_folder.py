@@ -128,6 +128,8 @@ def keep_global_batch(args: Any, former: dict[str, Any]) -> None:
         f"keeps {expected} videos a step."
     )
     args.gradient_accumulation_steps = steps
+    if args.base_learning_rate is not None:
+        args.learning_rate = None
     args.set_learning_rate()
 
 

@@ -57,7 +57,7 @@ def save_rows(
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     for axis, moment in zip(axes[0], moments):
         axis.set_title(f"frame {moment}", fontsize=7)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9).set_parse_math(False)  # a "$" in a name is a dollar
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.1 / figure.get_figheight()))
     figure.savefig(path)
 
