@@ -42,7 +42,7 @@ TRAINING_SETTINGS = {
 # Settings that change no weight. The data is compared by its rows, wherever it lies.
 NO_SETTINGS = {
     *("allow_changes", "label_names", "logging_nan_inf_filter", "prediction_loss_only", "remove_unused_columns"),
-    *("raft_weights", "dataset_name", "eval_split", "test_split", "max_eval_samples", "on_error", "max_broken_share"),
+    *("dataset_name", "eval_split", "test_split", "max_eval_samples", "on_error", "max_broken_share"),
     *("confine", "more_protocols", "max_video_bytes", "max_video_seconds"),
 }
 
