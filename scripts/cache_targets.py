@@ -77,7 +77,6 @@ def cache_split(
         args.clips_per_shard,
         tokenizer=args.tokenizer,
         revision=getattr(getattr(maker.tokenizer, "config", None), "_commit_hash", None),
-        precision=accelerator.mixed_precision,
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
@@ -85,10 +84,9 @@ def cache_split(
         begin_cache(folder, manifest)
     start = time.perf_counter()
     share = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    with accelerator.autocast():
-        done = write_targets(
-            folder, clips, maker, manifest, **share, batch_size=args.batch_size, num_workers=args.num_workers
-        )
+    done = write_targets(
+        folder, clips, maker, manifest, **share, batch_size=args.batch_size, num_workers=args.num_workers
+    )
     total = int(accelerator.reduce(torch.tensor(done, device=accelerator.device)))
     seconds = time.perf_counter() - start
     accelerator.wait_for_everyone()

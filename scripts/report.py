@@ -15,7 +15,7 @@ from transformers import default_data_collator, pipeline
 
 from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEVideoProcessor
 from transformers_lvmae.command_line import CommandLine, run
-from transformers_lvmae.data import MaskedVideoClips, load_video_dataset, select_split
+from transformers_lvmae.data import MaskedVideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
@@ -41,31 +41,42 @@ def results_table(run: Path) -> str:
         ("copying the first frame of each window: PSNR", f"{tokenizer['eval_psnr_first_frame']:.2f} dB"),
         ("pre-training: first loss", f"{losses[0]:.4f}"),
         ("pre-training: last loss", f"{losses[-1]:.4f}"),
-        (f"classifier: accuracy on {clips} test clips", f"{test['test_accuracy']:.3f}"),
+        (
+            f"classifier: accuracy on {clips} of {test.get('test_samples_total', clips)} test clips",
+            f"{test['test_accuracy']:.3f}",
+        ),
         ("chance", f"{chance:.3f}"),
         ("accuracy above chance, in standard errors of chance", f"{(test['test_accuracy'] - chance) / error:.1f}"),
     ]
     return "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def draw_pictures(run: Path, data: str, num_clips: int) -> Path:
-    """Draw the first `num_clips` test clips: frames, tokenizer, importance, both masks and the model's predictions."""
+def draw_pictures(run: Path, rows: Any, num_clips: int) -> list[int]:
+    """Draw the first `num_clips` clips that can be read: frames, tokenizer, importance, both masks and the model's predictions.
+
+    Returns the numbers of their rows.
+    """
     tokenizer = FSQMagViTModel.from_pretrained(run / "tokenizer")
     model = LVMAEForPreTraining.from_pretrained(run / "pretrain")
     processor, config = LVMAEVideoProcessor.from_pretrained(run / "pretrain"), model.config
     builder = TargetBuilder(config, processor, tokenizer, embed=model.lvmae.embeddings.patch_embeddings)
-    rows = select_split(load_video_dataset(data), "test", num_clips)
     masks: dict[str, Any] = {"grid_size": config.grid_size, "mask_ratio": config.mask_ratio}
     masks["encoder_mask"] = config.encoder_mask
-    clips = MaskedVideoClips(rows, processor, config.num_frames, **masks)
-    folder = run / "pictures"
-    folder.mkdir(exist_ok=True)
+    reading = VideoReading(on_error="skip", max_broken_share=1.0)
+    clips = MaskedVideoClips(rows, processor, config.num_frames, reading=reading, **masks)
+    (run / "pictures").mkdir(exist_ok=True)
+    drawn: list[int] = []
     moments = [round(number * (config.num_frames - 1) / 9) for number in range(10)]
-    for number, row in enumerate(rows):
-        panels = prediction_panels(model, builder, default_data_collator([clips[number]]))
-        title = f"test clip {number}: {row.get('label', '')}"
-        save_rows(folder / f"clip_{number}.png", panels, moments, title)
-    return folder
+    for number in range(len(rows)):
+        if len(drawn) == num_clips:
+            break
+        clip = clips[number]
+        if clip.pop("is_readable"):
+            panels = prediction_panels(model, builder, default_data_collator([clip]))
+            title = f"test clip {number}: {rows[number].get('label', '')}"
+            save_rows(run / "pictures" / f"clip_{number}.png", panels, moments, title)
+            drawn.append(number)
+    return drawn
 
 
 def main() -> None:
@@ -73,14 +84,17 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with tokenizer, pretrain and finetune")
     parser.add_argument("data", help="folder of videos with a test split")
     args = parser.parse_args()
-    folder = draw_pictures(args.run, args.data, NUM_PICTURES)
-    row = select_split(load_video_dataset(args.data), "test")[0]
+    rows = select_split(load_video_dataset(args.data), "test")
+    drawn = draw_pictures(args.run, rows, NUM_PICTURES)
+    if not drawn:
+        raise ValueError(f"Got {len(rows)} test videos of which none can be read, expected some to play: repair them.")
+    row = rows[drawn[0]]
     answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
     table = results_table(args.run)
     (args.run / "report.md").write_text(table + "\n")
     print(f"\n{row['video']['path']} is {row['label']}; the pipeline says")
     print(*(f"  {answer['label']} {answer['score']:.3f}" for answer in answers), sep="\n")
-    print(f"\n{table}\n\nPictures: {folder}")
+    print(f"\n{table}\n\nPictures: {args.run / 'pictures'}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 # What each program needs to be parsed.
 NEEDED = {
     "cache_targets": ["--dataset_name", "data", "--output_dir", "out"],
-    "challenge": ["epic_metrics", "predictions.npz", "lists"],
+    "challenge": ["epic_metrics", "predictions.parquet", "lists"],
     "check_videos": ["data"],
     "classify": ["model", "video.mp4"],
     "convert_videomae": ["source", "out"],
@@ -35,10 +35,11 @@ NEEDED = {
 WRONG = {
     "cache_targets": ["--num_epochs 0", "--batch_size 0", "--clips_per_shard 0", "--seed -1", "--config_overrides {"],
     "check_videos": ["--workers -1", "--num_frames 0"],
-    "classify": ["--top_k 0"],
+    "challenge": ["--sls_pt 6", "--sls_td -1"],
+    "classify": ["--top_k 0", "--start -1", "--end 0"],
     "convert_videomae": ["--num_frames 0", "--image_size 0", "--num_attention_heads -1"],
     "estimate_cost": ["--budget 2", "--frames 0", "--memory 0", "--lora_rank -1", "--size tiny", "--clips 1.5"],
-    "evaluate_classifier": ["--temporal_views 0", "--frame_stride 0", "--short_videos drop", "--num_workers -1"],
+    "evaluate_classifier": ["--temporal_views 0", "--frame_stride 0", "--short_videos drop", "--on_error drop"],
     "extract_features": [
         "--stride_seconds 1e-9",
         "--clip_seconds 0",

@@ -1,6 +1,7 @@
 """The target cache: the same targets, masks and losses as on the fly, also if several or killed processes wrote it."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from builders import CLIPS, MODEL, SCRIPTS, TESTS, TOKENIZER, load_script
+from builders import CLIPS, MODEL, SCRIPTS, TESTS, TOKENIZER, assert_same, load_script
+from datasets.arrow_writer import ArrowWriter
 
 from transformers_lvmae import (
     FSQMagViTConfig,
@@ -33,7 +35,7 @@ from transformers_lvmae.data import (
 from transformers_lvmae.models.masking import mask_to_indices
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
-from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on
+from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on, content_key
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
 from transformers_lvmae.targets.flow import flow_estimator
 
@@ -289,6 +291,172 @@ def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokeni
     assert clips[2]["code_indices"].shape == (64,)
     with pytest.raises(ValueError, match=r"with the video shown as number 3: .*\.mp4, expected .*\.mp4: run"):
         clips[3]
+
+
+def test_a_cache_of_other_videos_with_the_same_names_is_refused(rows, tokenizer, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(CLIPS / "test", tmp_path / name / "train" / "videos")
+    paths = [Path(row["video"]["path"]) for row in load_video_dataset(tmp_path / "other")["train"]]
+    shutil.copy(paths[0], paths[1])
+    cache = write_cache(tmp_path / "cache", load_video_dataset(tmp_path / "one")["train"], tokenizer)
+    clips = cached(load_video_dataset(tmp_path / "other")["train"], cache)  # not opened: their names are the same
+    assert clips[0]["code_indices"].shape == (64,)
+    with pytest.raises(ValueError, match=r"with a file of .*\.mp4 \(bytes, hash\): \d+ \w+, expected \d+ \w+: run"):
+        clips[1]
+
+
+def test_the_key_of_a_content_is_of_bytes_and_files_alike(tmp_path):
+    data = bytes(range(256)) * 400
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    key = content_key({"path": str(path), "bytes": None})
+    assert key == content_key({"path": "elsewhere.mp4", "bytes": data}) == content_key(data)
+    others = [data + b"x", b"x" + data[1:], data[:-1] + b"x"]
+    assert len({key, *map(content_key, others)}) == 4
+    assert content_key({"path": "https://example.org/a.mp4", "bytes": None}) == ""
+
+
+def rewrite(cache, change, number=0):
+    """Write a file of a cache again, with its columns changed by `change`."""
+    path = cache.folder / sorted(path.name for path in cache.folder.glob("*.arrow"))[number]
+    rows = datasets.Dataset.from_file(str(path), in_memory=True)
+    rows = change(rows)
+    with ArrowWriter(features=rows.features, path=str(path)) as writer:
+        for row in rows.with_format("numpy"):
+            writer.write(row)
+        writer.finalize()
+
+
+@pytest.fixture
+def copied(cache, tmp_path):
+    """A copy of the cache."""
+    shutil.copytree(cache.folder, tmp_path / "copied")
+    return TargetCache(tmp_path / "copied")
+
+
+def as_version_0_1(rows):
+    return rows.remove_columns(["checksum", "content"])
+
+
+def set_values(name, value):
+    """Return a change that sets the first number of a column in the first row."""
+
+    def change(rows):
+        columns = rows.with_format("numpy")[:]
+        columns[name] = np.stack(columns[name])
+        columns[name][0, 0] = value
+        return datasets.Dataset.from_dict(columns, features=rows.features)
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["importance_scores", "code_indices"])
+def test_a_changed_number_is_found_by_its_checksum(name, rows, copied):
+    rewrite(copied, set_values(name, 1), number=1)
+    clips = cached(rows, TargetCache(copied.folder))
+    assert clips[0]["code_indices"].shape == (64,)
+    with pytest.raises(
+        ValueError, match=r"Got a damaged file epoch_00000_row_000000002\.arrow in .*: delete the file and run"
+    ):
+        clips[2]
+
+
+def test_a_cache_without_checksums_is_read_with_a_warning_and_its_numbers_are_checked(
+    rows, copied, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("transformers_lvmae"), "propagate", True)
+    expected = [cached(rows, copied)[number] for number in range(6)]
+    for number in range(3):
+        rewrite(copied, as_version_0_1, number)
+    caplog.clear()
+    cache = TargetCache(copied.folder)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "was written by version 0.1" in message
+    for number, item in enumerate(cached(rows, cache)):
+        assert all(torch.equal(item[name], expected[number][name]) for name in ("code_indices", "importance_scores"))
+    rewrite(copied, set_values("code_indices", TOKENIZER.codebook_size))
+    rewrite(copied, set_values("importance_scores", np.nan), number=1)
+    clips = cached(rows, TargetCache(copied.folder))
+    with pytest.raises(
+        ValueError, match=rf"with codes from \d+ to {TOKENIZER.codebook_size}, expected 0 to .*: delete it"
+    ):
+        clips[0]
+    with pytest.raises(ValueError, match=r"with scores that are not finite, expected finite ones: delete it"):
+        clips[2]
+
+
+def test_half_a_file_is_refused_before_it_is_read(copied):
+    path = sorted(copied.folder.glob("*.arrow"))[1]
+    for size in (path.stat().st_size // 2, 0):
+        os.truncate(path, size)
+        with pytest.raises(ValueError, match=rf"Got a damaged file {path.name} in .*: delete the file"):
+            TargetCache(copied.folder)
+    shutil.copy(sorted(copied.folder.glob("*.arrow"))[0], path)
+    rewrite(copied, lambda rows: rows.select([0]), number=1)
+    with pytest.raises(ValueError, match=rf"Got a damaged file {path.name} in .*: delete the file"):
+        TargetCache(copied.folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": 10**15}, r"Got 3 files in the target cache .*, expected 500000000000000: run"),
+        (
+            {"num_epochs": 10**12, "clips_per_shard": 1},
+            r"Got 3 files in the target cache .*, expected 6000000000000: run",
+        ),
+        ({"clips_per_shard": 0}, r"Got a damaged .*manifest.json, expected .*: restore it"),
+        ({"rows": -1}, r"Got a damaged .*manifest.json, expected .*: restore it"),
+        ({"grid_size": [4, 4]}, r"Got a damaged .*manifest.json, expected .*: restore it"),
+        ({"rows": "6"}, r"Got a damaged .*manifest.json, expected .*: restore it"),
+        (None, r"Got a damaged .*manifest.json, expected .*: restore it"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_at_once(fields, message, copied):
+    path = copied.folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2] if fields is None else json.dumps({**json.loads(text), **fields}))
+    with pytest.raises(ValueError, match=message):
+        TargetCache(copied.folder)
+
+
+def test_codes_beyond_int32_come_back(rows, tmp_path):
+    torch.manual_seed(0)
+    levels = (8,) * 11
+    tokenizer = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "levels": levels}))
+    config = LVMAEConfig(**{**MODEL.to_dict(), "levels": levels})
+    clips = ByteClips(rows, PROCESSOR, MODEL.num_frames)
+    maker = TargetMaker(TargetBuilder(config, PROCESSOR, tokenizer))
+    manifest = make_manifest(clips, maker, 1, 6)
+    begin_cache(tmp_path, manifest)
+    write_targets(tmp_path, clips, maker, manifest)
+    made = maker(clips[0]["pixel_values_videos"].unsqueeze(0))["code_indices"][0]
+    assert made.max() > 2**31
+    assert torch.equal(cached(rows, TargetCache(tmp_path))[0]["code_indices"], made)
+
+
+def test_targets_are_the_same_under_autocast(rows, tokenizer):
+    """Training builds them outside of it, a script may not."""
+    clips = ByteClips(rows, PROCESSOR, MODEL.num_frames)
+    maker = TargetMaker(TargetBuilder(MODEL, PROCESSOR, tokenizer))
+    batch = torch.stack([clips[number]["pixel_values_videos"] for number in range(2)])
+    inputs = {"pixel_values_videos": batch, "bool_masked_pos": torch.zeros(2, 64, dtype=torch.bool)}
+    inputs["noise"] = torch.rand(2, 64)
+    made, built = maker(batch), maker.builder(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, built_again = maker(batch), maker.builder(inputs)
+    assert_same(again, made)
+    assert_same(built_again, built)
+
+
+def test_a_tokenizer_whose_scores_are_not_finite_writes_nothing(rows, tmp_path):
+    broken = FSQMagViTModel(TOKENIZER)
+    torch.nn.init.constant_(broken.scorer.conv1.weight, float("nan"))
+    with pytest.raises(
+        ValueError, match=r"Got targets of .*\.mp4 with scores that are not finite, .*: check the tokenizer's"
+    ):
+        write_cache(tmp_path / "cache", rows, broken)
+    assert not list((tmp_path / "cache").glob("*.arrow"))
 
 
 def test_several_clips_of_a_video_share_its_targets(rows, cache):

@@ -7,9 +7,11 @@ the decoder mask. Targets and scores that the batch already has, from a cache, a
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from transformers.utils.generic import maybe_autocast
 
 from ..models.fsq import indices_to_codes
 from ..models.masking import adaptive_decoder_mask
@@ -79,7 +81,15 @@ class TargetBuilder:
         Raises:
             ValueError: targets or scores are missing, and there is no tokenizer, processor or whole clip to make them from.
         """
-        config, batch = self.config, dict(batch)
+        with self.full_precision():
+            return self._build(dict(batch))
+
+    def full_precision(self) -> AbstractContextManager:
+        """Switch autocast off: targets and scores are the same with and without mixed precision, so those of a cache are too."""
+        return maybe_autocast(torch.device(self.device).type, enabled=False)
+
+    def _build(self, batch: Batch) -> Batch:
+        config = self.config
         clips = ClipViews(self, batch.get("pixel_values_videos"))
         names = ("noise", "importance_scores", "code_indices", "target_codes", "target_latents")
         given = {name: batch.pop(name, None) for name in names}

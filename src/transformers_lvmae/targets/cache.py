@@ -8,20 +8,26 @@ If nothing is drawn (no random start, crop or flip), one epoch serves all epochs
 training shows their clips again, in turn, under new masks. Training with other draws than the cache's is refused.
 
 A video that cannot be read is treated as in training.
+
+Each row has a checksum of its targets and a key of its video's content. Both are checked when the row is read, so opening a cache of any
+size is quick. Caches of version 0.1 have neither: they are read with a warning.
 """
 
 import hashlib
 import json
 import math
 import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, logging
 
 from ..data.clips import MaskedVideoClips, VideoClips, seeded
 from ..models.credentials import mask_credentials
@@ -30,7 +36,9 @@ from ..models.video_io import video_name
 from .token_scores import SCORES
 
 
+logger = logging.get_logger(__name__)
 MANIFEST_NAME = "manifest.json"
+EDGE_BYTES = 2**14  # of a video's first and last bytes in the key of its content
 PROCESSING = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"]
 PROCESSING += ["do_normalize", "image_mean", "image_std", "do_convert_rgb"]
 Targets = dict[str, torch.Tensor]
@@ -83,9 +91,62 @@ def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
     return [video_key(*row) for row in zip(paths.to_pylist(), *times)]
 
 
-def shown_key(row: dict[str, Any], video_column: str) -> str:
-    """Return the [`video_key`] of a row. Items carry it, because the clip of a broken row is taken from another row's video."""
-    return video_key(video_name(row[video_column]), row.get("start"), row.get("end"))
+def shown_keys(row: dict[str, Any], video_column: str) -> dict[str, str]:
+    """Return `video`, the [`video_key`] of a row, and `content`, its [`content_key`].
+
+    Items carry them, because the clip of a broken row is taken from another row's video.
+    """
+    video = row[video_column]
+    name = video_key(video_name(video), row.get("start"), row.get("end"))
+    return {"video": name, "content": content_key(video)}
+
+
+def content_key(video: Any) -> str:
+    """Return the size and a hash of the first and last bytes of a local file or of bytes; nothing for other sources."""
+    path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
+    if data is None and isinstance(path, bytes):
+        data = path
+    if data is not None:
+        size, edges = len(data), data[:EDGE_BYTES] + data[-EDGE_BYTES:]
+    elif isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            edges = file.read(EDGE_BYTES)
+            file.seek(max(0, size - EDGE_BYTES))
+            edges += file.read(EDGE_BYTES)
+    else:
+        return ""
+    return f"{size} {hashlib.sha256(edges).hexdigest()[:16]}"
+
+
+def stored_codes(levels: Sequence[int]) -> np.dtype:
+    """Return the smallest unsigned integers that hold the codes of these levels."""
+    return np.min_scalar_type(math.prod(levels) - 1)
+
+
+def checksum(video: str, content: str, targets: dict[str, np.ndarray]) -> int:
+    """Return the CRC-32 of a row: the keys of its video, and its targets as they are stored."""
+    found = zlib.crc32(f"{video}\n{content}".encode())
+    for _, values in sorted(targets.items()):
+        found = zlib.crc32(values.tobytes(), found)
+    return found
+
+
+def check_targets(targets: dict[str, np.ndarray], levels: Sequence[int] | None, origin: str, remedy: str) -> None:
+    """Raise ValueError unless scores are finite and codes are in the codebook.
+
+    Args:
+        targets: `importance_scores`, and `code_indices` if there are codes.
+        levels: FSQ levels of the codes.
+        origin, remedy: parts of the message: where the targets come from, and what to do.
+    """
+    if not np.isfinite(targets["importance_scores"]).all():
+        raise ValueError(f"Got {origin} with scores that are not finite, expected finite ones: {remedy}.")
+    codes = targets.get("code_indices")
+    if codes is not None and not 0 <= codes.min() <= codes.max() < math.prod(levels or ()):
+        raise ValueError(
+            f"Got {origin} with codes from {codes.min()} to {codes.max()}, expected 0 to {math.prod(levels or ()) - 1}: {remedy}."
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +159,32 @@ class Shard:
     @property
     def name(self) -> str:
         return f"epoch_{self.epoch:05d}_row_{self.rows.start:09d}.arrow"
+
+
+def count_shards(manifest: dict[str, Any]) -> int:
+    """Return the number of files of a complete cache."""
+    return manifest["num_epochs"] * -(-manifest["rows"] // manifest["clips_per_shard"])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a cache's manifest; raise ValueError if there is none, or none that describes a cache."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ValueError(
+            f"Got no target cache in {folder}, expected a {MANIFEST_NAME}: make it with scripts/cache_targets.py."
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        numbers = [manifest[name] for name in ("rows", "num_epochs", "clips_per_shard")] + manifest["grid_size"]
+        known = {"clips", "levels", "scores", "tokenizer"} <= set(manifest) and len(numbers) == 6
+        is_whole = known and all(isinstance(number, int) and number > 0 for number in numbers)
+    except (ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"Got a damaged {path}, expected the description of a target cache: restore it, or delete the folder and write the cache anew."
+        )
+    return manifest
 
 
 def list_shards(manifest: dict[str, Any]) -> list[Shard]:
@@ -116,23 +203,52 @@ class TargetCache:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST_NAME
-        if not path.is_file():
+        self.manifest = read_manifest(self.folder)
+        present, expected = {path.name for path in self.folder.glob("*.arrow")}, count_shards(self.manifest)
+        shards = (
+            list_shards(self.manifest) if expected <= len(present) else []
+        )  # a damaged manifest may name any number
+        if not shards or not present.issuperset(shard.name for shard in shards):
             raise ValueError(
-                f"Got no target cache in {self.folder}, expected a {MANIFEST_NAME}: make it with scripts/cache_targets.py."
-            )
-        self.manifest = json.loads(path.read_text())
-        shards = list_shards(self.manifest)
-        missing = sum(not (self.folder / shard.name).exists() for shard in shards)
-        if missing:
-            raise ValueError(
-                f"Got {len(shards) - missing} files in the target cache {self.folder}, expected {len(shards)}: run "
+                f"Got {len(present)} files in the target cache {self.folder}, expected {expected}: run "
                 "scripts/cache_targets.py again with the same options, and it goes on."
             )
         files: list[list[datasets.Dataset]] = [[] for _ in range(self.num_epochs)]
         for shard in shards:
-            files[shard.epoch].append(datasets.Dataset.from_file(str(self.folder / shard.name)))
+            files[shard.epoch].append(self._open(shard))
         self.epochs = [datasets.concatenate_datasets(parts).with_format("arrow") for parts in files]
+        if "checksum" not in self.epochs[0].column_names:
+            precision = self.manifest.get("made_by", {}).get("precision")
+            made = (
+                f" It was made in {precision}, which training on the fly does not use."
+                if precision not in (None, "no")
+                else ""
+            )
+            logger.warning(
+                f"The target cache {self.folder} was written by version 0.1: damaged targets, and other videos with the same names, are "
+                f"not noticed.{made} Write it anew for both."
+            )
+
+    def _open(self, shard: Shard) -> datasets.Dataset:
+        path = self.folder / shard.name
+        try:
+            rows = datasets.Dataset.from_file(str(path))
+            lengths = {
+                rows.features[name].length for name in ("importance_scores", "code_indices") if name in rows.features
+            }
+            has_codes = "code_indices" in rows.features
+        except (pyarrow.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+            raise self._damaged(shard.name) from error
+        tokens = math.prod(self.manifest["grid_size"])
+        if len(rows) != len(shard.rows) or lengths != {tokens} or has_codes != (self.levels is not None):
+            raise self._damaged(shard.name)
+        return rows
+
+    def _damaged(self, name: str) -> ValueError:
+        return ValueError(
+            f"Got a damaged file {name} in the target cache {self.folder}, expected what its manifest describes: delete the file and run "
+            "scripts/cache_targets.py again, which writes it anew."
+        )
 
     @property
     def num_epochs(self) -> int:
@@ -144,19 +260,34 @@ class TargetCache:
         """FSQ levels of the cached codes, or None if the cache holds scores alone."""
         return None if self.manifest["levels"] is None else tuple(self.manifest["levels"])
 
-    def targets(self, epoch: int, row: int, video: str) -> Targets:
-        """Return `importance_scores` (N,), float16, and `code_indices` (N,), int32, if codes are cached.
+    def targets(self, epoch: int, row: int, video: str, content: str = "") -> Targets:
+        """Return `importance_scores` (N,), float16, and `code_indices` (N,), int32 or int64, if codes are cached.
 
-        Raises ValueError unless they are the targets of `video`, a [`video_key`].
+        Raises ValueError unless they are the targets of `video`, a [`video_key`], with this [`content_key`], and undamaged.
         """
         table = self.epochs[epoch][row]
-        self._check(f"the video shown as number {row}", table["video"][0].as_py(), video)
-        kinds = {"importance_scores": np.float16, "code_indices": np.int32}
-        return {
-            name: torch.from_numpy(table[name].combine_chunks().flatten().to_numpy().astype(kind))
-            for name, kind in kinds.items()
+        found = {
+            name: table[name][0].as_py() for name in ("video", "content", "checksum") if name in table.column_names
+        }
+        targets = {
+            name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            for name in ("importance_scores", "code_indices")
             if name in table.column_names
         }
+        shard = Shard(epoch, range(row - row % self.manifest["clips_per_shard"], row + 1))
+        if "checksum" in found and found["checksum"] != checksum(found["video"], found["content"], targets):
+            raise self._damaged(shard.name)
+        self._check(f"the video shown as number {row}", found["video"], video)
+        if "content" in found:
+            self._check(f"a file of {video} (bytes, hash)", found["content"], content)
+        check_targets(
+            targets, self.levels, f"{shard.name} in the target cache {self.folder}", "delete it and write it anew"
+        )
+        kinds = {
+            "importance_scores": np.float16,
+            "code_indices": np.int64 if math.prod(self.levels or ()) > 2**31 else np.int32,
+        }
+        return {name: torch.from_numpy(values.astype(kinds[name])) for name, values in targets.items()}
 
     def check_clips(self, clips: MaskedVideoClips) -> None:
         """Raise ValueError unless the cache was made from these clips: same frames, size, crops, draws, tokens and videos."""
@@ -223,7 +354,7 @@ class CachedVideoClips(MaskedVideoClips):
         return super().epoch % self.cache.num_epochs
 
     def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        return {**super().make_item(row, clip), "video": shown_key(row, self.video_column)}
+        return {**super().make_item(row, clip), **shown_keys(row, self.video_column)}
 
     def items(self, index: int) -> list[dict[str, Any]]:
         items, epoch = super().items(index), int(self._epoch)
@@ -233,7 +364,8 @@ class CachedVideoClips(MaskedVideoClips):
         return [self._serve(item, index) for item in items]
 
     def _serve(self, item: dict[str, Any], index: int) -> dict[str, Any]:
-        targets = self.cache.targets(self.epoch if self.training else 0, index, item.pop("video"))
+        epoch = self.epoch if self.training else 0
+        targets = self.cache.targets(epoch, index, item.pop("video"), item.pop("content"))
         if not self.whole_clips:
             clip = item.pop("pixel_values_videos")
             item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
@@ -15,7 +15,18 @@ from tqdm import tqdm
 
 from ..data.clips import VideoClips
 from .builder import ClipViews, TargetBuilder
-from .cache import MANIFEST_NAME, Targets, describe_clips, fingerprint, list_shards, row_keys, shown_key
+from .cache import (
+    MANIFEST_NAME,
+    Targets,
+    check_targets,
+    checksum,
+    describe_clips,
+    fingerprint,
+    list_shards,
+    row_keys,
+    shown_keys,
+    stored_codes,
+)
 from .token_scores import SCORES, compact_scores
 
 
@@ -46,6 +57,7 @@ def make_manifest(
         "scores": maker.scores,
         "flow_estimator": maker.builder.flow[0] if maker.scores == "flow" else None,
         "tokenizer": None if maker.tokenizer is None else fingerprint(maker.tokenizer),
+        "dtype": str(torch.float32 if maker.tokenizer is None else maker.tokenizer.dtype),
         "rows": len(clips.rows),
         "keys": hashlib.sha256(keys).hexdigest(),
         "num_epochs": num_epochs,
@@ -55,12 +67,12 @@ def make_manifest(
 
 
 class ByteClips(VideoClips):
-    """The clips (T, C, H, W), uint8, of [`MaskedVideoClips`] without masks, with `video`, the [`video_key`] of the video shown."""
+    """The clips (T, C, H, W), uint8, of [`MaskedVideoClips`] without masks, with the [`shown_keys`] of the video shown."""
 
     as_bytes = True
 
     def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        return {**super().make_item(row, clip), "video": shown_key(row, self.video_column)}
+        return {**super().make_item(row, clip), **shown_keys(row, self.video_column)}
 
 
 class TargetMaker:
@@ -87,21 +99,36 @@ class TargetMaker:
     def features(self) -> datasets.Features:
         """Columns of a cache: codes in the smallest integers that hold them, scores in float16."""
         tokens = self.builder.config.seq_length
-        columns = {"key": datasets.Value("string"), "video": datasets.Value("string")}
+        columns = {name: datasets.Value("string") for name in ("key", "video", "content")}
+        columns["checksum"] = datasets.Value("uint32")
         columns["importance_scores"] = datasets.List(datasets.Value("float16"), length=tokens)
         if self.tokenizer is not None:
-            kind = np.min_scalar_type(self.tokenizer.config.codebook_size - 1).name
-            columns["code_indices"] = datasets.List(datasets.Value(kind), length=tokens)
+            kind = stored_codes(self.tokenizer.config.levels)
+            columns["code_indices"] = datasets.List(datasets.Value(kind.name), length=tokens)
         return datasets.Features(columns)
 
     @torch.no_grad()
     def __call__(self, clips: torch.Tensor) -> Targets:
         """Make `importance_scores` (B, N), float16, and with a tokenizer `code_indices` (B, N), of uint8 clips (B, T, C, H, W)."""
         views, targets = ClipViews(self.builder, clips.to(self.builder.device)), {}
-        if self.tokenizer is not None:
-            targets["code_indices"] = views.tokens("code_indices").code_indices
-        targets["importance_scores"] = compact_scores(views.scores(self.scores))
+        with self.builder.full_precision():
+            if self.tokenizer is not None:
+                targets["code_indices"] = views.tokens("code_indices").code_indices
+            targets["importance_scores"] = compact_scores(views.scores(self.scores))
         return targets
+
+    def rows(self, items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Make the rows of a cache, without `key`, of a batch of [`ByteClips`]. Scores that are not finite raise ValueError."""
+        targets = self(torch.stack([item["pixel_values_videos"] for item in items]))
+        values = {name: column.cpu().numpy() for name, column in targets.items()}
+        levels = None if self.tokenizer is None else self.tokenizer.config.levels
+        for place, item in enumerate(items):
+            row = {name: column[place] for name, column in values.items()}
+            check_targets(row, levels, f"targets of {item['video']}", "check the tokenizer's weights")
+            if levels is not None:
+                row["code_indices"] = row["code_indices"].astype(stored_codes(levels))
+            keys = {name: item[name] for name in ("video", "content")}
+            yield {**keys, "checksum": checksum(**keys, targets=row), **row}
 
 
 def begin_cache(folder: Path, manifest: dict[str, Any]) -> None:
@@ -148,11 +175,8 @@ def write_targets(
             part, numbers = folder / f"{shard.name}.part", iter(shard.rows)
             with ArrowWriter(features=maker.features, path=str(part)) as writer:
                 for items in loader:
-                    targets = maker(torch.stack([item["pixel_values_videos"] for item in items]))
-                    values = {name: column.cpu().numpy() for name, column in targets.items()}
-                    for place, item in enumerate(items):
-                        row = {name: column[place] for name, column in values.items()}
-                        writer.write({"key": keys[next(numbers)], "video": item["video"], **row})
+                    for row in maker.rows(items):
+                        writer.write({"key": keys[next(numbers)], **row})
                     progress.update(len(items))
                 writer.finalize()
             os.replace(part, folder / shard.name)
