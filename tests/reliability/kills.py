@@ -209,8 +209,11 @@ def main() -> None:
             name = chosen[number % len(chosen)]
             command, output = every[name], work / "killed"
             started = start(command, output, port := port + 1)
-            seconds = draw.uniform(0.1, 0.95) * lengths[name]
-            state = kill(started, output, seconds, while_writing=number // len(chosen) % 2 == 1)
+            while_writing = number // len(chosen) % 2 == 1
+            seconds = (
+                draw.uniform(0.1, 0.6 if while_writing else 0.95) * lengths[name]
+            )  # there must be a write after it
+            state = kill(started, output, seconds, while_writing)
             finish(start(command, output, port := port + 1), output)
             try:
                 assert_same(command.read(output), expected[name])
