@@ -9,7 +9,8 @@ A clip's feature is the mean of its tokens after the final norm. It is one Parqu
 and end.
 
 A video that cannot be read is left out: its number is missing in the column `row`, and broken_videos.json in the output folder names it.
-Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Several processes divide the
+Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Other weights or other rows in
+the same folders are refused. Several processes divide the
 shards among them.
 """
 
@@ -26,9 +27,11 @@ from transformers_lvmae import LVMAEModel
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, VideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.data.broken_videos import BrokenVideos
+from transformers_lvmae.data.datasets import rows_fingerprint
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 from transformers_lvmae.models.credentials import mask_credentials
 from transformers_lvmae.sharing.loading import check_model_type
+from transformers_lvmae.targets.cache import fingerprint
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -98,12 +101,15 @@ def extract_split(
     rows: Any,
     split: str,
     broken: BrokenVideos,
+    weights: str,
 ) -> None:
-    """Compute this process's share of a split's shards."""
+    """Compute this process's share of a split's shards. `weights` is the fingerprint of the model's."""
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
     settings = {name: getattr(args, name) for name in kept}
     settings["dataset_name"] = mask_credentials(args.dataset_name)
+    settings |= {"precision": accelerator.mixed_precision, "weights": weights}
+    settings["rows"] = rows_fingerprint(rows, args.video_column)["rows_digest"]
     files.check_settings(settings, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     rows = rows.add_column("row", list(range(len(rows))))
@@ -152,10 +158,11 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(args.model).to(accelerator.device)
     processor = AutoVideoProcessor.from_pretrained(args.model)
     splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
+    weights = fingerprint(model)["weights"]
     broken = BrokenVideos(args.output_dir / "broken_videos", args.max_broken_share)
     with broken.reported():
         for split in args.splits or splits:
-            extract_split(args, accelerator, model, processor, select_split(splits, split), split, broken)
+            extract_split(args, accelerator, model, processor, select_split(splits, split), split, broken, weights)
         accelerator.wait_for_everyone()
     accelerator.end_training()
 

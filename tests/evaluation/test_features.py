@@ -1,6 +1,7 @@
 """Frozen features: a naive loop over files, sliding clips, shards that survive a kill, several processes."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -160,6 +161,35 @@ def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
         TokenFeatures(tmp_path, "test")
     with pytest.raises(ValueError, match=r"Got split 'train' .* expected one of \['test'\]"):
         load_features(tmp_path, "train")
+
+
+def test_other_weights_and_other_rows_in_the_same_folders_are_refused(checkpoint, tmp_path, caplog, monkeypatch):
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(checkpoint, model)
+    shutil.copytree(CLIPS / "test", data / "test")
+    arguments = [str(model), str(data), str(tmp_path / "features")]
+    extract(arguments)
+    shard = next((tmp_path / "features").glob("*.parquet"))
+    shard.unlink()
+    table = data / "test" / "metadata.csv"
+    listed = table.read_text()
+    table.write_text(listed.replace("clip_00000.mp4", "other.mp4"))
+    (data / "test" / "clip_00000.mp4").rename(data / "test" / "other.mp4")
+    with pytest.raises(ValueError, match=r"Got rows='\w+' .* made with '\w+', expected the same"):
+        extract(arguments)
+    table.write_text(listed)
+    (data / "test" / "other.mp4").rename(data / "test" / "clip_00000.mp4")
+    LVMAEForPreTraining(tiny_config()).save_pretrained(model)
+    with pytest.raises(ValueError, match=r"Got weights='\w+' .* made with '\w+', expected the same"):
+        extract(arguments)
+    assert not shard.exists()
+    monkeypatch.setattr(logging.getLogger("transformers_lvmae"), "propagate", True)
+    settings = tmp_path / "features" / "test.json"
+    former = json.loads(settings.read_text())
+    settings.write_text(json.dumps({name: value for name, value in former.items() if name not in ("weights", "rows")}))
+    extract(arguments)
+    assert any("does not say rows, weights" in record.getMessage() for record in caplog.records)
+    assert shard.exists()
 
 
 @pytest.fixture

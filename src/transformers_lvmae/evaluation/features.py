@@ -24,12 +24,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
 from ..models.video_io import decode_video, video_name
 from ..models.video_seeking import VideoReadError
+
+
+logger = logging.get_logger(__name__)
 
 
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
@@ -115,16 +119,24 @@ class ShardedSplit:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def check_settings(self, settings: dict[str, Any], write: bool) -> None:
-        """Raise ValueError if existing shards were made with other settings. With `write`, save the settings if none are saved."""
+        """Raise ValueError if existing shards were made with other settings. With `write`, save the settings if none are saved.
+
+        Settings of version 0.1 lack some of these names. What they do not have is not compared, with a warning.
+        """
         path = self.folder / f"{self.split}.json"
         settings = {**settings, "num_rows": self.num_rows, "shard_size": self.shard_size}
         if path.exists():
             got = json.loads(path.read_text())
-            different = sorted(name for name in settings if got.get(name) != settings[name])
+            unknown = sorted(settings.keys() - got.keys())
+            if unknown:
+                logger.warning(
+                    f"{path} does not say {', '.join(unknown)}: whether the shards were made with the same is not checked."
+                )
+            different = sorted(name for name in settings.keys() & got.keys() if got[name] != settings[name])
             if different:
                 name = different[0]
                 raise ValueError(
-                    f"Got {name}={settings[name]!r} and shards in {self.folder} made with {got.get(name)!r}, expected the same: give "
+                    f"Got {name}={settings[name]!r} and shards in {self.folder} made with {got[name]!r}, expected the same: give "
                     "another output folder or delete this one."
                 )
         elif write:
