@@ -201,9 +201,12 @@ def main() -> None:
         for number in range(args.kills):
             name = chosen[number % len(chosen)]
             command, output = every[name], work / "killed"
-            started = start(command, output, port := port + 1)
-            seconds = draw.uniform(0.1, 0.95) * lengths[name]
-            state = kill(started, output, seconds, while_writing=number // len(chosen) % 2 == 1)
+            seconds, state = draw.uniform(0.1, 0.95) * lengths[name], "had ended"
+            while state == "had ended":  # a kill that came too late is none
+                shutil.rmtree(output, ignore_errors=True)
+                started = start(command, output, port := port + 1)
+                state = kill(started, output, seconds, while_writing=number // len(chosen) % 2 == 1)
+                seconds *= 0.8
             finish(start(command, output, port := port + 1), output)
             try:
                 assert_same(command.read(output), expected[name])
@@ -211,7 +214,7 @@ def main() -> None:
             except AssertionError:
                 wrong, verdict = wrong + 1, "DIFFERENT"
             print(
-                f"{number + 1}. {name}: killed after {seconds:.1f} s, {state}; ended with {verdict} result", flush=True
+                f"{number + 1}. {name}: killed after {seconds / 0.8:.1f} s, {state}; ended with {verdict} result", flush=True
             )
             shutil.rmtree(output)
     print(f"{args.kills - wrong} of {args.kills} killed runs ended as if they had not been killed.")
