@@ -1,4 +1,4 @@
-"""Killed and resumed commands end as uninterrupted ones: those that are quick enough for a test. `kills.py` has the others."""
+"""The command that kills long runs. More kills, and more commands: `python tests/reliability/kills.py`."""
 
 import subprocess
 import sys
@@ -8,16 +8,18 @@ import pytest
 
 
 @pytest.mark.slow
-def test_caches_and_features_killed_at_ten_moments_end_as_if_they_had_not_been():
+@pytest.mark.parametrize(
+    ("commands", "kills"), [(["pre-training, cached", "fine-tuning, LoRA"], 4), (["cache", "features"], 10)]
+)
+def test_killed_runs_end_as_if_they_had_not_been(commands, kills):
     command = [
         sys.executable,
         str(Path(__file__).with_name("kills.py")),
         "--kills",
-        "10",
+        str(kills),
         "--commands",
-        "cache",
-        "features",
+        *commands,
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "10 of 10 killed runs ended as if they had not been killed." in run.stdout
+    assert f"{kills} of {kills} killed runs ended as if they had not been killed." in run.stdout
