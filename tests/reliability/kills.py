@@ -208,12 +208,14 @@ def main() -> None:
         for number in range(args.kills):
             name = chosen[number % len(chosen)]
             command, output = every[name], work / "killed"
-            started = start(command, output, port := port + 1)
             while_writing = number // len(chosen) % 2 == 1
-            seconds = (
-                draw.uniform(0.1, 0.6 if while_writing else 0.95) * lengths[name]
-            )  # there must be a write after it
-            state = kill(started, output, seconds, while_writing)
+            # There must be a write after the moment. One that comes too late does not count.
+            seconds, state = draw.uniform(0.1, 0.6 if while_writing else 0.95) * lengths[name], "had ended"
+            while state == "had ended":
+                shutil.rmtree(output, ignore_errors=True)
+                started = start(command, output, port := port + 1)
+                state = kill(started, output, seconds, while_writing)
+                seconds *= 0.8 if state == "had ended" else 1
             finish(start(command, output, port := port + 1), output)
             try:
                 assert_same(command.read(output), expected[name])

@@ -773,3 +773,26 @@ def test_pre_training_reads_a_cache_as_it_would_make_one(whole_cache, saved_toke
     ]
     with pytest.raises(ValueError, match="with the tokenizer's weights"):
         run_script(monkeypatch, "pretrain", command)
+
+
+def test_broken_videos_of_both_splits_are_left_out_named_and_counted_in_evaluation(
+    saved_tokenizer, tmp_path, monkeypatch
+):
+    """scripts/cache_targets.py, then scripts/pretrain.py on its cache."""
+    shutil.copytree(CLIPS, tmp_path / "data")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split / "clip_00001.mp4").write_bytes(b"no video")
+    data = [str(tmp_path / "data") if option == str(CLIPS) else option for option in DATA]
+    cache = ["--tokenizer", saved_tokenizer, "--output_dir", str(tmp_path / "cache"), "--num_workers", "1"]
+    run_script(monkeypatch, "cache_targets", [*data, *cache])
+    named = json.loads((tmp_path / "cache" / "broken_videos.json").read_text())
+    assert [Path(name).parts[-2:] for name in named] == [("test", "clip_00001.mp4"), ("train", "clip_00001.mp4")]
+    for split, number in (("train", 8), ("test", 4)):
+        shown = TargetCache(tmp_path / "cache" / split).epochs[0].with_format(None)["video"]
+        assert [not name for name in shown] == [row == 1 for row in range(number)]
+    options = ["--report_to", "none", "--max_steps", "2", "--use_cpu", "true", "--disable_tqdm", "true"]
+    options += ["--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "2"]
+    command = [*data, *options, "--target_cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
+    run_script(monkeypatch, "pretrain", command)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert next(entry["eval_samples_skipped"] for entry in history if "eval_loss" in entry) == 1
