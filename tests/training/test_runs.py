@@ -222,20 +222,42 @@ def on_every_process(folder):
     trainer.end()
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
+def launch(folder, processes, function):
+    """Call a function of this file with the folder on several processes (gloo)."""
     (folder / "run.py").write_text(
         f"import sys\nfrom pathlib import Path\nsys.path[:0] = {[str(TESTS), str(TESTS / 'training')]!r}\nimport torch\n"
         "torch.set_num_threads(1)\ntorch.use_deterministic_algorithms(True, warn_only=True)\n"
-        "from test_runs import on_every_process\non_every_process(Path(sys.argv[1]))\n"
+        f"import test_runs\ntest_runs.{function.__name__}(Path(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(folder / "run.py"), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    launch(folder, 2, on_every_process)
     return folder
+
+
+def train_once(folder):
+    """Train on this process and the others."""
+    trainer, _ = random_trainer(load_video_dataset(CLIPS, label_column="label"), folder / "run")
+    train_and_save(trainer)
+    trainer.end()
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_for_the_same_global_batch(splits, tmp_path):
+    launch(tmp_path, 4, train_once)
+    alone, _ = random_trainer(splits, tmp_path / "alone", gradient_accumulation_steps=4)
+    train_and_save(alone)
+    four = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in load_file(tmp_path / "alone" / "model.safetensors").items():
+        torch.testing.assert_close(four[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_processes_draw_differently_and_as_one_process_does(two_processes, splits, tmp_path):
