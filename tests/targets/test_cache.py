@@ -314,6 +314,8 @@ def test_the_key_of_a_content_is_of_bytes_and_files_alike(tmp_path):
     others = [data + b"x", b"x" + data[1:], data[:-1] + b"x"]
     assert len({key, *map(content_key, others)}) == 4
     assert content_key({"path": "https://example.org/a.mp4", "bytes": None}) == ""
+    path.write_bytes(data[:100])
+    assert content_key(str(path)) == content_key(data[:100])
 
 
 def rewrite(cache, change, number=0):

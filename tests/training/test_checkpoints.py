@@ -12,7 +12,7 @@ from builders import CLIPS, FIXTURES, assert_same, make_trainer, weights
 from transformers_lvmae.data import load_video_dataset
 from transformers_lvmae.training import checkpoints
 from transformers_lvmae.training.base import train_and_save
-from transformers_lvmae.training.checkpoints import CHECKSUMS, fault_of, newest_checkpoint, seal
+from transformers_lvmae.training.checkpoints import CHECKSUMS, fault_of, newest_checkpoint, numbered_checkpoints, seal
 
 
 OPTIONS = {
@@ -105,7 +105,8 @@ def test_checkpoints_without_checksums_need_all_parts(tmp_path, said):
     old = FIXTURES / "version_0_1" / "finetune" / "checkpoint-2"
     assert not (old / CHECKSUMS).exists()
     assert fault_of(old) is None
-    for name, part in [("model.safetensors", "weights"), ("optimizer.pt", "optimizer"), ("scheduler.pt", "schedule")]:
+    parts = {"model.safetensors": "weights", "optimizer.pt": "optimizer", "scheduler.pt": "schedule"}
+    for name, part in {**parts, "rng_state.pth": "random numbers"}.items():
         shutil.copytree(old, tmp_path / part / "checkpoint-2")
         (tmp_path / part / "checkpoint-2" / name).unlink()
         assert newest_checkpoint(tmp_path / part) is None
@@ -116,6 +117,12 @@ def test_checkpoints_without_checksums_need_all_parts(tmp_path, said):
         fault_of(tmp_path / "empty" / "checkpoint-3")
         == "trainer_state.json is missing, so it was not written to its end"
     )
+
+
+def test_the_newest_checkpoint_has_the_largest_number(tmp_path):
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert [step for step, _ in numbered_checkpoints(tmp_path)] == [9, 10, 100]
 
 
 def test_a_changed_card_is_no_damage(whole, tmp_path):
