@@ -1092,7 +1092,9 @@ def test_a_hostile_config_file_is_refused_at_once(tmp_path):
         LVMAEModel.from_pretrained(tmp_path)
 
 
-def test_limits_are_allowed_and_sides_keep_their_order():
+def test_defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order():
+    config = LVMAEConfig()
+    assert (config.layer_norm_eps, config.initializer_range, config.tube_drop_ratio) == (1e-6, 0.02, 0.2)
     assert LVMAEConfig(image_size=(112, 224)).grid_size == (64, 7, 14)
     assert LVMAEConfig(decoder_mask_ratio=0.25, decoder_random_ratio=0.25).token_budget == 12_544
 

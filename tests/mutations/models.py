@@ -102,25 +102,25 @@ MUTATIONS = [
         "models/configuration_lvmae.py",
         "if self.decoder_random_ratio > self.decoder_mask_ratio:",
         "if self.decoder_random_ratio >= self.decoder_mask_ratio:",
-        LVMAE + "limits_are_allowed_and_sides_keep_their_order",
+        LVMAE + "defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order",
     ),
     (
         "models/configuration_lvmae.py",
         "isinstance(size, int) else (size[0], size[1])",
         "isinstance(size, int) else (size[1], size[0])",
-        LVMAE + "limits_are_allowed_and_sides_keep_their_order",
+        LVMAE + "defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order",
     ),
     (
         "models/configuration_lvmae.py",
         "exclude_min=True)(default=1e-6)",
         "exclude_min=True)(default=1e-5)",
-        LVMAE + "default_config_is_the_papers_base_model",
+        LVMAE + "defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order",
     ),
     (
         "models/configuration_lvmae.py",
         "tube_drop_ratio: float | int = SHARE(default=0.2)",
         "tube_drop_ratio: float | int = SHARE(default=0.0)",
-        LVMAE + "default_config_is_the_papers_base_model",
+        LVMAE + "defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order",
     ),
     (
         "models/configuration_lvmae.py",
@@ -150,8 +150,8 @@ MUTATIONS = [
     ),
     (
         "models/fsq.py",
-        "return (latents.float() + (offset",
-        "return (latents + (offset",
+        "return (latents.float() + (offset / half_range).atanh()).tanh()",
+        "return (latents + (offset / half_range).atanh().to(latents.dtype)).tanh()",
         FSQ + "quantizing_stays_in_float32",
     ),
     (
@@ -171,7 +171,7 @@ MUTATIONS = [
         "models/fsq.py",
         "enumerate(logits.float().split(list(levels), dim=-1))",
         "enumerate(logits.split(list(levels), dim=-1))",
-        LVMAE + "loss_of_levels_is_the_mean_cross_entropy_of_each_channel_on_its_own",
+        LVMAE + "losses_of_half_precision_are_computed_in_float32",
     ),
     (
         "models/fsq.py",
@@ -204,7 +204,7 @@ MUTATIONS = [
         "if image.shape[0] in (1, 3, 4):",
         PROCESSING + "other_channels",
     ),
-    ("models/image_processing_pil_lvmae.py", "known = {1, 3, 4} |", "known = {1, 3} |", PROCESSING + "other_channels"),
+    ("models/image_processing_pil_lvmae.py", "known = {1, 3, 4} |", "known = {1, 3} |", PROCESSING + "grey_and_transparent_video_becomes_rgb",
     (
         "models/image_processing_pil_lvmae.py",
         "resample = PILImageResampling.BILINEAR",
