@@ -273,6 +273,8 @@ def test_each_window_keeps_its_highest_scores_and_in_training_its_first_slot(sti
     assert (kept.sum(dim=2) == 12).all()
     if not still:
         assert torch.equal(kept, topk_mask(scores, 12))
+    nearly_all = forward(model, clip, keep_ratio=0.9).bool_kept_pos.view(2, 2, 32)  # 28.8 of 32
+    assert (nearly_all.sum(dim=2) == 29).all()
 
     trained = forward(model.train(), clip).bool_kept_pos.view(2, 2, 32)
     assert trained[..., :16].all()

@@ -204,7 +204,12 @@ MUTATIONS = [
         "if image.shape[0] in (1, 3, 4):",
         PROCESSING + "other_channels",
     ),
-    ("models/image_processing_pil_lvmae.py", "known = {1, 3, 4} |", "known = {1, 3} |", PROCESSING + "grey_and_transparent_video_becomes_rgb",
+    (
+        "models/image_processing_pil_lvmae.py",
+        "known = {1, 3, 4} |",
+        "known = {1, 3} |",
+        PROCESSING + "grey_and_transparent_video_becomes_rgb",
+    ),
     (
         "models/image_processing_pil_lvmae.py",
         "resample = PILImageResampling.BILINEAR",
@@ -288,13 +293,13 @@ MUTATIONS = [
         "models/masking.py",
         "centered = (value - value.mean(dim=1, keepdim=True)) * (samples / (samples - 1))",
         "centered = value",
-        MASKING + "perturbed_gradient_is_that_of_the_expectation",
+        MASKING + "what_all_tokens_gain_alike_adds_no_noise_to_the_gradient",
     ),
     (
         "models/masking.py",
         " * (samples / (samples - 1))",
         "",
-        MASKING + "perturbed_gradient_is_that_of_the_expectation",
+        MASKING + "two_samples_already_give_an_unbiased_gradient",
     ),
     (
         "models/masking.py",
@@ -585,7 +590,7 @@ MUTATIONS = [
         "models/recomputation.py",
         "with torch.enable_grad(), torch.autocast(*node.autocast):",
         "with torch.enable_grad():",
-        RECOMPUTATION + "gradients_are_bit_equal_to_the_plain_step",
+        RECOMPUTATION + "outputs_are_recomputed_under_the_autocast_of_the_forward_pass",
     ),
     (
         "models/recomputation.py",
