@@ -154,9 +154,9 @@ MUTATIONS = [
     ),
     (
         "training/base.py",
-        "train_dataloader.dataset.set_epoch(int(state.epoch + 1e-6))",
-        "train_dataloader.dataset.set_epoch(0)",
-        TRAINERS + "epochs_draw_new_clips",
+        "        self.add_callback(_TellEpoch())\n",
+        "",
+        TRAINERS + "a_resumed_run_equals_the_uninterrupted_one",
     ),
     (
         "training/base.py",
@@ -192,7 +192,7 @@ MUTATIONS = [
         "training/base.py",
         "num_items_in_batch if model.training else None)",
         "num_items_in_batch)",
-        BROKEN + "the_numbers_are_those_of_the_readable_clips",
+        BROKEN + "two_processes_give_the_numbers_of_one",
     ),
     (
         "training/base.py",
@@ -247,13 +247,13 @@ MUTATIONS = [
         "training/checkpoints.py",
         "spare = len(folders) - max(limit, len(kept)) if limit else 0",
         "spare = len(folders) - limit if limit else 0",
-        CHECKPOINTS + "the_best_checkpoint_is_never_deleted",
+        CHECKPOINTS + "the_oldest_checkpoints_are_deleted_beside_those_to_keep",
     ),
     (
         "training/checkpoints.py",
         "if spare > 0 and folder.resolve() not in kept:",
         "if spare > 0:",
-        CHECKPOINTS + "the_best_checkpoint_is_never_deleted",
+        CHECKPOINTS + "the_oldest_checkpoints_are_deleted_beside_those_to_keep",
     ),
     (
         "training/checkpoints.py",
@@ -315,7 +315,7 @@ MUTATIONS = [
         "training/divergence.py",
         "first = accelerator.gather(own).min().item()",
         "first = own.min().item()",
-        RUNS + "all_processes_stop_when_one_diverges",
+        RUNS + "flags_of_steps_are_looked_at_once",
     ),
     (
         "training/divergence.py",
@@ -348,6 +348,12 @@ MUTATIONS = [
         "limit, self.args.save_total_limit = self.args.save_total_limit, None",
         "limit = self.args.save_total_limit",
         CHECKPOINTS + "old_checkpoints_stay_until_the_new_one_is_whole",
+    ),
+    (
+        "training/guarding.py",
+        "        with self._deleting_nothing():\n            return super()._finalize_training(*args, **kwargs)",
+        "        return super()._finalize_training(*args, **kwargs)",
+        CHECKPOINTS + "the_best_and_the_last_checkpoint_and_a_person_s_are_never_deleted",
     ),
     (
         "training/guarding.py",
@@ -432,8 +438,8 @@ MUTATIONS = [
     ),
     (
         "training/pretraining.py",
-        "weights = {name: unsharded(weight) for",
-        "weights = {name: weight.to_local() if isinstance(weight, DTensor) else weight for",
+        "return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter",
+        "return parameter",
         PRETRAINING + "everest_sees_whole_weights_where_fsdp_shares_them_out",
     ),
     # The run's folder
@@ -466,7 +472,7 @@ MUTATIONS = [
         "training/run_folder.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        RUNS + "a_second_run_in_a_folder_is_refused",
+        RUNS + "a_run_holds_its_folder_alone",
     ),
     # The tokenizer
     (

@@ -26,7 +26,7 @@ from transformers_lvmae.data import SelectionCollator, load_video_dataset
 from transformers_lvmae.training.base import RunningMeans, train_and_save
 from transformers_lvmae.training.checkpoints import newest_checkpoint
 from transformers_lvmae.training.divergence import MOST_PENDING, FiniteSteps, NonFiniteError
-from transformers_lvmae.training.run_folder import keep_global_batch, run_settings
+from transformers_lvmae.training.run_folder import keep_global_batch, run_settings, sole_run
 
 
 STAGES = ("tokenizer", "pretraining", "classification")
@@ -142,6 +142,9 @@ def test_flags_of_steps_are_looked_at_once():
     assert steps.first_bad_step(alone) == (1, True)
     steps.add(3, 1.0)
     assert steps.first_bad_step(alone) == (None, False)
+    steps.add(4, 1.0)
+    beside = SimpleNamespace(gather=lambda own: torch.stack([own, torch.tensor(4.0)]), device="cpu")
+    assert steps.first_bad_step(beside) == (4, False)  # another process's loss was not finite
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -379,7 +382,7 @@ def test_a_run_goes_on_only_with_its_settings_and_data(splits, tmp_path):
         trainer = make_trainer("classification", splits, tmp_path, **{**options, **change})
         with pytest.raises(
             ValueError,
-            match=rf"Got .* other settings \(.*{name} was .* and is .*\), expected the same: .*--allow_changes",
+            match=rf"Got .* other settings \((.*; )?{name} was .* and is .*\), expected the same: .*--allow_changes",
         ):
             train_and_save(trainer, data)
     trainer = make_trainer("classification", splits, tmp_path, **options)
@@ -400,6 +403,7 @@ def test_the_global_batch_is_kept_or_refused(tmp_path):
     args = LVMAEPreTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, base_learning_rate=1e-3)
     keep_global_batch(args, {"processes": 4, "settings": {"global_batch": 8}})
     assert args.gradient_accumulation_steps == 4
+    assert run_settings(args)["global_batch"] == 8
     assert args.learning_rate == pytest.approx(1e-3 * 8 / 256)
     args = LVMAEPreTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3)
     with pytest.raises(ValueError, match=r"Got 1 processes with batches of 3 videos .* or --num_processes 4\."):
@@ -427,6 +431,14 @@ def test_a_second_run_in_a_folder_is_refused(splits, tmp_path):
         holder.kill()
         holder.wait()
     train_and_save(trainer)  # a killed process holds nothing
+
+
+def test_a_run_holds_its_folder_alone(tmp_path):
+    lock = "import fcntl, sys; fcntl.lockf(open(sys.argv[1]), fcntl.LOCK_SH | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", lock, str(tmp_path / ".lock")]
+    with sole_run(tmp_path, SimpleNamespace(is_main_process=True)):
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def test_the_explicit_learning_rate_wins(tmp_path):
