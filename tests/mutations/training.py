@@ -461,7 +461,12 @@ MUTATIONS = [
         "",
         RUNS + "the_global_batch_is_kept_or_refused",
     ),
-    ("training/run_folder.py", '    "seed",\n', "", RUNS + "a_run_goes_on_only_with_its_settings_and_data"),
+    (
+        "training/run_folder.py",
+        '"seed", "data_seed"',
+        '"data_seed"',
+        RUNS + "a_run_goes_on_only_with_its_settings_and_data",
+    ),
     (
         "training/run_folder.py",
         "name in before and before[name] != settings[name]]",

@@ -37,6 +37,8 @@ def test_restored_pixels_are_the_frames(clip, options):
     scale = PixelScale(processor_for(CONFIG, **options))
     torch.testing.assert_close(scale.restore(clip), clip / 255, atol=1e-6, rtol=0)
     torch.testing.assert_close(scale.restore(scale.normalize(clip)), clip / 255, atol=1e-6, rtol=0)
+    processed = processor_for(CONFIG, **options)(clip, return_tensors="pt")["pixel_values_videos"][0]
+    torch.testing.assert_close(scale.restore(processed), clip / 255, atol=1e-6, rtol=0)
 
 
 def test_restored_pixels_are_clamped():

@@ -164,6 +164,16 @@ def test_scores_that_a_cache_cannot_tell_apart_are_ties_on_the_fly_too(splits, t
     assert torch.equal(made["bool_decoded_pos"], expected)
 
 
+def test_a_batch_is_tokenized_once(splits, tmp_path, monkeypatch):
+    """For its codes and its scores."""
+    trainer = trainer_with(splits, tmp_path)
+    tokenizer, calls = trainer.target_builder.tokenizer, []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda clips: calls.append(1) or encode(clips))
+    assert "target_codes" in trainer.target_builder(pretraining_batch(trainer))
+    assert len(calls) == 1
+
+
 def test_a_batch_s_own_decoder_mask_is_used(splits, tmp_path):
     trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
     mask = topk_mask(torch.rand(3, 64), 5)

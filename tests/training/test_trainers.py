@@ -48,7 +48,7 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import ClipAugmentation, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import adaptive_decoder_mask
-from transformers_lvmae.targets.builder import ClipViews
+from transformers_lvmae.targets.builder import ClipViews, check_tokenizer
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.training.classification import soft_labels
 from transformers_lvmae.training.perceptual_loss import PerceptualLoss
@@ -240,6 +240,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, splits, tmp_p
             processing_class=processor_for(MODEL),
             video_tokenizer=other,
         )
+
+
+def test_a_tokenizer_whose_slots_are_longer_is_refused():
+    """Six frames are two slots of three frames, and one and a half of four, rounded up."""
+    tokenizer = FSQMagViTConfig(**{**TOKENIZER.to_dict(), "stem_patch_size": (2, 2, 2)})
+    model = LVMAEConfig(**{**MODEL.to_dict(), "num_frames": 6, "tubelet_size": 3})
+    with pytest.raises(ValueError, match=r"grid of \(2, 4, 4\) tokens and a model with \(2, 4, 4\) for clips of 6"):
+        check_tokenizer(model, tokenizer)
 
 
 def test_a_tokenizer_needs_the_processor(tmp_path):
