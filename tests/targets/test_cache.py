@@ -151,13 +151,11 @@ def test_drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_ma
         assert torch.equal(later["target_codes"], seen[epoch - 2]["target_codes"])
         assert not torch.equal(later["bool_masked_pos"], seen[epoch - 2]["bool_masked_pos"])
         assert len(later["bool_masked_pos"].unique(dim=0)) > 3  # each row draws its own
-    # The tubelets under the new mask, from the clip that the codes were made of.
-    flying.train_dataset.set_epoch(1)
-    clip = flying.train_dataset[4]["pixel_values_videos"]
-    assert torch.equal(
-        serving.train_dataset[4]["visible_tubelets"],
-        serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4]),
-    )
+        # The tubelets under the new mask, from the clip that the codes were made of.
+        flying.train_dataset.set_epoch(epoch - 2)
+        clip = flying.train_dataset[4]["pixel_values_videos"]
+        tubelets = serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4])
+        assert torch.equal(serving.train_dataset[4]["visible_tubelets"], tubelets)
 
 
 def test_a_run_on_cached_targets_is_the_run_on_the_fly(rows, tokenizer, cache, tmp_path):

@@ -98,13 +98,13 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_ends_as_if_nothing_h
     (tmp_path / "run" / "checkpoint-3" / "scheduler.pt").unlink()
     for name in ("checkpoint-best", "checkpoint-12-backup"):
         shutil.copytree(whole[0] / "checkpoint-1", tmp_path / "run" / name)
-    (tmp_path / "run" / "checkpoint-4" / "model-00001-of-00002.safetensors").write_bytes(b"of another time")
+    (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").write_bytes(b"of another time")
     trainer = make_trainer("classification", splits, tmp_path / "run", **OPTIONS, save_total_limit=2)
     train_and_save(trainer)
     assert [line.split(": ", 1)[1] for line in said] == ["optimizer.pt is damaged.", "scheduler.pt is missing."]
     assert_same(weights(trainer), whole[1])
     assert fault_of(tmp_path / "run" / "checkpoint-4") is None
-    assert not (tmp_path / "run" / "checkpoint-4" / "model-00001-of-00002.safetensors").exists()
+    assert not (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").exists()
     names = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     assert names == {"checkpoint-best", "checkpoint-12-backup", "checkpoint-3", "checkpoint-4"}
 
