@@ -99,6 +99,24 @@ def test_a_row_depends_on_seed_epoch_and_row_alone(splits):
         assert not torch.equal(other_seed[number]["noise"], items[number]["noise"])
 
 
+def test_two_rows_of_an_epoch_draw_differently(splits):
+    """The same video in several rows: other frames, other crops, other masks."""
+    rows = splits["train"].select([3] * 6)
+    options = {"sampling": FrameSampling(frame_jitter=True), "augmentation": ClipAugmentation(min_crop_scale=0.3)}
+    items = [masked(rows, training=True, **options)[number] for number in range(6)]
+    for key in ("pixel_values_videos", "noise", "bool_masked_pos"):
+        assert len({item[key].numpy().tobytes() for item in items}) == 6, key
+
+
+def test_a_dataset_knows_whether_its_clips_differ_from_epoch_to_epoch(splits):
+    rows = splits["train"]
+    changing = ({"sampling": FrameSampling(frame_stride=2)}, {"augmentation": ClipAugmentation(horizontal_flip=True)})
+    for options in changing:
+        assert clips_of(rows, training=True, **options).draws_clips
+        assert not clips_of(rows, **options).draws_clips
+    assert not clips_of(rows, training=True).draws_clips
+
+
 def test_drawing_an_item_leaves_the_global_generator_alone(splits):
     torch.manual_seed(3)
     expected = torch.rand(4)

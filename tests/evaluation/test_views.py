@@ -164,6 +164,16 @@ def test_probabilities_are_averaged_over_views(data, model):
     np.testing.assert_allclose(predictions.durations, [2.0, 2.4, 2.8, 3.2, 3.0], atol=1e-6)
 
 
+def test_a_model_in_training_is_set_to_evaluation(data, model):
+    """A fifth of the tubes is dropped in training only."""
+    views = views_of(data, model)
+    expected = predict(model, views, Accelerator()).probabilities
+    model.train()
+    again = predict(model, views, Accelerator()).probabilities
+    assert not model.training
+    assert np.array_equal(again, expected)
+
+
 @pytest.mark.parametrize("columns", [("verb", "noun"), "noun"])
 def test_one_view_equals_plain_evaluation(columns, data, model, tmp_path):
     """The trainer's `evaluate`, with one label and with two; five videos, two at a time."""
