@@ -35,10 +35,10 @@ def test_every_option_reaches_the_reader(tmp_path):
     open_to_all = VideoDataArguments(dataset_name="data", min_crop_scale=0.5, frame_jitter=True)
     assert open_to_all.reading(None).access == VideoAccess()
     assert open_to_all.sampling() == FrameSampling(frame_jitter=True)
-    assert open_to_all.augmentation() == ClipAugmentation(0.5)
+    assert open_to_all.augmentation() == ClipAugmentation(0.5, [])
     assert open_to_all.label_columns == "label"
 
 
 def test_every_number_of_a_list_is_checked():
-    with pytest.raises(ValueError, match=r"Got crop_scales=2, expected a number in \(0, 1\]"):
-        VideoDataArguments(dataset_name="data", crop_scales=[1.0, 2])
+    with pytest.raises(ValueError, match=r"Got crop_scales=1.5, expected a number in \(0, 1\]"):
+        VideoDataArguments(dataset_name="data", crop_scales=[1.0, 1.5])

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
 from transformers_lvmae.data import TooManyBrokenVideos, load_video_dataset, processor_for
-from transformers_lvmae.evaluation.features import TokenFeatures, load_features, sliding_segments
+from transformers_lvmae.evaluation.features import TokenFeatures, encode_clips, load_features, sliding_segments
 from transformers_lvmae.models.video_seeking import VideoReadError
 
 
@@ -129,6 +129,33 @@ def test_sliding_segments(segment, clip, stride, expected):
 def test_a_stride_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="positive numbers of seconds"):
         sliding_segments(0, 10, 4, 0)
+
+
+class OneClip(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"pixel_values_videos": torch.ones(8, 3, 32, 32)}
+
+
+def test_features_are_those_of_evaluation():
+    """Dropout is for training; a half-open file of numbers that are not finite is for nobody."""
+    model = LVMAEModel(tiny_config(hidden_dropout_prob=0.5)).train()
+    ((pooled, readable),) = encode_clips(model, OneClip(), pool=True)
+    with torch.no_grad():
+        expected = model.eval()(torch.ones(1, 8, 3, 32, 32)).last_hidden_state.mean(dim=1)
+    torch.testing.assert_close(pooled, expected)
+    assert readable.tolist() == [True]
+
+
+def test_features_that_are_not_finite_are_refused():
+    model = LVMAEModel(tiny_config())
+    torch.nn.init.constant_(model.layernorm.bias, 7e4)
+    ((pooled, _),) = encode_clips(model, OneClip(), pool=True)
+    assert pooled.isfinite().all()
+    with pytest.raises(ValueError, match=r"Got features up to inf, expected finite numbers below 65,504"):
+        list(encode_clips(model, OneClip(), pool=False))  # too large for float16
 
 
 def test_a_killed_run_goes_on_and_makes_no_finished_shard_again(checkpoint, tmp_path):

@@ -326,6 +326,16 @@ def test_rows_without_a_label_are_predicted_and_not_counted(random_predictions, 
     assert counts == [300, 2, 100, 402]
 
 
+def test_rows_with_a_label_of_one_set_alone_are_not_evaluated():
+    labels = np.array([[0, 1], [-1, 1], [0, -1], [-1, -1]])
+    predictions = Predictions(np.arange(8.0).reshape(4, 2), labels, np.arange(4.0), [4])
+    labelled = predictions.labelled()
+    assert labelled.labels.tolist() == [[0, 1]]
+    assert labelled.probabilities.tolist() == [[0, 1]]
+    assert labelled.num_rows == 2
+    assert len(Predictions(np.zeros((3, 2)), None, np.zeros(3)).labelled().probabilities) == 0
+
+
 def test_one_view_that_is_not_finite_makes_its_row_wrong(data, model):
     views = views_of(data, model, temporal_views=2)
     whole = predict(model, views, Accelerator())

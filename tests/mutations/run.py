@@ -65,7 +65,12 @@ def is_noticed(mutation: Mutation, copy: Path) -> bool:
     path = copy / mutation.file
     code = path.read_text(encoding="utf-8")
     path.write_text(code.replace(mutation.old, mutation.new, 1), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(copy / "src"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()]
     try:
         run = subprocess.run(
@@ -107,11 +112,16 @@ def main() -> int:
 
         for count, (item, noticed) in enumerate(pool.map(judge, chosen), start=1):
             name, number, mutation = item
-            print(f"{count}/{len(chosen)} {name} {number} {'noticed' if noticed else 'SURVIVED'} {mutation.file}", flush=True)
+            print(
+                f"{count}/{len(chosen)} {name} {number} {'noticed' if noticed else 'SURVIVED'} {mutation.file}",
+                flush=True,
+            )
             if not noticed:
                 survivors.append(item)
                 print(f"    {mutation.old!r}\n -> {mutation.new!r}", flush=True)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} changes were noticed ({1 - len(survivors) / len(chosen):.1%}).")
+    print(
+        f"{len(chosen) - len(survivors)} of {len(chosen)} changes were noticed ({1 - len(survivors) / len(chosen):.1%})."
+    )
     return 1 if survivors else 0
 
 
