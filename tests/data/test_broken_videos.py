@@ -1,6 +1,7 @@
 """Broken videos: they are replaced, counted and named, and too many of them end a run."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -90,6 +91,44 @@ def test_check_videos_names_them_beforehand(folder, tmp_path, options, capsys):
     assert "train: 6 of 120 videos cannot be read" in printed
     assert "validation: 0 of 4 videos cannot be read" in printed
     assert all(fault in printed for fault in broken.values())
+
+
+def test_a_truncated_video_that_plays_is_used_and_named(tmp_path, capsys):
+    """Matroska's header still says how long the video was."""
+    frames = np.random.default_rng(0).integers(0, 255, (100, 32, 32, 3), np.uint8)
+    (tmp_path / "data").mkdir()
+    for name in ("cut.mkv", "whole.mkv"):
+        write_video(tmp_path / "data" / name, frames)
+    data = (tmp_path / "data" / "cut.mkv").read_bytes()
+    (tmp_path / "data" / "cut.mkv").write_bytes(data[: len(data) // 2])
+    rows = load_video_dataset(tmp_path / "data")["train"]
+    for training in (True, False):
+        broken = tmp_path / f"broken_{training}"
+        reading = VideoReading(on_error="skip", broken_folder=broken)
+        clips = VideoClips(rows, processor_for(CONFIG), CONFIG.num_frames, training=training, reading=reading)
+        with clips.broken.reported():
+            for epoch in range(2):
+                clips.set_epoch(epoch)
+                assert all(clips[number].get("is_readable", True) for number in range(2))
+        assert clips.broken.failed == 0
+        (fault,) = json.loads(broken.with_suffix(".json").read_text()).values()
+        assert re.search(
+            r"cut\.mkv is used, but seems to be truncated or damaged: got \d\.\d s, expected 4\.0 s by its header",
+            fault,
+        )
+    assert load_script("check_videos").main([str(tmp_path / "data"), "--workers", "0"]) == 1
+    printed = capsys.readouterr().out
+    assert "train: 0 of 2 videos cannot be read" in printed
+    assert "train: 1 of 2 videos play, but seem to be truncated or damaged" in printed
+    assert "whole.mkv" not in printed
+
+
+def test_a_record_that_a_killed_process_left_unfinished(tmp_path):
+    broken = BrokenVideos(tmp_path / "broken")
+    broken.add("a.mp4", VideoReadError("got nothing"))
+    file = next((tmp_path / "broken").iterdir())
+    file.write_text(file.read_text() + '{"video": "b.mp4", "fau', encoding="utf-8")
+    assert read_broken_videos(tmp_path / "broken") == {"a.mp4": "got nothing"}
 
 
 def test_check_videos_reads_a_configuration_of_a_hub_dataset(folder, monkeypatch, capsys):

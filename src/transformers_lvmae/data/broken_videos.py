@@ -85,7 +85,7 @@ class BrokenVideos:
 def read_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
     """Read the files of all processes in `folder`: video -> fault, in alphabetical order."""
     lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may leave half a line
     return dict(sorted((row["video"], row["fault"]) for row in rows))
 
 
