@@ -238,6 +238,8 @@ def check_predictions(path, predictions, labelled):
     np.testing.assert_allclose(found, predictions.probabilities, rtol=1e-6, atol=1e-9)
     assert rows.features["noun"].names == sorted(NAMES["noun"])
     assert rows.features["noun_probabilities"] == datasets.List(datasets.Value("float32"))
+    if not labelled:
+        assert kept["verb"][:] == [None] * 5
     for name, names in NAMES.items() if labelled else ():
         assert [rows.features[name].names[label] for label in kept[name][:]] == [
             names[i % len(names)] for i in range(5)
@@ -398,6 +400,12 @@ def test_confusions_and_classes_equal_scikit_learn(random_predictions):
     assert table[0]["taken_for"] == "abcdef"[max(range(6), key=wrong.count)]
     assert table[0]["times"] == max(map(wrong.count, range(6)))
     assert accuracies(random_predictions, CONFIG)["mean_class_accuracy"] == pytest.approx(np.nanmean(recall))
+
+
+def test_classes_without_clips_are_no_part_of_the_mean():
+    probabilities = np.eye(6)[[0, 1, 2]] * 0.5 + 0.1  # class 1 has no clips, and is predicted once
+    metrics = accuracies(Predictions(probabilities, np.array([0, 0, 2]), np.ones(3)), CONFIG)
+    assert metrics["mean_class_accuracy"] == (0.5 + 1) / 2
 
 
 def test_lengths_are_binned_as_the_paper_does(random_predictions):
