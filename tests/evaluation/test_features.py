@@ -150,7 +150,7 @@ def test_clips_slide_over_a_row_s_part_of_its_video(tmp_path):
     broken = BrokenVideos()
     assert clips(None, None, "broken.mp4", broken) == []
     assert (broken.tried, broken.failed) == (1, 1)
-    with pytest.raises(VideoReadError, match="broken.mp4"):
+    with pytest.raises(VideoReadError, match=r"broken\.mp4"):
         clips(None, None, "broken.mp4")
 
 

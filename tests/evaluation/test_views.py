@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from builders import SCRIPTS, load_script, tiny_config, tiny_tokenizer_config
 from datasets import Dataset, DatasetDict, load_from_disk
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from matplotlib.axes import Axes
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from torchvision.transforms.v2.functional import center_crop, resize
@@ -36,6 +37,7 @@ from transformers_lvmae.evaluation.reports import (
     class_table,
     confusion_counts,
     draw_confusion_matrix,
+    log_probabilities,
     write_evaluation,
 )
 from transformers_lvmae.evaluation.views import Predictions, VideoViews, check_classes, predict
@@ -451,6 +453,24 @@ def test_the_picture_shows_where_the_confusions_are(size, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=int) for name in ("a.png", "b.png")]
     changed = np.abs(pictures[0] - pictures[1]).sum(axis=-1) > 100
     assert 0.3 / size < changed.mean() < 1.2 / size
+
+
+def test_a_cell_of_the_picture_is_a_share_of_its_class(tmp_path, monkeypatch):
+    shown = []
+    imshow = Axes.imshow
+    monkeypatch.setattr(
+        Axes, "imshow", lambda axes, cells, **kwargs: shown.append(cells) or imshow(axes, cells, **kwargs)
+    )
+    draw_confusion_matrix(tmp_path / "a.png", np.array([[6, 2, 0], [0, 1, 0], [0, 0, 0]]), list("abc"))
+    assert shown[0].tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_the_logarithm_of_zero_is_a_number():
+    logarithms = log_probabilities(np.array([0.0, 0.5, 1.0], np.float32))
+    assert logarithms.dtype == np.float64
+    assert np.isfinite(logarithms).all()
+    assert logarithms[0] < -700
+    np.testing.assert_allclose(logarithms[1:], [np.log(0.5), 0])
 
 
 def test_names_cannot_break_the_results(random_predictions, tmp_path):

@@ -329,7 +329,7 @@ MUTATIONS = [
         "evaluation/reports.py",
         "np.maximum(counts.sum(axis=1, keepdims=True), 1)",
         "np.maximum(counts.max(), 1)",
-        f"{VIEWS}::test_the_picture_shows_where_the_confusions_are",
+        f"{VIEWS}::test_a_cell_of_the_picture_is_a_share_of_its_class",
     ),
     (
         "evaluation/reports.py",
@@ -347,7 +347,7 @@ MUTATIONS = [
         "evaluation/reports.py",
         "np.finfo(np.float64).tiny",
         "0.0",
-        f"{CHALLENGES}::test_epic_s_submission_is_what_the_challenge_reads",
+        f"{VIEWS}::test_the_logarithm_of_zero_is_a_number",
     ),
     (
         "evaluation/reports.py",
@@ -402,7 +402,7 @@ MUTATIONS = [
         "evaluation/views.py",
         "parts = [logits[:, part] for part in slices.values()] or [logits]",
         "parts = [logits]",
-        f"{VIEWS}::test_one_view_equals_plain_evaluation",
+        f"{VIEWS}::test_probabilities_are_averaged_over_views",
     ),
     (
         "evaluation/views.py",

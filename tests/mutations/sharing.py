@@ -22,12 +22,6 @@ MUTATIONS = [
         "below = value < high",
         f"{COMMANDS}::test_intervals",
     ),
-    (
-        "command_line.py",
-        "return above and below and math.isfinite(value)",
-        "return above and below",
-        f"{COMMANDS}::test_intervals",
-    ),
     ("command_line.py", "allow_abbrev=False", "allow_abbrev=True", f"{COMMANDS}::test_options_have_their_whole_names"),
     (
         "command_line.py",
