@@ -22,12 +22,6 @@ MUTATIONS = [
     ),
     (
         "data/clips.py",
-        "numbers = (self.seed, self.epoch if self.training else 0, index)",
-        "numbers = (0, self.epoch if self.training else 0, index)",
-        f"{CLIPS}::test_a_row_depends_on_seed_epoch_and_row_alone",
-    ),
-    (
-        "data/clips.py",
         "with torch.random.fork_rng(devices=[]):\n        torch.manual_seed(state % 2**63)\n        yield",
         "torch.manual_seed(state % 2**63)\n    yield",
         f"{CLIPS}::test_drawing_an_item_leaves_the_global_generator_alone",
@@ -58,12 +52,6 @@ MUTATIONS = [
     ),
     (
         "data/clips.py",
-        "return [item for index in indices for item in self.items(index)]",
-        "return [self[index] for index in indices]",
-        f"{CLIPS}::test_several_clips_come_from_one_decoding",
-    ),
-    (
-        "data/clips.py",
         "torch.zeros((), dtype=torch.int64).share_memory_()",
         "torch.zeros((), dtype=torch.int64)",
         f"{CLIPS}::test_persistent_workers_see_the_epoch",
@@ -73,12 +61,6 @@ MUTATIONS = [
         "with seeded(*numbers, attempt):",
         "with seeded(attempt):",
         f"{BROKEN}::test_a_replacement_is_drawn_from_seed_epoch_and_row",
-    ),
-    (
-        "data/clips.py",
-        "range(1, MOST_REPLACEMENTS + 1)",
-        "range(1, MOST_REPLACEMENTS)",
-        f"{BROKEN}::test_ten_replacements_are_tried",
     ),
     (
         "data/clips.py",
@@ -141,12 +123,6 @@ MUTATIONS = [
         "return edges[1:] - 1 - inside",
         f"{SAMPLING}::test_jitter_takes_one_frame_of_each_part",
     ),
-    (
-        "data/frame_sampling.py",
-        "if stride is not None and stride < 1:",
-        "if stride is not None and stride < 0:",
-        f"{SAMPLING}::test_settings_that_exclude_each_other",
-    ),
     # transforms.py
     ("data/transforms.py", "if abs(i - j) <= 1]", "]", f"{SAMPLING}::test_multi_scale_crops_are_videomaes"),
     (
@@ -185,12 +161,6 @@ MUTATIONS = [
         "list(image_mean)",
         "tests/data/test_transforms.py::test_what_moves_in_has_the_mean_color",
     ),
-    (
-        "data/transforms.py",
-        "if not 0 < area <= 1:",
-        "if not 0 <= area <= 1:",
-        f"{SAMPLING}::test_settings_that_exclude_each_other",
-    ),
     # streams.py
     (
         "data/streams.py",
@@ -220,12 +190,6 @@ MUTATIONS = [
         "data/streams.py",
         "if self._resumed is not None and epoch == first:",
         "if self._resumed is not None:",
-        f"{STREAMS}::test_it_goes_on_where_it_was",
-    ),
-    (
-        "data/streams.py",
-        'first = 0 if self._resumed is None else self._resumed["epoch"]',
-        "first = 0",
         f"{STREAMS}::test_it_goes_on_where_it_was",
     ),
     # broken_videos.py
@@ -286,12 +250,6 @@ MUTATIONS = [
     ),
     (
         "data/tables.py",
-        "isinstance(cell, float) and math.isnan(cell)",
-        "False",
-        "tests/data/test_datasets.py::test_a_table_has_segments_and_labels",
-    ),
-    (
-        "data/tables.py",
         "        unique.sort(key=int)\n",
         "        pass\n",
         f"{SOURCES}::test_classes_have_one_order_for_all_splits",
@@ -307,12 +265,6 @@ MUTATIONS = [
         "line = reader.line_num + 1",
         "line += 1",
         f"{SOURCES}::test_the_line_of_a_row_counts_the_lines_within_cells",
-    ),
-    (
-        "data/tables.py",
-        "if len(cells) != len(header):",
-        "if len(cells) < len(header):",
-        f"{ANNOTATIONS}::test_a_wrong_row_is_named_with_its_line",
     ),
     # video_files.py
     (
@@ -341,12 +293,6 @@ MUTATIONS = [
     ),
     (
         "data/video_files.py",
-        "os.walk(found.root, followlinks=True)",
-        "os.walk(found.root)",
-        f"{SOURCES}::test_links_are_followed_once",
-    ),
-    (
-        "data/video_files.py",
         "if len(classes) < fewest:",
         "if len(classes) < fewest - 1:",
         f"{SOURCES}::test_what_is_wrong_is_refused",
@@ -372,29 +318,9 @@ MUTATIONS = [
     ),
     (
         "data/sources.py",
-        "not (text_as_table and text_as_table in first)",
-        "True",
-        f"{ANNOTATIONS}::test_prepare_fine_tune_evaluate -kkinetics600",
-    ),
-    ("data/sources.py", "match[2] or match[3]", "match[3]", f"{SOURCES}::test_sources[comma_list-whole]"),
-    ("data/sources.py", 'startswith("..")', 'startswith("../..")', f"{SOURCES}::test_what_is_wrong_is_refused"),
-    (
-        "data/sources.py",
-        "number for number, name in enumerate(files) if name in inside",
-        "number for number, name in enumerate(sorted(map(str, files))) if name in inside",
-        f"{SOURCES}::test_sources[metadata_of_all_splits-whole]",
-    ),
-    (
-        "data/sources.py",
         "return path if path in matched else None",
         "return path",
         f"{SOURCES}::test_sources[metadata_beside_a_pattern-whole]",
-    ),
-    (
-        "data/sources.py",
-        "names = [label_name(row.place, label) for row, label in zip(rows, cells.get(column, ()))]",
-        "names = ()",
-        f"{SOURCES}::test_what_is_wrong_is_refused",
     ),
     (
         "data/sources.py",
@@ -426,30 +352,12 @@ MUTATIONS = [
         "    if False:\n        check_segments",
         f"{SOURCES}::test_what_is_wrong_is_refused",
     ),
-    (
-        "data/sources.py",
-        "return joined.select_columns(rows.column_names)",
-        "return joined.select_columns(rows.column_names).select(range(len(rows))[::-1])",
-        f"{SOURCES}::test_sources[a_table-whole]",
-    ),
-    (
-        "data/sources.py",
-        "enumerate(zip(*times), start=1)",
-        "enumerate(zip(*times), start=0)",
-        f"{SOURCES}::test_what_is_wrong_is_refused",
-    ),
     # datasets.py
     (
         "data/datasets.py",
         "names = sorted_names(value for values in labels.values() for value in values if value is not None)",
         "names = sorted_names(value for value in labels[needed] if value is not None)",
         f"{SOURCES}::test_classes_have_one_order_for_all_splits {SOURCES}::test_sources[numbers_as_labels-whole]",
-    ),
-    (
-        "data/datasets.py",
-        "if None in values and split not in unlabelled:",
-        "if None in values and False:",
-        f"{SOURCES}::test_what_is_wrong_is_refused",
     ),
     (
         "data/datasets.py",
@@ -462,31 +370,6 @@ MUTATIONS = [
         "and all(feature == known[0] for feature in known)",
         "",
         f"{SOURCES}::test_classes_have_one_order_for_all_splits",
-    ),
-    (
-        "data/datasets.py",
-        "return [None if label is None or label < 0 else names[label] for",
-        "return [names[label] for",
-        "tests/data/test_datasets.py::test_a_label_of_minus_one_is_no_label",
-    ),
-    ("data/datasets.py", "values.index(None) + 1", "values.index(None)", f"{SOURCES}::test_what_is_wrong_is_refused"),
-    (
-        "data/datasets.py",
-        "return rows.select(range(min(max_samples, len(rows))))",
-        "return rows.select(range(len(rows) - min(max_samples, len(rows)), len(rows)))",
-        "tests/data/test_datasets.py::test_several_files_and_splits",
-    ),
-    (
-        "data/datasets.py",
-        "rows.take(max_samples)",
-        "rows.skip(max_samples)",
-        "tests/data/test_datasets.py::test_several_files_and_splits",
-    ),
-    (
-        "data/datasets.py",
-        "parts.setdefault(split, []).append(file)",
-        "parts[split] = [file]",
-        "tests/data/test_datasets.py::test_several_files_and_splits",
     ),
     (
         "data/datasets.py",
@@ -550,12 +433,6 @@ MUTATIONS = [
         f"{ANNOTATIONS}::test_classes_of_one_name_get_their_numbers",
     ),
     (
-        "data/annotation_files.py",
-        "if len(files[purpose]) != 1:",
-        "if not files[purpose]:",
-        f"{ANNOTATIONS}::test_both_versions_in_one_folder_must_be_named",
-    ),
-    (
         "data/annotation_formats.py",
         "offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[-1][1] + FINEGYM_MARGIN",
         "offset + stages[0][0] - FINEGYM_MARGIN, offset + stages[0][1] + FINEGYM_MARGIN",
@@ -569,33 +446,9 @@ MUTATIONS = [
     ),
     (
         "data/annotation_formats.py",
-        "offset + stages[0][0] - ",
-        "stages[0][0] - ",
-        f"{ANNOTATIONS}::test_prepare_fine_tune_evaluate -kfinegym",
-    ),
-    (
-        "data/annotation_formats.py",
-        "FINEGYM_MARGIN = 1.0",
-        "FINEGYM_MARGIN = 0.5",
-        f"{ANNOTATIONS}::test_prepare_fine_tune_evaluate -kfinegym",
-    ),
-    (
-        "data/annotation_formats.py",
         '.replace("[", "").replace("]", "")',
         '.replace("[", "")',
         f"{ANNOTATIONS}::test_prepare_fine_tune_evaluate -ksomething",
-    ),
-    (
-        "data/annotation_formats.py",
-        ":06.0f}",
-        ":05.0f}",
-        f"{ANNOTATIONS}::test_prepare_fine_tune_evaluate -kkinetics400",
-    ),
-    (
-        "data/annotation_formats.py",
-        "if twice:",
-        "if False:",
-        f"{ANNOTATIONS}::test_incomplete_lists_of_kinetics_600_are_not_mixed_in",
     ),
     (
         "data/annotation_formats.py",
@@ -620,18 +473,6 @@ MUTATIONS = [
         "return folder / video if (folder / video).is_file() else None",
         "video = Path(video).stem",
         f"{ANNOTATIONS}::test_a_path_is_this_path_and_no_other",
-    ),
-    (
-        "data/annotations.py",
-        "if len(found) > 1:",
-        "if len(found) > 2:",
-        f"{ANNOTATIONS}::test_a_path_is_this_path_and_no_other",
-    ),
-    (
-        "data/annotations.py",
-        "built.missing_clips[split] = len(clips) - len(present)",
-        "built.missing_clips[split] = len(paths) - len(present)",
-        f"{ANNOTATIONS}::test_missing_videos_are_counted_and_named",
     ),
     (
         "data/annotations.py",
