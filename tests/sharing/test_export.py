@@ -273,7 +273,9 @@ def test_onnx_gives_the_same_logits_for_any_number_of_clips(pooling, tmp_path):
     pytest.importorskip("onnxscript")
     # Positions matter to these logits: a graph that lost them would differ.
     model = make_model(LVMAEForVideoClassification, pooling=pooling)
+    implementation = model.config._attn_implementation
     path = export_onnx(model, tmp_path)
+    assert model.config._attn_implementation == implementation
     for batch_size in (1, 3):
         clips = torch.randn(batch_size, 8, 3, 32, 32)
         with torch.no_grad():
