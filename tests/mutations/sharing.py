@@ -243,12 +243,6 @@ MUTATIONS = [
     ),
     (
         "sharing/export.py",
-        'attn_implementation("by_parts")',
-        'attn_implementation("eager")',
-        f"{EXPORT}::test_onnx_gives_the_same_logits_for_any_number_of_clips[mean]",
-    ),
-    (
-        "sharing/export.py",
         "(part, key, value, scale=scaling)",
         "(part, key, value)",
         f"{EXPORT}::test_attention_by_parts_is_attention",
