@@ -24,8 +24,9 @@ from transformers_lvmae.cost import count_flops, count_saved_bytes
 
 @dataclass
 class Usage:
-    """What a piece of work used: seconds of wall clock, seconds of CPU (user and system, with child processes that ended), and bytes
-    above the start at the peak, of this process alone."""
+    """What a piece of work used: seconds of wall clock, seconds of CPU (user and system), and bytes above the start at the peak; of this
+    process and its children, such as the one that decodes videos. A child that starts or ends meanwhile counts for its CPU only if it
+    ends."""
 
     wall: float
     cpu: float
@@ -34,20 +35,33 @@ class Usage:
 
 def measure(work: Callable[[], Any]) -> Usage:
     """Run `work` once in this process (Linux). Only one figure per process is comparable: a second one finds a warm allocator."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory resident now
-    resident = _resident_bytes("VmRSS")
-    wall, times = time.perf_counter(), os.times()
+    processes = _family()
+    for process in processes:
+        Path(f"/proc/{process}/clear_refs").write_text("5")  # resets the high-water mark to the memory resident now
+    resident = sum(_resident_bytes(process, "VmRSS") for process in processes)
+    wall, cpu = time.perf_counter(), _cpu_seconds(processes)
     work()
-    ended = os.times()
     return Usage(
         wall=time.perf_counter() - wall,
-        cpu=sum(ended[:4]) - sum(times[:4]),
-        peak_bytes=_resident_bytes("VmHWM") - resident,
+        cpu=_cpu_seconds(processes) - cpu,
+        peak_bytes=sum(_resident_bytes(process, "VmHWM") for process in processes) - resident,
     )
 
 
-def _resident_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def _family() -> list[int]:
+    """The numbers of this process and its children."""
+    children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    return [os.getpid(), *(int(number) for numbers in children for number in numbers)]
+
+
+def _cpu_seconds(processes: list[int]) -> float:
+    """Seconds of CPU of this process, of its children that ended, and of those that run."""
+    stats = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in processes[1:]]
+    return sum(os.times()[:4]) + sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_bytes(process: int, field: str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

@@ -25,7 +25,6 @@ from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.command_line import check_ranges, run
 from transformers_lvmae.data import (
     VideoDataArguments,
-    VideoReading,
     load_video_dataset,
     processor_for,
     select_split,
@@ -138,12 +137,13 @@ def main() -> None:
             "per video and epoch: leave out num_clips and cache more epochs (--num_epochs)."
         )
     eval_rows = select_split(splits, data_args.eval_split, data_args.max_eval_samples)
-    reading = VideoReading(video_column=data_args.video_column, access=data_args.access_to(data_args.dataset_name))
-    eval_clips = ByteClips(eval_rows, processor, config.num_frames, reading=reading, **common)
+    eval_clips = ByteClips(
+        eval_rows, processor, config.num_frames, reading=data_args.reading(args.output_dir), **common
+    )
     output = Path(args.output_dir)
     with train_clips.broken.reported():
         cache_split(accelerator, train_clips, maker, output / data_args.train_split, args.num_epochs, args)
-    cache_split(accelerator, eval_clips, maker, output / data_args.eval_split, 1, args)
+        cache_split(accelerator, eval_clips, maker, output / data_args.eval_split, 1, args)
     accelerator.end_training()
 
 

@@ -4,8 +4,8 @@
         --output_dir runs/finetune/test
     accelerate launch --num_processes 8 scripts/evaluate_classifier.py ...
 
-Probabilities are averaged over `temporal_views` x `spatial_views` views of a video. A model of 32 frames with --temporal_views 4 is
-the paper's multi-crop baseline: the average over four chunks of 32 frames. Several processes give the same numbers as one: every video
+Probabilities are averaged over `temporal_views` x `spatial_views` views of a video. A model of 32 frames with --temporal_views 4 averages four
+chunks of 32 frames, like the paper's multi-crop baseline, whose number of chunks is not known. Several processes give the same numbers as one: every video
 counts once. The output folder gets results.json, model_card.yaml (metadata of a model card), classes.csv and confusion_matrix.png.
 
 --predictions FILE.parquet writes the probabilities of every row, also for a split without labels, which then has no other results.

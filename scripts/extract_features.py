@@ -9,8 +9,8 @@ A clip's feature is the mean of its tokens after the final norm. It is one Parqu
 and end.
 
 A video that cannot be read is left out: its number is missing in the column `row`, and broken_videos.json in the output folder names it.
-Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Several processes divide the
-shards among them.
+Finished shards are not computed again: start a killed run again with the same arguments, and it continues. Shards of other weights, rows or
+settings are refused, and damaged shards are made again. Several processes divide the shards among them.
 """
 
 import argparse
@@ -105,13 +105,17 @@ def extract_split(
     files = ShardedSplit(args.output_dir, split, len(rows), args.shard_size)
     kept = ("model", "dataset_name", "tokens", "clip_seconds", "stride_seconds", "frame_stride", "video_column")
     settings = {name: getattr(args, name) for name in kept}
-    settings |= {"weights": fingerprint(model)["weights"], **rows_fingerprint(rows, args.video_column)}
+    settings |= {
+        "precision": accelerator.mixed_precision,
+        **fingerprint(model),
+        **rows_fingerprint(rows, args.video_column),
+    }
     settings["dataset_name"] = mask_credentials(args.dataset_name)
     files.check_settings(settings, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     rows = rows.add_column("row", list(range(len(rows))))
     shards = range(accelerator.process_index, files.num_shards, accelerator.num_processes)
-    todo = [shard for shard in shards if not files.is_done(shard)]
+    todo = [shard for shard in shards if not files.is_whole(shard)]
     sampling = FrameSampling(args.frame_stride)
     # The workers of each shard record the faults. This process counts them, because it sees all shards.
     reading = VideoReading(1, args.on_error, 1.0, broken.folder, args.video_column)

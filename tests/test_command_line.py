@@ -160,6 +160,14 @@ def test_a_program_says_one_sentence_where_its_user_erred():
         SystemExit, match=r"^error: Got a full disk .* free some space and start the same command again"
     ):
         run(fill)
+
+    def fill_with_a_sentence():
+        raise OSError(errno.ENOSPC, "Got a full disk at run, expected room for a checkpoint: free some space.")
+
+    with pytest.raises(
+        SystemExit, match=r"^error: Got a full disk at run, expected room for a checkpoint: free some space\.$"
+    ):
+        run(fill_with_a_sentence)
     with pytest.raises(SystemExit) as ended:
         run(lambda: 3)
     assert ended.value.code == 3

@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-from builders import load_script
+from builders import ROOT, load_script
 
 from transformers_lvmae import LVMAEConfig
-from transformers_lvmae.cost import pretraining_cost
+from transformers_lvmae.cost import classification_cost, pretraining_cost
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,38 @@ def test_the_table_says_what_does_not_fit(estimate, monkeypatch, capsys):
     config = LVMAEConfig()
     hourly = 3600 * 64 * 312e12 * 0.35 / pretraining_cost(config, precision="bfloat16").flops
     assert f"{hourly:,.0f} /h" in rows["pre-training, ViT-B"]
+
+
+def table_rows(path: str) -> dict[str, list[str]]:
+    """The cells of all tables of a Markdown file, by the first cell of the row."""
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / path).read_text().splitlines() if line.startswith("| ")]
+    return {first: rest for first, *rest in rows}
+
+
+def fast_or_slow(names, fast):
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+CARD_ROWS = [row[0] for row in load_script("estimate_cost").TABLE]
+
+
+@pytest.mark.parametrize(
+    "name", fast_or_slow(CARD_ROWS, ["pre-training, ViT-B", "fine-tuning, ViT-B, layers checkpointed"])
+)
+def test_the_cost_cards_table_is_what_the_command_prints(name, estimate, monkeypatch):
+    monkeypatch.setattr(estimate, "TABLE", [row for row in estimate.TABLE if row[0] == name])
+    *_, printed = estimate.machine_table(estimate.parser().parse_args(["table"])).splitlines()
+    assert table_rows("model_cards/cost.md")[name] == printed.strip("| ").split(" | ")[1:]
+    assert [name for name in CARD_ROWS if name not in table_rows("model_cards/cost.md")] == []
+
+
+@pytest.mark.parametrize("size", fast_or_slow(["small", "base", "large", "huge"], ["small", "base"]))
+def test_the_table_of_sizes_is_what_is_counted(size):
+    config = LVMAEConfig.from_size(size)
+    pretraining = pretraining_cost(config)
+    labelled = LVMAEConfig.from_size(size, num_labels=48)
+    plain, checkpointed = (classification_cost(labelled, checkpointing=kind) for kind in ("none", "mlp"))
+    expected = [f"{pretraining.parameters / 1e6:.1f} M", f"{pretraining.flops / 1e12:.2f}"]
+    expected += [f"{pretraining.saved_bytes / 2**30:.2f} GiB", f"{plain.flops / 1e12:.1f}"]
+    expected += [f"{checkpointed.saved_bytes / 2**30:.2f} GiB"]
+    assert table_rows("docs/cost.md")[f"ViT-{size[0].upper()}"] == expected

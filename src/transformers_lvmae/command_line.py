@@ -123,9 +123,9 @@ class CommandLine(HfArgumentParser):
 
 def sentence_of(error: BaseException) -> str | None:
     """Return the sentence "Got ..., expected ...: ..." of an error that is meant for the user; None for any other error."""
-    if is_full_disk(error) and not str(error).startswith("Got "):
-        return f"Got a full disk ({error}), expected room to write: free some space and start the same command again."
     found = re.search(r"(?:^|\s)(Got .*\bexpected .*)", str(error), re.DOTALL)
+    if found is None and is_full_disk(error):
+        return f"Got a full disk ({error}), expected room to write: free some space and start the same command again."
     return found.group(1).strip() if found else None
 
 

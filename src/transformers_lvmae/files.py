@@ -23,11 +23,15 @@ def digest(path: str | os.PathLike) -> str:
     return found.hexdigest()
 
 
+# What C++ and Rust say in place of an error number; the last two are torch's after a short write.
+FULL_IN_WORDS = ("No space left on device", "PytorchStreamWriter failed writing", "[enforce fail at inline_container")
+
+
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that the disk is full. Libraries in Rust and C++ say it in words only."""
+    """Whether an error, or one that led to it, says that the disk is full."""
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+        if full or any(words in str(error) for words in FULL_IN_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,7 +1,9 @@
 """Frozen features: a naive loop over files, sliding clips, shards that survive a kill, several processes."""
 
 import json
+import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,11 +15,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from builders import CLIPS, SCRIPTS, load_script, tiny_config
+from builders import CLIPS, SCRIPTS, assert_same, load_script, tiny_config
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
+from transformers_lvmae.command_line import sentence_of
 from transformers_lvmae.data import TooManyBrokenVideos, load_video_dataset, processor_for
 from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.features import (
@@ -211,7 +214,7 @@ def test_a_killed_run_goes_on_and_makes_no_finished_shard_again(checkpoint, tmp_
 def test_other_settings_are_not_mixed_into_a_folder(checkpoint, tmp_path):
     arguments = [str(checkpoint), str(CLIPS), str(tmp_path), "--splits", "test"]
     extract(arguments)
-    with pytest.raises(ValueError, match=r"Got frame_stride=2 .* made with None, expected the same"):
+    with pytest.raises(ValueError, match=r"Got frame_stride=2 .* made with frame_stride=None, expected the same"):
         extract([*arguments, "--frame_stride", "2"])
     with pytest.raises(ValueError, match=r"without tokens, expected .safetensors"):
         TokenFeatures(tmp_path, "test")
@@ -237,6 +240,78 @@ def test_other_weights_and_other_rows_under_the_same_names_are_refused(checkpoin
     (data / "test" / "metadata.csv").write_text(text.replace("clip_00000.mp4", "clip_10000.mp4"))
     with pytest.raises(ValueError, match=r"Got rows_digest='.*' and shards .* expected the same"):
         extract(arguments)
+
+
+def test_all_that_differs_is_listed_and_what_is_not_known_is_said(checkpoint, tmp_path, caplog, monkeypatch):
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path), "--splits", "test"]
+    extract(arguments)
+    with pytest.raises(
+        ValueError,
+        match=r"Got clip_seconds=2.0, frame_stride=2 and shards .* with clip_seconds=None, frame_stride=None,",
+    ):
+        extract([*arguments, "--frame_stride", "2", "--clip_seconds", "2"])
+    settings = json.loads((tmp_path / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps({**settings, "precision": "bf16"}))
+    with pytest.raises(ValueError, match="Got precision='no' and shards"):
+        extract(arguments)
+    monkeypatch.setattr(logging.getLogger("transformers_lvmae"), "propagate", True)
+    new = ("config", "precision", "rows", "rows_digest", "weights")
+    (tmp_path / "test.json").write_text(
+        json.dumps({name: value for name, value in settings.items() if name not in new})
+    )
+    extract(arguments)
+    (message,) = [record.getMessage() for record in caplog.records if "does not say" in record.getMessage()]
+    assert "config, precision, rows, rows_digest, weights its shards were made" in message
+
+
+@pytest.mark.parametrize("options", [[], ["--tokens"]])
+def test_damaged_shards_are_refused_by_name_and_made_again(options, checkpoint, tmp_path, caplog, monkeypatch):
+    """Half of a file, an empty one, and a flipped bit in 60 places; a bit changes nothing that is read, or the file is named."""
+    monkeypatch.setattr(logging.getLogger("transformers_lvmae"), "propagate", True)
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path), "--splits", "test", "--shard_size", "2", *options]
+    extract(arguments)
+
+    def read():
+        clips = load_features(tmp_path, "test").to_dict()
+        return clips, [
+            item["tokens"] for item in map(TokenFeatures(tmp_path, "test").__getitem__, range(8))
+        ] if options else []
+
+    expected, draw = read(), random.Random(0)
+    for suffix in (".parquet", ".safetensors") if options else (".parquet",):
+        path = tmp_path / f"test-00001-of-00004{suffix}"
+        whole, found = path.read_bytes(), []
+        places = [draw.randrange(len(whole)) for _ in range(60)]
+        flips = [
+            whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :] for place in places
+        ]
+        for number, damaged in enumerate([whole[: len(whole) // 2], b"", *flips]):
+            path.write_bytes(damaged)
+            try:
+                assert_same(read(), expected)
+            except ValueError as error:
+                found.append(str(error))
+            if number < 2:
+                caplog.clear()
+                extract(arguments)
+                assert any(f"Got a damaged file {path}" in record.getMessage() for record in caplog.records)
+                assert path.read_bytes() == whole
+        assert len(found) > 20
+        assert all(f"Got a damaged file {path}, expected" in message for message in found)
+        path.write_bytes(whole)
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(checkpoint, tmp_path):
+    arguments = [str(checkpoint), str(CLIPS), str(tmp_path), "--splits", "test", "--shard_size", "4", "--tokens"]
+    full = tmp_path / ".test-00001-of-00002.parquet.part"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        extract(arguments)
+    assert sentence_of(raised.value).startswith("Got a full disk (")
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["test-00000-of-00002.parquet"]
+    full.unlink(missing_ok=True)
+    extract(arguments)
+    assert len(TokenFeatures(tmp_path, "test")) == 8
 
 
 @pytest.fixture

@@ -147,9 +147,24 @@ def start(command: Command, output: Path, port: int) -> list[int]:
     return started
 
 
-def finish(started: list[int], output: Path) -> None:
+def have_ended(started: list[int]) -> bool:
+    return all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None for pid in started)
+
+
+def work_done(started: list[int]) -> float:
+    """Return the seconds of processor time of the processes, which other programs on the machine do not change."""
+    ticks = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13] for pid in started]
+    return sum(int(number) for pair in ticks for number in pair) / os.sysconf("SC_CLK_TCK")
+
+
+def finish(started: list[int], output: Path) -> float:
+    """Wait for the end of a command; return its work."""
+    while not have_ended(started):
+        time.sleep(0.01)
+    done = work_done(started)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
     assert codes == [0] * len(codes), f"{codes}\n{output.with_suffix('.log').read_text()[-3000:]}"
+    return done
 
 
 def is_writing(output: Path) -> bool:
@@ -159,16 +174,10 @@ def is_writing(output: Path) -> bool:
 
 
 def kill(started: list[int], output: Path, seconds: float, while_writing: bool) -> str:
-    """Kill a command after some seconds, then wait for a write if that is asked; return what there was."""
-    begun = time.monotonic()
-    deadline = begun + seconds
-
-    def ended() -> bool:
-        return all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None for pid in started)
-
-    while not ended() and (time.monotonic() < deadline or (while_writing and not is_writing(output))):
+    """Kill a command after some seconds of work, or then at the next write if that is asked; return what it was doing."""
+    while not have_ended(started) and (work_done(started) < seconds or (while_writing and not is_writing(output))):
         time.sleep(0.0005)
-    state = "had ended" if ended() else "was writing" if is_writing(output) else "was at work"
+    state = "had ended" if have_ended(started) else "was writing" if is_writing(output) else "was at work"
     for pid in started:
         os.killpg(pid, signal.SIGKILL)
     for pid in started:
@@ -193,17 +202,20 @@ def main() -> None:
         finish(start(every["cache"], work / "targets", port), work / "targets")
         expected, lengths = {}, {}
         for name in chosen:
-            begun = time.monotonic()
-            finish(start(every[name], work / "whole", port := port + 1), work / "whole")
-            lengths[name] = time.monotonic() - begun
+            lengths[name] = finish(start(every[name], work / "whole", port := port + 1), work / "whole")
             expected[name] = every[name].read(work / "whole")
             shutil.rmtree(work / "whole")
         for number in range(args.kills):
             name = chosen[number % len(chosen)]
             command, output = every[name], work / "killed"
-            started = start(command, output, port := port + 1)
-            seconds = draw.uniform(0.1, 0.95) * lengths[name]
-            state = kill(started, output, seconds, while_writing=number // len(chosen) % 2 == 1)
+            while_writing = number // len(chosen) % 2 == 1
+            # There must be a write after the moment. One that comes too late does not count.
+            seconds, state = draw.uniform(0.1, 0.6 if while_writing else 0.95) * lengths[name], "had ended"
+            while state == "had ended":
+                shutil.rmtree(output, ignore_errors=True)
+                started = start(command, output, port := port + 1)
+                state = kill(started, output, seconds, while_writing)
+                seconds *= 0.8 if state == "had ended" else 1
             finish(start(command, output, port := port + 1), output)
             try:
                 assert_same(command.read(output), expected[name])
@@ -211,7 +223,8 @@ def main() -> None:
             except AssertionError:
                 wrong, verdict = wrong + 1, "DIFFERENT"
             print(
-                f"{number + 1}. {name}: killed after {seconds:.1f} s, {state}; ended with {verdict} result", flush=True
+                f"{number + 1}. {name}: killed after {seconds:.1f} s of work, {state}; ended with {verdict} result",
+                flush=True,
             )
             shutil.rmtree(output)
     print(f"{args.kills - wrong} of {args.kills} killed runs ended as if they had not been killed.")

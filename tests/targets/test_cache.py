@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -24,14 +25,17 @@ from transformers_lvmae import (
     LVMAEPreTrainer,
     LVMAEPreTrainingArguments,
 )
+from transformers_lvmae.command_line import sentence_of
 from transformers_lvmae.data import (
     ClipAugmentation,
     FrameSampling,
     MaskedVideoClips,
+    TooManyBrokenVideos,
     VideoReading,
     load_video_dataset,
     processor_for,
 )
+from transformers_lvmae.data.broken_videos import read_broken_videos
 from transformers_lvmae.models.masking import mask_to_indices
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
@@ -268,12 +272,15 @@ def damaged(tmp_path):
     return rows
 
 
-def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damaged, tokenizer, tmp_path):
-    cache = write_cache(tmp_path / "cache", damaged, tokenizer, training=True, reading=VideoReading(on_error="skip"))
-    clips = MaskedVideoClips(
-        damaged, PROCESSOR, MODEL.num_frames, training=True, reading=VideoReading(on_error="skip"), **MASKS
-    )
-    serving = make_trainer(tmp_path, cached(damaged, cache, training=True, reading=VideoReading(on_error="skip")))
+SKIP = VideoReading(on_error="skip")
+
+
+@pytest.mark.parametrize("options", [{"training": True}, DRAWN])
+def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(options, damaged, tokenizer, tmp_path):
+    options = {**options, "reading": SKIP}
+    cache = write_cache(tmp_path / "cache", damaged, tokenizer, **options)
+    clips = MaskedVideoClips(damaged, PROCESSOR, MODEL.num_frames, **options, **MASKS)
+    serving = make_trainer(tmp_path, cached(damaged, cache, **options))
     flying = make_trainer(tmp_path, clips, tokenizer)
     assert_served_alike(add_targets(serving, range(6)), add_targets(flying, range(6)))
     serving.train_dataset.set_epoch(1)
@@ -282,15 +289,62 @@ def test_a_video_that_cannot_be_read_has_the_same_one_in_its_place_in_both(damag
         write_cache(tmp_path / "other", damaged, tokenizer)
 
 
-def test_targets_of_another_video_than_the_one_shown_are_refused(damaged, tokenizer, tmp_path):
-    """The video that could not be read when the cache was made plays again."""
-    options = {"training": True, "reading": VideoReading(on_error="skip")}
-    cache = write_cache(tmp_path / "cache", damaged, tokenizer, **options)
-    shutil.copy(damaged[1]["video"]["path"], damaged[3]["video"]["path"])
-    clips = cached(damaged, cache, **options)
-    assert clips[2]["code_indices"].shape == (64,)
-    with pytest.raises(ValueError, match=r"with the video shown as number 3: .*\.mp4, expected .*\.mp4: run"):
-        clips[3]
+def test_codes_of_a_video_that_cannot_be_read_are_not_cached(damaged, tokenizer, tmp_path):
+    """Neither the codes of a black clip nor those of the video in its place, whoever reads it."""
+    for name, options in (("train", {"training": True}), ("eval", {})):
+        cache = write_cache(tmp_path / name, damaged, tokenizer, reading=SKIP, **options)
+        row = cache.epochs[0].with_format("numpy")[3]
+        assert (row["key"].split("/")[-1], row["video"], row["content"]) == ("clip_00003.mp4", "", "")
+        assert not row["code_indices"].any()
+        assert not row["importance_scores"].any()
+        with pytest.raises(
+            VideoReadError, match=r"Got no targets of it\.mp4 in .* delete epoch_00000_row_000000002\.arrow"
+        ):
+            cache.targets(0, 3, "it.mp4")
+    items = [cached(damaged, cache, reading=SKIP)[number] for number in range(6)]
+    assert [item["is_readable"] for item in items] == [True, True, True, False, True, True]
+    assert all(items[3][name].shape == items[2][name].shape for name in items[2] if name != "is_readable")
+
+
+@pytest.mark.parametrize("when", ["cache", "training"])
+def test_a_video_that_can_be_read_at_one_time_only_is_broken(when, damaged, tokenizer, tmp_path):
+    path, other = (Path(damaged[number]["video"]["path"]) for number in (3, 1))
+    if when == "cache":
+        shutil.copy(other, path)
+    reading = VideoReading(on_error="skip", broken_folder=tmp_path / "broken")
+    caches = [
+        write_cache(tmp_path / str(train), damaged, tokenizer, training=train, reading=SKIP) for train in (True, False)
+    ]
+    if when == "cache":
+        path.write_bytes(b"")
+    else:
+        shutil.copy(other, path)
+    training, evaluating = (
+        cached(damaged, cache, training=train, reading=reading) for cache, train in zip(caches, (True, False))
+    )
+    for epoch in (0, 2):
+        training.set_epoch(epoch)
+        replaced, *others = [training[number] for number in (3, 0, 1, 2, 4, 5, 6, 7)]
+        assert any(torch.equal(replaced["code_indices"], item["code_indices"]) for item in others)
+    assert not evaluating[3]["is_readable"]
+    assert evaluating[4]["is_readable"]
+    assert [Path(name).name for name in read_broken_videos(tmp_path / "broken")] == ["clip_00003.mp4"]
+    assert training.broken.failed >= 2
+    assert evaluating.broken.failed == 1
+    with pytest.raises(VideoReadError, match=r"clip_00003\.mp4"):
+        cached(damaged, caches[0], training=True)[3]
+
+
+def test_too_many_broken_videos_stop_a_cache_in_workers_too(tokenizer, tmp_path):
+    table = tmp_path / "table.csv"
+    videos = [str(CLIPS / "test" / "clip_00000.mp4"), *[str(tmp_path / f"none_{number}.mp4") for number in range(12)]]
+    table.write_text("\n".join(["video", *videos]) + "\n")
+    clips = ByteClips(load_video_dataset(table)["train"], PROCESSOR, MODEL.num_frames, reading=SKIP)
+    maker = TargetMaker(TargetBuilder(MODEL, PROCESSOR, tokenizer))
+    manifest = make_manifest(clips, maker, 1, 4)
+    begin_cache(tmp_path, manifest)
+    with pytest.raises(TooManyBrokenVideos, match="Got 11 unreadable videos of the"):
+        write_targets(tmp_path, clips, maker, manifest, batch_size=2, num_workers=1)
 
 
 def test_a_cache_of_other_videos_with_the_same_names_is_refused(rows, tokenizer, tmp_path):
@@ -395,6 +449,39 @@ def test_half_a_file_is_refused_before_it_is_read(copied):
     rewrite(copied, lambda rows: rows.select([0]), number=1)
     with pytest.raises(ValueError, match=rf"Got a damaged file {path.name} in .*: delete the file"):
         TargetCache(copied.folder)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(rows, cache, copied):
+    """In any of the places of a file, a hundred of them; Arrow's own description of its columns is among them."""
+    path = sorted(copied.folder.glob("*.arrow"))[0]
+    whole, found = path.read_bytes(), []
+    expected = [cached(rows, cache)[number] for number in (0, 1)]
+    draw = random.Random(0)
+    for place in [*range(0, 1200, 17), *(draw.randrange(len(whole)) for _ in range(40))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        part = path.with_suffix(".part")
+        part.write_bytes(damaged)
+        os.replace(part, path)  # former files are still mapped
+        try:
+            clips = cached(rows, TargetCache(copied.folder))
+            for number in (0, 1):
+                assert_same(clips[number], expected[number])
+        except ValueError as error:
+            found.append(str(error))
+    assert len(found) > 50
+    assert all(f"Got a damaged file {path.name}" in message or "with video " in message for message in found)
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(rows, cache, tokenizer, tmp_path):
+    full = tmp_path / "epoch_00000_row_000000002.arrow.part"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_cache(tmp_path, rows, tokenizer)
+    assert sentence_of(raised.value).startswith("Got a full disk (")
+    assert [path.name for path in sorted(tmp_path.glob("*.arrow"))] == ["epoch_00000_row_000000000.arrow"]
+    full.unlink(missing_ok=True)
+    assert_same(write_cache(tmp_path, rows, tokenizer).epochs[0].to_dict(), cache.epochs[0].to_dict())
 
 
 @pytest.mark.parametrize(
@@ -686,3 +773,26 @@ def test_pre_training_reads_a_cache_as_it_would_make_one(whole_cache, saved_toke
     ]
     with pytest.raises(ValueError, match="with the tokenizer's weights"):
         run_script(monkeypatch, "pretrain", command)
+
+
+def test_broken_videos_of_both_splits_are_left_out_named_and_counted_in_evaluation(
+    saved_tokenizer, tmp_path, monkeypatch
+):
+    """scripts/cache_targets.py, then scripts/pretrain.py on its cache."""
+    shutil.copytree(CLIPS, tmp_path / "data")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split / "clip_00001.mp4").write_bytes(b"no video")
+    data = [str(tmp_path / "data") if option == str(CLIPS) else option for option in DATA]
+    cache = ["--tokenizer", saved_tokenizer, "--output_dir", str(tmp_path / "cache"), "--num_workers", "1"]
+    run_script(monkeypatch, "cache_targets", [*data, *cache])
+    named = json.loads((tmp_path / "cache" / "broken_videos.json").read_text())
+    assert [Path(name).parts[-2:] for name in named] == [("test", "clip_00001.mp4"), ("train", "clip_00001.mp4")]
+    for split, number in (("train", 8), ("test", 4)):
+        shown = TargetCache(tmp_path / "cache" / split).epochs[0].with_format(None)["video"]
+        assert [not name for name in shown] == [row == 1 for row in range(number)]
+    options = ["--report_to", "none", "--max_steps", "2", "--use_cpu", "true", "--disable_tqdm", "true"]
+    options += ["--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "2"]
+    command = [*data, *options, "--target_cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
+    run_script(monkeypatch, "pretrain", command)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert next(entry["eval_samples_skipped"] for entry in history if "eval_loss" in entry) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -77,9 +78,48 @@ def test_fsdp_wraps_what_the_model_says(monkeypatch):
     assert wrapped == {"LVMAEEmbeddings", "LVMAEPatchEmbeddings", "LVMAELayer"}
 
 
-def test_the_shell_files_parse():
-    for path in (SCRIPTS / "slurm" / "pretrain.sbatch", SCRIPTS / "runs" / "diving48_two_stage.sh"):
-        subprocess.run(["bash", "-n", str(path)], check=True)
+SLURM = {
+    "scontrol": 'echo "scontrol $*" >> "$RECORD"; [ "$1" = show ] && printf "node-a\\nnode-b\\n"; true',
+    "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+    "accelerate": 'printf "%s " "$@" >> "$RECORD"; echo >> "$RECORD"; [ -z "${SLEEP:-}" ] || sleep "$SLEEP"',
+}
+
+
+def run_job(tmp_path, **environment):
+    """Start the Slurm job with programs in place of Slurm's, on two nodes of four GPUs; returns the process and its record."""
+    for name, line in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "record").touch()
+    variables = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node-[a-b]"}
+    variables |= {"SLURM_JOB_ID": "20007", "SLURM_NNODES": "2", "RECORD": str(tmp_path / "record")}
+    variables |= {"PATH": f"{tmp_path}:/usr/bin:/bin", **environment}
+    command = ["bash", str(SCRIPTS / "slurm" / "pretrain.sbatch"), "--output_dir", "a folder", "--bf16"]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True), tmp_path / "record"
+
+
+def test_the_slurm_job_starts_a_launcher_on_each_node(tmp_path):
+    job, record = run_job(tmp_path)
+    assert job.wait() == 0
+    launched = [line for line in record.read_text().splitlines() if line.startswith("launch")]
+    for node, line in enumerate(launched):
+        args = launch_command_parser().parse_args(shlex.split(line.replace("a folder", "'a folder'"))[1:])
+        assert (args.num_machines, args.machine_rank, args.num_processes) == (2, node, 8)
+        assert (args.main_process_ip, args.main_process_port) == ("node-a", 20007)
+        assert args.config_file == "scripts/accelerate/ddp.yaml"
+        assert (args.training_script, args.training_script_args) == (
+            "scripts/pretrain.py", ["--output_dir", "a folder", "--bf16"]
+        )  # fmt: skip
+    assert len(launched) == 2
+
+
+def test_the_slurm_job_queues_itself_again_before_its_time_is_up(tmp_path):
+    job, record = run_job(tmp_path, SLEEP="2")
+    while "launch" not in record.read_text():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert "goes into the queue again" in job.communicate()[0]
+    assert "scontrol requeue 20007" in record.read_text()
 
 
 CURVE = {

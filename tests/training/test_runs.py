@@ -38,23 +38,22 @@ def splits():
 
 def break_step(trainer, step, kind):
     """Make the loss, the gradient or a weight of a step NaN."""
-    compute_loss, clip = trainer.compute_loss, trainer._clip_grad_norm
+    compute_loss = trainer.compute_loss
     parameter = next(trainer.model.parameters())
 
     def broken_loss(model, inputs, *args, **kwargs):
         loss = compute_loss(model, inputs, *args, **kwargs)
         return loss * math.nan if trainer.state.global_step == step and kind == "loss" else loss
 
-    def broken_gradient(model):
-        if trainer.state.global_step == step and kind == "gradient":
-            parameter.grad[...] = math.inf
-        return clip(model)
+    def broken_gradient(gradient):  # whether gradients are clipped, as for two of the three models, or not
+        return gradient + math.inf if trainer.state.global_step == step and kind == "gradient" else gradient
 
     def break_weight():
         if trainer.state.global_step == step and kind == "weight":
             parameter.data.view(-1)[0] = math.nan
 
-    trainer.compute_loss, trainer._clip_grad_norm = broken_loss, broken_gradient
+    trainer.compute_loss = broken_loss
+    parameter.register_hook(broken_gradient)
     if kind == "weight":
         model_forward = trainer.model.forward
 

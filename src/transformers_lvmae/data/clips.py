@@ -200,14 +200,13 @@ class VideoClips(Dataset):
         return [item for index in indices for item in self.items(index)]
 
     def items(self, index: int) -> list[dict[str, Any]]:
-        """Return all clips of a row's video, or of the video that takes its place."""
-        numbers = (self.seed, self.epoch if self.training else 0, index)
-        with seeded(*numbers):
-            items = self.try_row(self.rows[index])
+        """Return all clips of a row's video, or of the row that takes its place."""
+        items = self.read_row(index)
         for attempt in range(1, MOST_REPLACEMENTS + 1):
             if items is None:
-                with seeded(*numbers, attempt):
-                    items = self.try_row(self.rows[int(torch.randint(len(self.rows), ()))])
+                with seeded(self.seed, self.epoch, index, attempt):
+                    other = int(torch.randint(len(self.rows), ()))
+                items = self.read_row(other)
         if items is None:
             raise VideoReadError(
                 f"Got {MOST_REPLACEMENTS + 1} unreadable videos in a row, expected most of {len(self.rows)} to play: repair or "
@@ -215,18 +214,27 @@ class VideoClips(Dataset):
             )
         return items
 
+    def read_row(self, number: int) -> list[dict[str, Any]] | None:
+        """Return all clips of a row's video, drawn from (seed, epoch, row). A video that cannot be read is treated as [`skip`] says."""
+        with seeded(self.seed, self.epoch if self.training else 0, number):
+            return self.try_row(self.rows[number])
+
     def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """Return all clips of a row's video. With `on_error="skip"`, a video that cannot be read is counted; in training, return None."""
+        """Return all clips of a row's video. A video that cannot be read is treated as [`skip`] says."""
         self.broken.tried += 1
         try:
             items = [self.make_item(row, clip) for clip in self.read_clips(row)]
         except VideoReadError as error:
-            if self.on_error == "raise":
-                raise
-            self.broken.add(video_name(row[self.video_column]), error)
-            return None if self.training else [self.unreadable_item(row)]
+            return self.skip(row, error)
         flag = {} if self.training or self.on_error == "raise" else {"is_readable": True}
         return [{**item, **flag} for item in items]
+
+    def skip(self, row: dict[str, Any], error: VideoReadError) -> list[dict[str, Any]] | None:
+        """Count a video that cannot be read; in training, return None, and in evaluation [`unreadable_item`]. With `on_error="raise"`, raise."""
+        if self.on_error == "raise":
+            raise error
+        self.broken.add(video_name(row[self.video_column]), error)
+        return None if self.training else [self.unreadable_item(row)]
 
     def unreadable_item(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a black clip with `is_readable=False`, which keeps the place of a row whose video cannot be read in evaluation.

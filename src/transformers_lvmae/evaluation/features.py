@@ -4,10 +4,13 @@ A split is cut into shards of consecutive rows. A file gets its final name when 
 last. So every shard with a Parquet file is complete, even after a crash, and several processes can share the work.
 
 A video that cannot be read has no features; its number is missing in the column `row`.
+
+Parquet's pages have checksums, which are checked when a shard is read. A clip's tokens have theirs in the Parquet file.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,16 +23,20 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, logging
 
 from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
 from ..models.video_io import decode_video, video_name
 from ..models.video_seeking import VideoReadError
+
+
+logger = logging.get_logger(__name__)
+CHECKSUM = "tokens_checksum"  # column of the CRC-32 of a clip's tokens
 
 
 def sliding_segments(start: float, end: float, clip_seconds: float, stride_seconds: float) -> list[tuple[float, float]]:
@@ -110,22 +117,63 @@ class ShardedSplit:
     def is_done(self, shard: int) -> bool:
         return self.path(shard).exists()
 
+    def is_whole(self, shard: int) -> bool:
+        """Whether a shard is done and undamaged. If it is damaged, a warning names the file."""
+        if not self.is_done(shard):
+            return False
+        try:
+            if CHECKSUM in self.read(shard).column_names:
+                self.tokens(shard)
+            return True
+        except ValueError as error:
+            logger.warning(f"{error} It is made again now.")
+            return False
+
+    def read(self, shard: int) -> pyarrow.Table:
+        """Read the Parquet file of a shard; raises ValueError if it is damaged."""
+        try:
+            return parquet.read_table(self.path(shard), page_checksum_verification=True)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise self.damaged(shard) from error
+
+    def tokens(self, shard: int) -> Any:
+        """Open the tokens (n, N, D) of a shard, from which clips can be read one by one; raises ValueError if their file is damaged."""
+        try:
+            return safe_open(self.path(shard, ".safetensors"), framework="pt").get_slice("tokens")
+        except (SafetensorError, OSError) as error:
+            raise self.damaged(shard, ".safetensors") from error
+
+    def damaged(self, shard: int, suffix: str = ".parquet") -> ValueError:
+        """Return the error of a damaged file."""
+        return ValueError(
+            f"Got a damaged file {self.path(shard, suffix)}, expected a whole shard: delete {self.path(shard).name} and run "
+            "extract_features.py again with the same arguments."
+        )
+
     def rows(self, shard: int) -> range:
         """Row numbers of a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def check_settings(self, settings: dict[str, Any], write: bool) -> None:
-        """Raise ValueError if existing shards were made with other settings. With `write`, save the settings if none are saved."""
+        """Raise ValueError if existing shards were made with other settings. With `write`, save the settings if none are saved.
+
+        Settings that version 0.1 did not save are not compared; a warning names them.
+        """
         path = self.folder / f"{self.split}.json"
         settings = {**settings, "num_rows": self.num_rows, "shard_size": self.shard_size}
         if path.exists():
             got = json.loads(path.read_text())
-            different = sorted(name for name in settings if name in got and got[name] != settings[name])
-            if different:
-                name = different[0]
+            unknown = sorted(settings.keys() - got.keys())
+            if unknown:
+                logger.warning(
+                    f"{path} does not say with which {', '.join(unknown)} its shards were made: this is not checked."
+                )
+            names = sorted(name for name in settings.keys() & got.keys() if got[name] != settings[name])
+            if names:
+                given, former = (", ".join(f"{name}={values[name]!r}" for name in names) for values in (settings, got))
                 raise ValueError(
-                    f"Got {name}={settings[name]!r} and shards in {self.folder} made with {got.get(name)!r}, expected the same: give "
-                    "another output folder or delete this one."
+                    f"Got {given} and shards in {self.folder} made with {former}, expected the same: give another output folder or "
+                    "delete this one."
                 )
         elif write:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -194,12 +242,14 @@ def save_shard(
     columns[video_column] = [video_name(row[video_column]) for row in rows]
     if features.ndim == 3:
         tensors = {"tokens": features}
+        table[CHECKSUM] = datasets.Value("uint32")
+        columns[CHECKSUM] = [zlib.crc32(tokens.contiguous().numpy()) for tokens in features]
         write_aside(split.path(shard, ".safetensors"), lambda part: save_file(tensors, part))
     else:
         table["features"] = datasets.List(datasets.Value("float32"), length=features.shape[1])
         columns["features"] = list(features.numpy())
     clips = datasets.Dataset.from_dict(columns, features=datasets.Features(table))
-    write_aside(split.path(shard), lambda part: clips.to_parquet(part))
+    write_aside(split.path(shard), lambda part: clips.to_parquet(part, write_page_checksum=True))
 
 
 def is_scalar(feature: Any) -> bool:
@@ -230,10 +280,13 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`; raise ValueError if shards are missing."""
+    """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`.
+
+    Raises ValueError if shards are missing or damaged.
+    """
     files = open_split(folder, split)
     # `Dataset.from_parquet` refuses a shard without rows, of which no video could be read.
-    tables = [parquet.read_table(files.path(shard)) for shard in range(files.num_shards)]
+    tables = [files.read(shard) for shard in range(files.num_shards)]
     return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.concat_tables(tables)))
 
 
@@ -248,34 +301,35 @@ class TokenFeatures(Dataset):
         labels: a class id for each clip.
 
     Raises:
-        ValueError: shards are missing, or the split has no tokens.
+        ValueError: shards are missing or damaged, or the split has no tokens. On access: a clip's tokens are damaged.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str, labels: Sequence[int] | np.ndarray | None = None):
-        files = open_split(folder, split)
+        self.files = open_split(folder, split)
         self.labels = labels
-        self.paths = [files.path(shard, ".safetensors") for shard in range(files.num_shards)]
-        if not self.paths[0].exists():
+        if not self.files.path(0, ".safetensors").exists():
             raise ValueError(f"Got split {split!r} of {folder} without tokens, expected .safetensors: use --tokens.")
+        tables = [self.files.read(shard) for shard in range(self.files.num_shards)]
+        self._ends = np.cumsum([len(table) for table in tables])
+        self._checksums = [table[CHECKSUM].to_numpy() if CHECKSUM in table.column_names else None for table in tables]
 
     @cached_property
     def _tokens(self) -> list[Any]:
-        return [safe_open(path, framework="pt").get_slice("tokens") for path in self.paths]
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([tokens.get_shape()[0] for tokens in self._tokens])
+        return [self.files.tokens(shard) for shard in range(self.files.num_shards)]
 
     def __getstate__(self) -> dict[str, Any]:  # open files cannot be sent to workers
-        return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
+        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        item: dict[str, Any] = {"tokens": self._tokens[shard][index - first].float()}
+        place = index - (int(self._ends[shard - 1]) if shard else 0)
+        tokens, checksums = self._tokens[shard][place], self._checksums[shard]
+        if checksums is not None and zlib.crc32(tokens.numpy()) != checksums[place]:
+            raise self.files.damaged(shard, ".safetensors")
+        item: dict[str, Any] = {"tokens": tokens.float()}
         if self.labels is not None:
             item["labels"] = int(self.labels[index])
         return item

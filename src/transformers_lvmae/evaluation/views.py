@@ -35,7 +35,7 @@ class VideoViews(Dataset):
     With `frame_stride`, the starts of the temporal views are spread evenly from the beginning of the video to its end; a single view
     lies in the middle. A video too short for the stride gives the same frames to all views, as in [`VideoClips`]. Without a stride,
     the video is cut into `temporal_views` equal parts, and each view takes its frames from one part: with a model of 32 frames, this
-    is the paper's multi-crop baseline.
+    is the kind of the paper's multi-crop baseline, whose number of parts is not known.
 
     A spatial view is the processor's crop, moved along the longer side of the frame; the places are spread evenly. A single view is
     the processor's own crop, in the middle.

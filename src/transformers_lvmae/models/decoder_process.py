@@ -156,6 +156,7 @@ class FrameSource:
         # Build the converter once: for a small frame, building costs more than converting.
         converter = VideoReformatter()
         held: list[int] = []
+        rotation, matrix = None, None
         block = np.empty((0, 0, 0, 3), np.uint8)
         for number, frame in self.reader.frames(numbers):
             if frame.width * frame.height > MOST_PIXELS:
@@ -163,7 +164,10 @@ class FrameSource:
                     f"got frames of {frame.width} x {frame.height} pixels, expected fewer: scale it down."
                 )
             picture = converter.reformat(frame, format="rgb24", threads=1)
-            plane, matrix = picture.planes[0], frame.side_data.get("DISPLAYMATRIX")
+            if frame.rotation != rotation:
+                # A frame and its side data hold each other, so that both stay in memory: only read it where it may differ.
+                rotation, matrix = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
+            plane = picture.planes[0]
             rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
                 : picture.height, : 3 * picture.width
             ]

@@ -7,7 +7,7 @@ Frames, crop and flip of a clip depend on (seed, epoch, row) alone. So the clips
 If nothing is drawn (no random start, crop or flip), one epoch serves all epochs. Otherwise the first E epochs are cached, and longer
 training shows their clips again, in turn, under new masks. Training with other draws than the cache's is refused.
 
-A video that cannot be read is treated as in training.
+A video that cannot be read has no targets. Training on the cache treats it as a broken video, even if it plays again.
 
 Each row has a checksum of its targets and a key of its video's content. Both are checked when the row is read, so opening a cache of any
 size is quick. Caches of version 0.1 have neither: they are read with a warning.
@@ -25,7 +25,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
 import torch
 from transformers import PreTrainedConfig, logging
 
@@ -33,6 +32,7 @@ from ..data.clips import MaskedVideoClips, VideoClips, seeded
 from ..models.credentials import mask_credentials
 from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
 from ..models.video_io import video_name
+from ..models.video_seeking import VideoReadError
 from .token_scores import SCORES
 
 
@@ -92,10 +92,7 @@ def row_keys(rows: datasets.Dataset, video_column: str = "video") -> list[str]:
 
 
 def shown_keys(row: dict[str, Any], video_column: str) -> dict[str, str]:
-    """Return `video`, the [`video_key`] of a row, and `content`, its [`content_key`].
-
-    Items carry them, because the clip of a broken row is taken from another row's video.
-    """
+    """Return `video`, the [`video_key`] of a row, and `content`, its [`content_key`]."""
     video = row[video_column]
     name = video_key(video_name(video), row.get("start"), row.get("end"))
     return {"video": name, "content": content_key(video)}
@@ -233,11 +230,14 @@ class TargetCache:
         path = self.folder / shard.name
         try:
             rows = datasets.Dataset.from_file(str(path))
+            rows.data.table.validate(
+                full=True
+            )  # Arrow trusts a file's description of its columns, and crashes on a damaged one
             lengths = {
                 rows.features[name].length for name in ("importance_scores", "code_indices") if name in rows.features
             }
             has_codes = "code_indices" in rows.features
-        except (pyarrow.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+        except Exception as error:  # Arrow and datasets fail in many ways on a damaged description of the columns
             raise self._damaged(shard.name) from error
         tokens = math.prod(self.manifest["grid_size"])
         if len(rows) != len(shard.rows) or lengths != {tokens} or has_codes != (self.levels is not None):
@@ -263,31 +263,43 @@ class TargetCache:
     def targets(self, epoch: int, row: int, video: str, content: str = "") -> Targets:
         """Return `importance_scores` (N,), float16, and `code_indices` (N,), int32 or int64, if codes are cached.
 
-        Raises ValueError unless they are the targets of `video`, a [`video_key`], with this [`content_key`], and undamaged.
+        Raises:
+            ValueError: they are not the targets of `video`, a [`video_key`], with this [`content_key`], or are damaged.
+            VideoReadError: there are none, because the video could not be read.
         """
         table = self.epochs[epoch][row]
         found = {
             name: table[name][0].as_py() for name in ("video", "content", "checksum") if name in table.column_names
         }
-        targets = {
-            name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            for name in ("importance_scores", "code_indices")
-            if name in table.column_names
-        }
+        targets = {name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in self._kinds}
         shard = Shard(epoch, range(row - row % self.manifest["clips_per_shard"], row + 1))
         if "checksum" in found and found["checksum"] != checksum(found["video"], found["content"], targets):
             raise self._damaged(shard.name)
+        if not found["video"]:
+            raise VideoReadError(
+                f"Got no targets of {video} in the target cache {self.folder}, expected some, but it could not be read when the cache was "
+                f"made: if it can be now, delete {shard.name} and run scripts/cache_targets.py again."
+            )
         self._check(f"the video shown as number {row}", found["video"], video)
         if "content" in found:
             self._check(f"a file of {video} (bytes, hash)", found["content"], content)
         check_targets(
             targets, self.levels, f"{shard.name} in the target cache {self.folder}", "delete it and write it anew"
         )
-        kinds = {
-            "importance_scores": np.float16,
-            "code_indices": np.int64 if math.prod(self.levels or ()) > 2**31 else np.int32,
-        }
-        return {name: torch.from_numpy(values.astype(kinds[name])) for name, values in targets.items()}
+        return {name: torch.from_numpy(values.astype(self._kinds[name])) for name, values in targets.items()}
+
+    def no_targets(self) -> Targets:
+        """Return zeros in place of the targets of a clip that cannot be read."""
+        tokens = math.prod(self.manifest["grid_size"])
+        return {name: torch.from_numpy(np.zeros(tokens, kind)) for name, kind in self._kinds.items()}
+
+    @property
+    def _kinds(self) -> dict[str, Any]:
+        """The cached targets, and the types in which they are served."""
+        kinds: dict[str, Any] = {"importance_scores": np.float16}
+        if self.levels is not None:
+            kinds["code_indices"] = np.int64 if math.prod(self.levels) > 2**31 else np.int32
+        return kinds
 
     def check_clips(self, clips: MaskedVideoClips) -> None:
         """Raise ValueError unless the cache was made from these clips: same frames, size, crops, draws, tokens and videos."""
@@ -338,8 +350,8 @@ class CachedVideoClips(MaskedVideoClips):
         kwargs: arguments of [`MaskedVideoClips`], the same as the cache was made with.
 
     Raises:
-        ValueError: the cache was made from another dataset or other clips. On access: the cache has the targets of another video,
-            because a video was readable when the cache was made and is not now, or the other way round.
+        ValueError: the cache was made from another dataset or other clips. On access: it has the targets of another video.
+        VideoReadError, TooManyBrokenVideos: (on access) as for [`VideoClips`], also if a video could not be read when the cache was made.
     """
 
     def __init__(self, *args: Any, cache: TargetCache, whole_clips: bool = False, **kwargs: Any):
@@ -353,19 +365,23 @@ class CachedVideoClips(MaskedVideoClips):
         """The epoch whose clips are shown. The masks are those of the epoch given to [`set_epoch`]."""
         return super().epoch % self.cache.num_epochs
 
-    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        return {**super().make_item(row, clip), **shown_keys(row, self.video_column)}
-
-    def items(self, index: int) -> list[dict[str, Any]]:
-        items, epoch = super().items(index), int(self._epoch)
-        if self.training and epoch != self.epoch:
-            with seeded(self.seed, epoch, index):
+    def read_row(self, number: int) -> list[dict[str, Any]] | None:
+        items, targets = super().read_row(number), self.cache.no_targets()
+        epoch = int(self._epoch) if self.training else 0
+        with seeded(self.seed, epoch, number):
+            if items is not None and items[0].get("is_readable", True):
+                row = self.rows[number]
+                try:
+                    targets = self.cache.targets(
+                        epoch % self.cache.num_epochs, number, **shown_keys(row, self.video_column)
+                    )
+                except VideoReadError as error:
+                    items = self.skip(row, error)
+            if items is not None and epoch >= self.cache.num_epochs:
                 items = [{**item, **self.draw_masks()} for item in items]
-        return [self._serve(item, index) for item in items]
+        return None if items is None else [self._serve(item, targets) for item in items]
 
-    def _serve(self, item: dict[str, Any], index: int) -> dict[str, Any]:
-        epoch = self.epoch if self.training else 0
-        targets = self.cache.targets(epoch, index, item.pop("video"), item.pop("content"))
+    def _serve(self, item: dict[str, Any], targets: Targets) -> dict[str, Any]:
         if not self.whole_clips:
             clip = item.pop("pixel_values_videos")
             item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])

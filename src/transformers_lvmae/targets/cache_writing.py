@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
@@ -67,12 +68,14 @@ def make_manifest(
 
 
 class ByteClips(VideoClips):
-    """The clips (T, C, H, W), uint8, of [`MaskedVideoClips`] without masks, with the [`shown_keys`] of the video shown."""
+    """The clips (T, C, H, W), uint8, of [`MaskedVideoClips`] without masks, with [`shown_keys`], empty if a video cannot be read."""
 
     as_bytes = True
 
-    def make_item(self, row: dict[str, Any], clip: torch.Tensor) -> dict[str, Any]:
-        return {**super().make_item(row, clip), **shown_keys(row, self.video_column)}
+    def try_row(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        item = (super().try_row(row) or [self.unreadable_item(row)])[0]
+        readable = item.pop("is_readable", True)
+        return [{**item, **(shown_keys(row, self.video_column) if readable else {"video": "", "content": ""})}]
 
 
 class TargetMaker:
@@ -118,12 +121,18 @@ class TargetMaker:
         return targets
 
     def rows(self, items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Make the rows of a cache, without `key`, of a batch of [`ByteClips`]. Scores that are not finite raise ValueError."""
+        """Make the rows of a cache, without `key`, of a batch of [`ByteClips`]: zeros for a video that cannot be read.
+
+        Scores that are not finite raise ValueError.
+        """
         targets = self(torch.stack([item["pixel_values_videos"] for item in items]))
         values = {name: column.cpu().numpy() for name, column in targets.items()}
         levels = None if self.tokenizer is None else self.tokenizer.config.levels
         for place, item in enumerate(items):
-            row = {name: column[place] for name, column in values.items()}
+            row = {
+                name: column[place] if item["video"] else np.zeros_like(column[place])
+                for name, column in values.items()
+            }
             check_targets(row, levels, f"targets of {item['video']}", "check the tokenizer's weights")
             if levels is not None:
                 row["code_indices"] = row["code_indices"].astype(stored_codes(levels))
@@ -162,6 +171,9 @@ def write_targets(
     """Write this process's share of the missing files. Return the number of clips that were read.
 
     The content of a file does not depend on the process that writes it, because its batches are always the same.
+
+    Raises:
+        TooManyBrokenVideos, VideoReadError: as for [`VideoClips`].
     """
     own = list_shards(manifest)[process_index::num_processes]
     todo = [shard for shard in own if not (folder / shard.name).exists()]
@@ -177,6 +189,10 @@ def write_targets(
                 for items in loader:
                     for row in maker.rows(items):
                         writer.write({"key": keys[next(numbers)], **row})
+                    if num_workers:  # they are new for each file, and count its videos alone
+                        clips.broken.tried += len(items)
+                        clips.broken.failed += sum(not item["video"] for item in items)
+                        clips.broken.check()
                     progress.update(len(items))
                 writer.finalize()
             os.replace(part, folder / shard.name)

@@ -25,53 +25,34 @@ logger = logging.get_logger(__name__)
 SETTINGS = "run.json"
 LOCK = ".lock"
 # Settings of transformers' `TrainingArguments` that change the result. All that our classes add count too.
-TRAINING_SETTINGS = [
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-    "tf32",
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "dataloader_drop_last",
-]
+TRAINING_SETTINGS = {
+    *(
+        "learning_rate",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "optim",
+        "optim_args",
+    ),
+    *("num_train_epochs", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed"),
+    *("bf16", "fp16", "tf32", "label_smoothing_factor", "neftune_noise_alpha", "dataloader_drop_last"),
+}
 # Settings that change no weight. The data is compared by its rows, wherever it lies.
-NO_SETTINGS = [
-    "allow_changes",
-    "label_names",
-    "logging_nan_inf_filter",
-    "prediction_loss_only",
-    "remove_unused_columns",
-    "raft_weights",
-    "dataset_name",
-    "eval_split",
-    "test_split",
-    "max_eval_samples",
-    "on_error",
-    "max_broken_share",
-]
+NO_SETTINGS = {
+    *("allow_changes", "label_names", "logging_nan_inf_filter", "prediction_loss_only", "remove_unused_columns"),
+    *("dataset_name", "eval_split", "test_split", "max_eval_samples", "on_error", "max_broken_share"),
+    *("confine", "more_protocols", "max_video_bytes", "max_video_seconds"),
+}
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:
     """Return the settings of a dataclass of arguments that change the result of a run, as JSON gives them back."""
     names = {item.name for item in fields(arguments)}
     if isinstance(arguments, TrainingArguments):
-        names -= {item.name for item in fields(TrainingArguments)} - set(TRAINING_SETTINGS)
-    values = {name: getattr(arguments, name, None) for name in sorted(names - set(NO_SETTINGS))}
+        names -= {item.name for item in fields(TrainingArguments)} - TRAINING_SETTINGS
+    values = {name: getattr(arguments, name, None) for name in sorted(names - NO_SETTINGS)}
     return json.loads(json.dumps(values, default=str))
 
 
@@ -157,17 +138,19 @@ def sole_run(folder: str | os.PathLike, accelerator: Accelerator) -> Iterator[No
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = open(Path(folder, LOCK), "a+")  # noqa: SIM115  it stays open as long as the run
         try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # not inherited by the workers, which may outlive a killed process
+            # This kind of lock is not inherited by the workers, which may outlive a killed process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         except (BlockingIOError, PermissionError):
             file.seek(0)
+            holder = file.read() or "another process"
             fault = [
-                f"Got {folder}, where {file.read()} is training, expected a folder without a run: wait for it or stop it."
+                f"Got {folder}, where {holder} is training, expected a folder without a run: wait for it or stop it."
             ]
+        except OSError as error:  # some file systems have no locks
+            logger.warning(f"{folder} cannot be held ({error}): a second run in it would not be noticed.")
     broadcast_object_list(fault)
     try:
         if fault[0]:
