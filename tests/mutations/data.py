@@ -10,14 +10,14 @@ MUTATIONS = [
     # clips.py
     (
         "data/clips.py",
-        "numbers = (self.seed, self.epoch if self.training else 0, index)",
-        "numbers = (self.seed, self.epoch if self.training else 0)",
+        "with seeded(self.seed, self.epoch if self.training else 0, number):",
+        "with seeded(self.seed, self.epoch if self.training else 0):",
         f"{CLIPS}::test_two_rows_of_an_epoch_draw_differently",
     ),
     (
         "data/clips.py",
-        "numbers = (self.seed, self.epoch if self.training else 0, index)",
-        "numbers = (self.seed, self.epoch, index)",
+        "with seeded(self.seed, self.epoch if self.training else 0, number):",
+        "with seeded(self.seed, self.epoch, number):",
         f"{CLIPS}::test_evaluation_does_not_change_with_the_epoch",
     ),
     (
@@ -58,7 +58,7 @@ MUTATIONS = [
     ),
     (
         "data/clips.py",
-        "with seeded(*numbers, attempt):",
+        "with seeded(self.seed, self.epoch, index, attempt):",
         "with seeded(attempt):",
         f"{BROKEN}::test_a_replacement_is_drawn_from_seed_epoch_and_row",
     ),
@@ -70,7 +70,7 @@ MUTATIONS = [
     ),
     (
         "data/clips.py",
-        '            if self.on_error == "raise":\n                raise\n',
+        '        if self.on_error == "raise":\n            raise error\n',
         "",
         f"{BROKEN}::test_evaluation_raises_by_default",
     ),
@@ -406,6 +406,12 @@ MUTATIONS = [
         "raise VideoReadError(str(error)) from None",
         "return None, None",
         "tests/corpus/test_hostile_rows.py::test_a_hostile_row_is_refused",
+    ),
+    (
+        "data/datasets.py",
+        "return [None if label is None or label < 0 else names[label] for",
+        "return [names[label] for",
+        "tests/data/test_datasets.py::test_a_label_of_minus_one_is_no_label",
     ),
     # annotation_files.py, annotation_formats.py, annotations.py
     (

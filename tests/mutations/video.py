@@ -67,12 +67,6 @@ MUTATIONS = [
     ),
     (
         "models/decoder_process.py",
-        'os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) |',
-        "os.O_RDONLY |",
-        f"{ACCESS}::test_only_regular_files_are_opened",
-    ),
-    (
-        "models/decoder_process.py",
         "        if file.seek(0, os.SEEK_END) == 0:",
         "        if False:",
         f"{IO}::test_broken_file_is_named_with_its_fault_and_a_remedy",
