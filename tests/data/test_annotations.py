@@ -18,6 +18,7 @@ from builders import load_script
 from datasets import ClassLabel, DatasetDict
 
 from transformers_lvmae.data import load_video_dataset
+from transformers_lvmae.data.annotation_files import unique_names
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
 from transformers_lvmae.data.annotations import build_dataset
 from transformers_lvmae.data.tables import AnnotationError
@@ -369,6 +370,21 @@ def test_a_csv_of_one_s_own(tmp_path):
     first, second = built.splits["train"]
     assert (first["label"], first["start"], first["end"]) == (1, None, 0.3)
     assert (second["label"], second["start"], second["end"]) == (0, 0.2, None)
+
+
+def test_classes_of_one_name_get_their_numbers():
+    assert unique_names(["jump", "run", "jump"]) == ["jump (0)", "run", "jump (2)"]
+
+
+def test_verbs_and_nouns_of_a_csv_stay_in_their_columns(tmp_path):
+    write_csv(
+        tmp_path / "train.csv", "noun,video,verb", [["cup", "a", "wash"], ["pan", "b", "cut"], ["tap", "c", "cut"]]
+    )
+    for name in "abc":
+        make_video(tmp_path / f"{name}.mp4", 2)
+    built = build_dataset(read_annotations("csv", [tmp_path / "train.csv"]), tmp_path).splits["train"]
+    for column, names in {"verb": ["wash", "cut", "cut"], "noun": ["cup", "pan", "tap"]}.items():
+        assert [built.features[column].names[number] for number in built[column]] == names
 
 
 def test_a_path_is_this_path_and_no_other(tmp_path):

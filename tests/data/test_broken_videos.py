@@ -211,3 +211,22 @@ def test_the_share_is_of_the_videos_tried():
     broken.tried = 505
     with pytest.raises(TooManyBrokenVideos, match="Got 51 unreadable videos of the 505"):
         broken.add("51.mp4", ValueError("fault"))
+
+
+def test_a_video_that_fails_again_counts_again_and_is_named_once(tmp_path):
+    broken = BrokenVideos(tmp_path / "broken")
+    for _ in range(2):
+        broken.note("cut.mp4", "it is truncated")
+        broken.note("whole.mp4", None)
+        broken.add("a.mp4", ValueError("fault"))
+    assert (broken.failed, broken.tried) == (2, 0)
+    (file,) = (tmp_path / "broken").iterdir()
+    assert [json.loads(line)["video"] for line in file.read_text().splitlines()] == ["cut.mp4", "a.mp4"]
+
+
+def test_ten_percent_of_the_tried_is_not_too_much():
+    broken = BrokenVideos(max_share=0.1)
+    broken.tried, broken.failed = 200, 19
+    broken.add("20.mp4", ValueError("fault"))
+    with pytest.raises(TooManyBrokenVideos, match="Got 21 unreadable videos of the 200"):
+        broken.add("21.mp4", ValueError("fault"))

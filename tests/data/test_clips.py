@@ -9,6 +9,7 @@ import torch
 from builders import FIXTURES
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import center_crop, resize
 from transformers import default_data_collator
 
 from transformers_lvmae import LVMAEConfig
@@ -26,7 +27,7 @@ from transformers_lvmae.data import (
 )
 from transformers_lvmae.data.clips import seeded
 from transformers_lvmae.models import video_io
-from transformers_lvmae.models.video_io import decode_video
+from transformers_lvmae.models.video_io import decode_video, write_video
 from transformers_lvmae.models.video_seeking import VideoReadError
 
 
@@ -81,6 +82,18 @@ def test_an_item_is_the_processed_clip(splits):
     assert item["labels"] == row["label"]
 
 
+@pytest.mark.parametrize(("frame", "kept"), [((80, 140), (40, 70)), ((60, 150), (40, 100)), ((80, 90), (62, 70))])
+def test_clips_cover_a_model_that_is_not_square_and_no_more(frame, kept, tmp_path):
+    """A model of 40 x 70 pixels sees the whole width or the whole height of a frame."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, *frame, 3), dtype=np.uint8)
+    write_video(tmp_path / "1.mp4", frames)
+    config = LVMAEConfig(image_size=(40, 70), patch_size=10, num_frames=2)
+    clips = VideoClips(load_video_dataset(tmp_path)["train"], processor_for(config, do_normalize=False), 2)
+    shown = decode_video(tmp_path / "1.mp4", lambda metadata: [0, 1])[0]
+    expected = center_crop(resize(shown, list(kept), antialias=True), [40, 70])
+    torch.testing.assert_close(clips[0]["pixel_values_videos"], expected / 255)
+
+
 def test_a_row_depends_on_seed_epoch_and_row_alone(splits):
     options = {"training": True, "sampling": FrameSampling(frame_stride=1)}
     options["augmentation"] = ClipAugmentation(min_crop_scale=0.4, horizontal_flip=True)
@@ -97,6 +110,24 @@ def test_a_row_depends_on_seed_epoch_and_row_alone(splits):
     for number in range(4):
         assert not torch.equal(again[number]["noise"], items[number]["noise"])
         assert not torch.equal(other_seed[number]["noise"], items[number]["noise"])
+
+
+def test_two_rows_of_an_epoch_draw_differently(splits):
+    """The same video in several rows: other frames, other crops, other masks."""
+    rows = splits["train"].select([3] * 6)
+    options = {"sampling": FrameSampling(frame_jitter=True), "augmentation": ClipAugmentation(min_crop_scale=0.3)}
+    items = [masked(rows, training=True, **options)[number] for number in range(6)]
+    for key in ("pixel_values_videos", "noise", "bool_masked_pos"):
+        assert len({item[key].numpy().tobytes() for item in items}) == 6, key
+
+
+def test_a_dataset_knows_whether_its_clips_differ_from_epoch_to_epoch(splits):
+    rows = splits["train"]
+    changing = ({"sampling": FrameSampling(frame_stride=2)}, {"augmentation": ClipAugmentation(horizontal_flip=True)})
+    for options in changing:
+        assert clips_of(rows, training=True, **options).draws_clips
+        assert not clips_of(rows, **options).draws_clips
+    assert not clips_of(rows, training=True).draws_clips
 
 
 def test_drawing_an_item_leaves_the_global_generator_alone(splits):

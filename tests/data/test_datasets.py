@@ -12,6 +12,7 @@ from builders import FIXTURES
 
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import VideoClips, load_video_dataset, processor_for, select_split
+from transformers_lvmae.data.datasets import rows_fingerprint
 from transformers_lvmae.models.video_io import decode_video
 
 
@@ -112,3 +113,42 @@ def test_what_cannot_be_a_table_is_named(tmp_path):
     write_csv(tmp_path / "videos.csv", [("a.mp4", 0, 1, "x")])
     with pytest.raises(ValueError, match=r"Got columns \['video', .* expected 'clip'"):
         load_video_dataset(tmp_path / "videos.csv", video_column="clip")
+
+
+def test_a_fingerprint_tells_rows_apart_wherever_they_lie():
+    def fingerprint(paths=("/data/cat/1.mp4", "/data/dog/2.mp4"), ends=(1.0, 2.0), labels=(0, 1), columns="label"):
+        cells = {"video": [{"path": path, "bytes": None} for path in paths], "end": list(ends), "label": list(labels)}
+        rows = datasets.Dataset.from_dict(cells).cast_column("video", datasets.Video(decode=False))
+        return rows_fingerprint(rows, label_column=columns)
+
+    one = fingerprint()
+    assert one["rows"] == 2
+    assert fingerprint(("/moved/to/cat/1.mp4", "/moved/to/dog/2.mp4")) == one
+    others = [
+        fingerprint(("/data/cat/1.mp4", "/data/cat/2.mp4")),
+        fingerprint(("/data/cat/1.mp4", "/data/dog/3.mp4")),
+        fingerprint(ends=(1.0, 3.0)),
+        fingerprint(labels=(1, 0)),
+        fingerprint(("/data/dog/2.mp4", "/data/cat/1.mp4"), (2.0, 1.0), (1, 0)),
+    ]
+    assert one not in others
+    assert fingerprint(labels=(1, 0), columns=None) == fingerprint(columns=None)
+
+
+def test_a_label_of_minus_one_is_no_label(tmp_path):
+    """As test splits on the Hub have. Beside rows with labels, such a row is named."""
+    videos = [{"path": str(video), "bytes": None} for video in VIDEOS[:2]]
+
+    def load(name, **labels):
+        splits = {
+            split: datasets.Dataset.from_dict({"video": videos, "label": given}) for split, given in labels.items()
+        }
+        feature = datasets.ClassLabel(names=["a", "b"])
+        datasets.DatasetDict(splits).cast_column("label", feature).save_to_disk(tmp_path / name)
+        return load_video_dataset(tmp_path / name, label_column="label")
+
+    splits = load("unlabelled", train=[0, 1], test=[-1, -1])
+    assert splits["train"]["label"][:] == [0, 1]
+    assert splits["test"].column_names == ["video"]
+    with pytest.raises(ValueError, match=r"Got no label in row 2 of split 'test'"):
+        load("partly", train=[0, 1], test=[0, -1])

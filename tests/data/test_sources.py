@@ -487,6 +487,20 @@ def test_a_time_may_have_hours_and_an_empty_cell_is_none(videos, tmp_path):
     assert [(row["start"], row["end"]) for row in rows] == [(62.5, 100.0), (None, None), (0.5, None)]
 
 
+def test_a_segment_has_an_end_after_its_start(videos, tmp_path):
+    make = Maker(tmp_path, videos)
+    for times in ("1,1", ",0"):
+        make.write("t.csv", f"video,start,end\n1.mp4,{times}\n")
+        with pytest.raises(AnnotationError, match=r"in .*t.csv, line 2, expected an end after the start"):
+            load_video_dataset(tmp_path / "t.csv")
+
+
+def test_the_line_of_a_row_counts_the_lines_within_cells(videos, tmp_path):
+    Maker(tmp_path, videos).write("t.csv", 'video,label\n1.mp4,"a\nb"\n2.mp4,c,d\n')
+    with pytest.raises(AnnotationError, match=r"Got 3 cells in .*t.csv, line 4, expected 2"):
+        load_video_dataset(tmp_path / "t.csv")
+
+
 @pytest.fixture
 def warnings(monkeypatch):
     said: list[str] = []

@@ -97,6 +97,20 @@ def test_a_clip_depends_on_seed_epoch_and_video_alone(rows):
         assert not torch.equal(item["pixel_values_videos"], alone[int(item["label"])]["pixel_values_videos"])
 
 
+def test_rows_of_a_stream_draw_differently(rows):
+    """Other segments of one video, and other videos without a name, draw other numbers."""
+    clips = stream(rows, augmentation=ClipAugmentation(min_crop_scale=0.3)).clips
+    row = next(iter(rows))
+    others = [row, {**row, "start": 0.2}, {**row, "end": 0.9}]
+    others += [{"video": {"path": None, "bytes": path.read_bytes()}} for path in sorted(CLIPS.glob("train/*.mp4"))[:2]]
+    seen = []
+    for one in others:
+        maker = VideoStream(clips, 4)
+        clips.try_row = lambda row: [torch.rand(4).tolist()]
+        seen.append(tuple(maker._items(0, one)[0]))
+    assert len(set(seen)) == len(others)
+
+
 def test_it_goes_on_where_it_was(rows):
     whole = names(islice(stream(rows, buffer_size=1), 40))
     interrupted = stream(rows, buffer_size=1)

@@ -87,6 +87,14 @@ def test_rand_augment_has_timm_s_strengths(picture):
     assert same / 400 == pytest.approx(0.5 + 0.5 / 14, abs=0.08)
 
 
+def test_what_moves_in_has_the_mean_color():
+    """White frames, and a color beside them that only moving brings in."""
+    recolor = ClipAugmentation(rand_augment_num_ops=4, rand_augment_magnitude=10).recolor([0.2, 0.4, 0.6])
+    white = torch.full((1, 3, 40, 40), 255, dtype=torch.uint8)
+    corners = {tuple(recolor(white)[0, :, 0, 0].tolist()) for _ in range(60)}
+    assert (51, 102, 153) in corners
+
+
 def test_random_erasing_puts_noise_into_one_box():
     clip = torch.zeros(4, 3, 30, 40)
     for _ in range(10):

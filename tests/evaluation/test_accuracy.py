@@ -85,6 +85,20 @@ def test_the_metric_module_loads_from_its_path(verbs_and_nouns):
     assert one == topk_accuracies(logits[:, :7].astype(np.float32), labels[:, 0], ks=[2])
 
 
+def test_label_sets_are_those_of_their_columns(verbs_and_nouns):
+    """Whatever their names and their order in the dict: the first column of labels is the first slice's."""
+    logits, labels = verbs_and_nouns
+    other = topk_accuracies(logits, labels, {"a_noun": [7, 19], "the_verb": [0, 7]})
+    expected = topk_accuracies(logits, labels, SETS)
+    assert other["the_verb_accuracy"] == expected["verb_accuracy"]
+    assert other["action_accuracy"] == expected["action_accuracy"]
+
+
+def test_no_clips_have_no_accuracy():
+    with pytest.raises(ValueError, match=r"Got 0 rows of logits .* and at least one"):
+        topk_accuracies(np.zeros((0, 5)), np.zeros(0, int))
+
+
 @pytest.mark.parametrize("labels", [np.zeros(4, int), np.zeros((3, 2), int), np.zeros((4, 3), int)])
 def test_labels_that_do_not_fit_are_refused(labels):
     with pytest.raises(ValueError, match=r"Got 4 rows of logits and labels of shape .* expected \(4, 2\)"):

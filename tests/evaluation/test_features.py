@@ -22,7 +22,15 @@ from torch.utils.data import DataLoader
 from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
 from transformers_lvmae.command_line import sentence_of
 from transformers_lvmae.data import TooManyBrokenVideos, load_video_dataset, processor_for
-from transformers_lvmae.evaluation.features import TokenFeatures, load_features, sliding_segments
+from transformers_lvmae.data.broken_videos import BrokenVideos
+from transformers_lvmae.evaluation.features import (
+    TokenFeatures,
+    encode_clips,
+    load_features,
+    sliding_rows,
+    sliding_segments,
+)
+from transformers_lvmae.models.video_io import write_video
 from transformers_lvmae.models.video_seeking import VideoReadError
 
 
@@ -120,6 +128,7 @@ def test_tokens_of_several_shards_are_read_in_order_in_workers_too(checkpoint, t
     [
         ((0, 10), 4, 4, [(0, 4), (4, 8), (6, 10)]),
         ((0, 8), 4, 4, [(0, 4), (4, 8)]),
+        ((0, 8.25), 4, 4, [(0, 4), (4, 8), (4.25, 8.25)]),
         ((1, 2), 4, 4, [(1, 2)]),
         ((2, 7), 4, 0.5, [(2, 6), (2.5, 6.5), (3, 7)]),
         ((0, 10), 2, 6, [(0, 2), (6, 8), (8, 10)]),
@@ -129,9 +138,56 @@ def test_sliding_segments(segment, clip, stride, expected):
     assert sliding_segments(*segment, clip, stride) == expected
 
 
+def test_clips_slide_over_a_row_s_part_of_its_video(tmp_path):
+    """Of a video of two seconds; a file that cannot be read counts as tried."""
+    write_video(tmp_path / "1.mp4", np.zeros((20, 16, 16, 3), np.uint8), fps=10)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+
+    def clips(start, end, name="1.mp4", broken=None):
+        rows = [{"video": str(tmp_path / name), "start": start, "end": end}]
+        return [(row["start"], row["end"]) for row in sliding_rows(rows, 1.0, 0.5, broken=broken)]
+
+    np.testing.assert_allclose(clips(None, None), [(0, 1), (0.5, 1.5), (1, 2)])
+    np.testing.assert_allclose(clips(0.5, None), [(0.5, 1.5), (1, 2)])
+    np.testing.assert_allclose(clips(0.5, 9.0), [(0.5, 1.5), (1, 2)])
+    np.testing.assert_allclose(clips(0.5, 1.2), [(0.5, 1.2)])
+    broken = BrokenVideos()
+    assert clips(None, None, "broken.mp4", broken) == []
+    assert (broken.tried, broken.failed) == (1, 1)
+    with pytest.raises(VideoReadError, match=r"broken\.mp4"):
+        clips(None, None, "broken.mp4")
+
+
 def test_a_stride_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="positive numbers of seconds"):
         sliding_segments(0, 10, 4, 0)
+
+
+class OneClip(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"pixel_values_videos": torch.ones(8, 3, 32, 32)}
+
+
+def test_features_are_those_of_evaluation():
+    """Dropout is for training; a half-open file of numbers that are not finite is for nobody."""
+    model = LVMAEModel(tiny_config(hidden_dropout_prob=0.5)).train()
+    ((pooled, readable),) = encode_clips(model, OneClip(), pool=True)
+    with torch.no_grad():
+        expected = model.eval()(torch.ones(1, 8, 3, 32, 32)).last_hidden_state.mean(dim=1)
+    torch.testing.assert_close(pooled, expected)
+    assert readable.tolist() == [True]
+
+
+def test_features_that_are_not_finite_are_refused():
+    model = LVMAEModel(tiny_config())
+    torch.nn.init.constant_(model.layernorm.bias, 7e4)
+    ((pooled, _),) = encode_clips(model, OneClip(), pool=True)
+    assert pooled.isfinite().all()
+    with pytest.raises(ValueError, match=r"Got features up to inf, expected finite numbers below 65,504"):
+        list(encode_clips(model, OneClip(), pool=False))  # too large for float16
 
 
 def test_a_killed_run_goes_on_and_makes_no_finished_shard_again(checkpoint, tmp_path):

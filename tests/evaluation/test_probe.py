@@ -17,6 +17,7 @@ from transformers_lvmae.evaluation.probe import (
     AttentiveProbe,
     ProbeData,
     ProbeSweep,
+    _parameter_groups,
     attentive_probe,
     class_ids,
     linear_probe,
@@ -147,6 +148,36 @@ def test_probes_of_a_sweep_learn_as_each_would_alone():
         torch.nn.functional.cross_entropy(probe(tokens), labels).backward()
         for name, weight in probe.named_parameters():
             torch.testing.assert_close(swept[name], weight.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_probe_of_a_sweep_ends_as_it_would_alone():
+    """Large weights make large gradients, which a common limit of the norm would shrink."""
+    labels = np.arange(32) % 4
+    data = ProbeData(Tokens(labels, 0), labels, np.arange(32))
+    data.features.tokens *= 50
+    options = {"num_train_epochs": 2, "batch_size": 8, "use_cpu": True, "disable_tqdm": True}
+    rates, decays = (3e-3, 1e-12), (0.1,)
+    found, _, swept = attentive_probe(data, data, CONFIG, 0, learning_rates=rates, weight_decays=decays, **options)
+    assert found["learning_rate"] == 3e-3
+    _, _, alone = attentive_probe(data, data, CONFIG, 0, learning_rates=(3e-3,), weight_decays=decays, **options)
+    for one, other in zip(swept.parameters(), alone.parameters()):
+        torch.testing.assert_close(one, other)
+
+
+def test_each_probe_has_its_rate_and_only_matrices_decay():
+    sweep = ProbeSweep(CONFIG, 2)
+    groups = _parameter_groups(sweep, [(1e-3, 0.1), (1e-2, 0.4)])
+    place = {id(weight): group for group in groups for weight in group["params"]}
+    for probe, (rate, decay) in zip(sweep.probes, [(1e-3, 0.1), (1e-2, 0.4)]):
+        for name, weight in probe.named_parameters():
+            assert place[id(weight)]["lr"] == rate
+            is_matrix = name.endswith("weight") and "norm" not in name
+            assert place[id(weight)]["weight_decay"] == (decay if is_matrix else 0.0), name
+
+
+def test_of_equal_regularizations_the_strongest_is_kept():
+    found, _ = linear_probe(vectors(200, 0), vectors(100, 1), 4, (0.5, 0.500001))
+    assert found["C"] == 0.5
 
 
 def test_a_probe_is_the_classifiers_head():

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from builders import SCRIPTS, load_script, tiny_config, tiny_tokenizer_config
 from datasets import Dataset, DatasetDict, load_from_disk
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from matplotlib.axes import Axes
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from torchvision.transforms.v2.functional import center_crop, resize
@@ -36,6 +37,7 @@ from transformers_lvmae.evaluation.reports import (
     class_table,
     confusion_counts,
     draw_confusion_matrix,
+    log_probabilities,
     write_evaluation,
 )
 from transformers_lvmae.evaluation.views import Predictions, VideoViews, check_classes, predict
@@ -164,6 +166,16 @@ def test_probabilities_are_averaged_over_views(data, model):
     np.testing.assert_allclose(predictions.durations, [2.0, 2.4, 2.8, 3.2, 3.0], atol=1e-6)
 
 
+def test_a_model_in_training_is_set_to_evaluation(data, model):
+    """A fifth of the tubes is dropped in training only."""
+    views = views_of(data, model)
+    expected = predict(model, views, Accelerator()).probabilities
+    model.train()
+    again = predict(model, views, Accelerator()).probabilities
+    assert not model.training
+    assert np.array_equal(again, expected)
+
+
 @pytest.mark.parametrize("columns", [("verb", "noun"), "noun"])
 def test_one_view_equals_plain_evaluation(columns, data, model, tmp_path):
     """The trainer's `evaluate`, with one label and with two; five videos, two at a time."""
@@ -228,6 +240,8 @@ def check_predictions(path, predictions, labelled):
     np.testing.assert_allclose(found, predictions.probabilities, rtol=1e-6, atol=1e-9)
     assert rows.features["noun"].names == sorted(NAMES["noun"])
     assert rows.features["noun_probabilities"] == datasets.List(datasets.Value("float32"))
+    if not labelled:
+        assert kept["verb"][:] == [None] * 5
     for name, names in NAMES.items() if labelled else ():
         assert [rows.features[name].names[label] for label in kept[name][:]] == [
             names[i % len(names)] for i in range(5)
@@ -316,6 +330,16 @@ def test_rows_without_a_label_are_predicted_and_not_counted(random_predictions, 
     assert counts == [300, 2, 100, 402]
 
 
+def test_rows_with_a_label_of_one_set_alone_are_not_evaluated():
+    labels = np.array([[0, 1], [-1, 1], [0, -1], [-1, -1]])
+    predictions = Predictions(np.arange(8.0).reshape(4, 2), labels, np.arange(4.0), [4])
+    labelled = predictions.labelled()
+    assert labelled.labels.tolist() == [[0, 1]]
+    assert labelled.probabilities.tolist() == [[0, 1]]
+    assert labelled.num_rows == 2
+    assert len(Predictions(np.zeros((3, 2)), None, np.zeros(3)).labelled().probabilities) == 0
+
+
 def test_one_view_that_is_not_finite_makes_its_row_wrong(data, model):
     views = views_of(data, model, temporal_views=2)
     whole = predict(model, views, Accelerator())
@@ -380,6 +404,12 @@ def test_confusions_and_classes_equal_scikit_learn(random_predictions):
     assert accuracies(random_predictions, CONFIG)["mean_class_accuracy"] == pytest.approx(np.nanmean(recall))
 
 
+def test_classes_without_clips_are_no_part_of_the_mean():
+    probabilities = np.eye(6)[[0, 1, 2]] * 0.5 + 0.1  # class 1 has no clips, and is predicted once
+    metrics = accuracies(Predictions(probabilities, np.array([0, 0, 2]), np.ones(3)), CONFIG)
+    assert metrics["mean_class_accuracy"] == (0.5 + 1) / 2
+
+
 def test_lengths_are_binned_as_the_paper_does(random_predictions):
     predictions = random_predictions
     predictions.durations[:2] = [4.0, np.nan]
@@ -423,6 +453,24 @@ def test_the_picture_shows_where_the_confusions_are(size, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=int) for name in ("a.png", "b.png")]
     changed = np.abs(pictures[0] - pictures[1]).sum(axis=-1) > 100
     assert 0.3 / size < changed.mean() < 1.2 / size
+
+
+def test_a_cell_of_the_picture_is_a_share_of_its_class(tmp_path, monkeypatch):
+    shown = []
+    imshow = Axes.imshow
+    monkeypatch.setattr(
+        Axes, "imshow", lambda axes, cells, **kwargs: shown.append(cells) or imshow(axes, cells, **kwargs)
+    )
+    draw_confusion_matrix(tmp_path / "a.png", np.array([[6, 2, 0], [0, 1, 0], [0, 0, 0]]), list("abc"))
+    assert shown[0].tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_the_logarithm_of_zero_is_a_number():
+    logarithms = log_probabilities(np.array([0.0, 0.5, 1.0], np.float32))
+    assert logarithms.dtype == np.float64
+    assert np.isfinite(logarithms).all()
+    assert logarithms[0] < -700
+    np.testing.assert_allclose(logarithms[1:], [np.log(0.5), 0])
 
 
 def test_names_cannot_break_the_results(random_predictions, tmp_path):

@@ -208,6 +208,12 @@ def test_more_frames_a_second_than_the_video_has():
     assert LVMAEVideoProcessor().sample_frames(metadata, fps=20).tolist() == [i // 2 for i in range(20)]
 
 
+def test_a_clip_shorter_than_a_frame_of_the_rate_has_one_frame():
+    metadata = VideoMetadata(total_num_frames=10, fps=10.0)
+    assert LVMAEVideoProcessor().sample_frames(metadata, fps=0.5).tolist() == [0]
+    assert LVMAEVideoProcessor().sample_frames(metadata, fps=2).tolist() == [0, 5]
+
+
 def test_sampling_settings_and_calls(clip):
     saved = LVMAEVideoProcessor(**SMALL, do_sample_frames=True, fps=5)
     metadata = {"total_num_frames": 20, "fps": 10.0}

@@ -110,6 +110,12 @@ def test_back_end_must_be_known():
         decode_video(np.zeros(3), all_frames, backend="pyav")
 
 
+@pytest.mark.parametrize("segment", [{"start": 0.1}, {"end": 0.2}])
+def test_torchcodec_has_no_segments(segment):
+    with pytest.raises(ValueError, match=r"Got a segment from .* s for torchcodec, expected PyAV"):
+        decode_video(str(ODD / "ten_frames.mp4"), all_frames, backend="torchcodec", **segment)
+
+
 def test_real_footage():
     frames, metadata = decode_video(ODD / "carphone.mp4", all_frames)
     assert frames.shape == (40, 3, 144, 176)

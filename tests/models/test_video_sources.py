@@ -96,6 +96,13 @@ def test_rows_can_be_confined_to_folders(frame, tmp_path):
     assert torch.equal(first_frame({"path": "x", "bytes": CLIP.read_bytes()}, **confined), frame)
 
 
+def test_rows_can_be_confined_to_folders_for_torchcodec_too(tmp_path):
+    """FFmpeg in this process gets no file from elsewhere either."""
+    access = VideoAccess(folders=(str(tmp_path),))
+    with pytest.raises(VideoReadError, match="got a file outside of"):
+        decode_video(str(CLIP), lambda metadata: [0], backend="torchcodec", access=access)
+
+
 @pytest.mark.parametrize(
     "text",
     [

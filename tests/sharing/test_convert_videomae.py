@@ -286,6 +286,7 @@ def test_original_encoders_are_videomaes(tmp_path, wrapping, num_frames):
     convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), num_frames, **HEADS)
     model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True)
     assert type(model) is LVMAEModel
+    assert model.config.num_frames == (num_frames or 16)
     assert not any(report.values())
     clip = random_clip(
         num_frames or 16
@@ -380,6 +381,10 @@ class Harmful:
         (
             lambda weights: {**weights, "pos_embed": torch.zeros(1)},
             r"of which \['pos_embed'\] have no counterpart .*: convert",
+        ),
+        (
+            lambda weights: {**weights, "patch_embed.proj.weight": torch.zeros(32, 3, 2, 8, 16)},
+            r"Got patches of 8 x 16, expected a square .*: retrain",
         ),
         (
             lambda weights: {**weights, "head.weight": torch.zeros(2, 32)},

@@ -274,7 +274,9 @@ def test_onnx_gives_the_same_logits_for_any_number_of_clips(pooling, tmp_path):
     pytest.importorskip("onnxscript")
     # Positions matter to these logits: a graph that lost them would differ.
     model = make_model(LVMAEForVideoClassification, pooling=pooling)
+    implementation = model.config._attn_implementation
     path = export_onnx(model, tmp_path)
+    assert model.config._attn_implementation == implementation
     for batch_size in (1, 3):
         clips = torch.randn(batch_size, 8, 3, 32, 32)
         with torch.no_grad():
@@ -287,6 +289,10 @@ def test_attention_by_parts_is_attention(monkeypatch):
     monkeypatch.setattr("transformers_lvmae.sharing.export.QUERIES_AT_ONCE", 10)  # 64 tokens: six parts and a rest
     model = make_model(LVMAEForVideoClassification, pooling="class_attention")
     clips = torch.randn(2, 8, 3, 32, 32)
+    query, key, value = torch.randn(3, 2, 4, 64, 8)
+    attended, _ = attention_by_parts(model, query, key, value, scaling=0.3)
+    expected = (0.3 * query @ key.mT).softmax(dim=-1) @ value
+    torch.testing.assert_close(attended, expected.transpose(1, 2), rtol=1e-5, atol=1e-6)
     AttentionInterface.register("by_parts", attention_by_parts)
     with torch.no_grad():
         expected = model(clips).logits

@@ -5,7 +5,7 @@ from builders import CLIPS, load_script, tiny_config, tiny_tokenizer_config
 
 from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
 from transformers_lvmae.command_line import run
-from transformers_lvmae.sharing.loading import check_head, check_model_type, load_model
+from transformers_lvmae.sharing.loading import check_head, check_model_type, load_classifier, load_model
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,14 @@ def test_only_models_of_the_type_are_loaded(folders):
         ValueError, match=r"Got '.*pretrain' with LVMAEForPreTraining, expected LVMAEForVideoClassification"
     ):
         check_head(folders / "pretrain", LVMAEForVideoClassification)
+
+
+def test_a_classifier_without_its_weights_is_refused(tmp_path):
+    model = LVMAEForVideoClassification(tiny_config())
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("classifier")}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"without classifier.bias, classifier.weight, expected a trained classifier"):
+        load_classifier(tmp_path)
 
 
 DATA = ["--dataset_name", str(CLIPS), "--eval_split", "test", "--output_dir"]

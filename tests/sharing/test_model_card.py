@@ -66,7 +66,7 @@ def test_the_hub_reads_metrics_data_base_model_and_licence(tmp_path):
     assert "runtime" not in card.content
 
 
-def test_folders_here_are_no_ids_on_the_hub(tmp_path):
+def test_folders_here_are_no_ids_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     facts = ModelCardFacts("tokenizer", dataset=str(tmp_path / "data"), results={"eval": {"eval_psnr": 30.0}})
     assert write(tmp_path, facts, tiny_tokenizer_config(), "FSQMagViTModel")
@@ -76,6 +76,13 @@ def test_folders_here_are_no_ids_on_the_hub(tmp_path):
     assert card.data.pipeline_tag is None
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("data", "psnr", 30.0)
+    monkeypatch.chdir(tmp_path.parent)
+    assert write(tmp_path, replace(facts, dataset=f"{tmp_path.name}/data"), tiny_tokenizer_config(), "FSQMagViTModel")
+    assert ModelCard.load(tmp_path / "README.md").data.datasets is None
+
+
+def test_one_line_has_no_control_characters():
+    assert one_line("a\x00b\x1b[31m \r\n\u2028c\u200b") == "a b [31m c"
 
 
 def test_our_own_card_is_renewed_and_anybody_elses_is_not(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.data import load_video_dataset
 from transformers_lvmae.targets.builder import ClipViews
+from transformers_lvmae.visualization import predictions
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import PredictionPictures, paint_pixels, prediction_panels
 
@@ -85,6 +86,15 @@ def test_panels_of_pixels_and_of_a_run_without_a_tokenizer(splits, tmp_path):
     trainer.target_builder.tokenizer = None
     item = {**trainer.train_dataset[0], "target_codes": torch.zeros(64, 6)}
     assert list(panels_of(trainer, item)) == ["video", "seen by\nthe encoder", "reconstructed by\nthe decoder"]
+
+
+def test_panels_of_pixels_show_them_in_the_clip_s_own_range(splits, tmp_path, monkeypatch):
+    """Normalized pixels are restored: a perfect prediction is the clip itself."""
+    trainer = trainer_with(splits, tmp_path, target_type="pixels", decoder_mask="random")
+    monkeypatch.setattr(predictions, "paint_pixels", lambda clips, logits, decoded, config: clips)
+    panels = panels_of(trainer, trainer.train_dataset[0])
+    shown, painted = panels["reconstructed by\nthe decoder"], panels["predicted\npixels"]
+    np.testing.assert_allclose(painted, shown, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])

@@ -46,7 +46,10 @@ def show_scores(frames: Frames, scores: torch.Tensor, grid_size: tuple[int, int,
 def save_rows(
     path: str | os.PathLike | IO[bytes], rows: dict[str, Frames], moments: list[int], title: str = ""
 ) -> None:
-    """Write a PNG with one labeled row for each clip in `rows` (of any size) and one column for each frame number."""
+    """Write a PNG with one labeled row for each clip in `rows` (of any size) and one column for each frame number.
+
+    A "$" in a label is a dollar, and begins no formula.
+    """
     height = max(frames.shape[1] / frames.shape[2] for frames in rows.values())
     figure = Figure(figsize=(1.2 * len(moments) + 2.2, 1.25 * height * len(rows) + 0.5), dpi=110)
     axes = figure.subplots(len(rows), len(moments), squeeze=False)
@@ -54,10 +57,10 @@ def save_rows(
         for axis, moment in zip(row, moments):
             axis.imshow(frames[moment].clip(0, 1), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8).set_parse_math(False)
     for axis, moment in zip(axes[0], moments):
         axis.set_title(f"frame {moment}", fontsize=7)
-    figure.suptitle(title, fontsize=9).set_parse_math(False)  # a "$" in a name is a dollar
+    figure.suptitle(title, fontsize=9).set_parse_math(False)
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.1 / figure.get_figheight()))
     figure.savefig(path)
 
