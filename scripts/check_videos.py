@@ -77,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[VideoAccessArguments, arg
 
 def main(argv: list[str] | None = None) -> int:
     access_args, args = parse_args(argv)
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
     access = access_args.access_to(args.dataset_name)
     splits = load_video_dataset(args.dataset_name, args.dataset_config_name, args.video_column)
     faults: dict[str, str] = {}

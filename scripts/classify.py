@@ -18,7 +18,7 @@ from transformers import AutoVideoProcessor
 
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import VideoClips
-from transformers_lvmae.data.video_files import VIDEO_ENDINGS
+from transformers_lvmae.data.video_files import find_files, is_video, report_ignored
 from transformers_lvmae.evaluation.prediction_files import head_columns
 from transformers_lvmae.evaluation.views import split_probabilities
 from transformers_lvmae.models.video_seeking import VideoReadError
@@ -54,10 +54,14 @@ def find_videos(names: list[str]) -> list[str]:
         if not Path(name).is_dir():
             videos.append(name)
             continue
-        found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
-        if not found:
+        found = find_files(name)
+        inside = list(filter(is_video, found.files))
+        if not inside:
             raise ValueError(f"Got folder {name} without videos, expected at least one: correct the path.")
-        videos += map(str, found)
+        report_ignored(
+            found.root, sorted({*found.files, *found.hidden} - {*inside}), "they are hidden or no video files"
+        )
+        videos += [str(Path(name) / file) for file in inside]
     return videos
 
 
@@ -94,6 +98,8 @@ def write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     model: Any = load_classifier(args.model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     rows = [{"video": video, "start": args.start, "end": args.end} for video in find_videos(args.videos)]
     clips = VideoClips(rows, AutoVideoProcessor.from_pretrained(args.model), model.config.num_frames)

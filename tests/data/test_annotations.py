@@ -229,6 +229,17 @@ def check_test_split(name: str, made: Made, evaluate: list[object], folder: Path
         assert (folder / "test.csv").read_text() == f"1420;{best};{1 - best}\n"
 
 
+def test_minus_one_in_all_rows_of_a_test_split_is_no_class(tmp_path):
+    (tmp_path / "train.csv").write_text("a.mp4,0\nb.mp4,1\n")
+    (tmp_path / "test.csv").write_text("a.mp4,-1\nb.mp4,-1\n")
+    annotations = read_annotations("csv", [tmp_path])
+    assert annotations.classes == {"label": ["0", "1"]}
+    assert [clip.labels for clip in annotations.splits["test"]] == [None, None]
+    (tmp_path / "train.csv").write_text("a.mp4,-1\nb.mp4,-1\n")
+    with pytest.raises(AnnotationError, match=r"Got no \['label'\] in .*train.csv, line 1"):
+        read_annotations("csv", [tmp_path])
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_prepare_fine_tune_evaluate(name, tmp_path, monkeypatch, capsys):
     """Every official format goes all the way: dataset, one step of training, evaluation with views, predictions and submissions."""

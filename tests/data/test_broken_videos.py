@@ -82,7 +82,7 @@ def test_pretraining_goes_through_and_names_each_file_and_fault(folder, tmp_path
 
 @pytest.mark.parametrize("options", [[], ["--num_frames", "4"]])
 def test_check_videos_names_them_beforehand(folder, tmp_path, options, capsys):
-    report = tmp_path / "broken.json"
+    report = tmp_path / "new" / "broken.json"
     status = load_script("check_videos").main([str(folder), "--workers", "0", "--report", str(report), *options])
     assert status == 1
     broken = json.loads(report.read_text())
@@ -91,6 +91,14 @@ def test_check_videos_names_them_beforehand(folder, tmp_path, options, capsys):
     assert "train: 6 of 120 videos cannot be read" in printed
     assert "validation: 0 of 4 videos cannot be read" in printed
     assert all(fault in printed for fault in broken.values())
+
+
+def test_videos_without_names_are_counted_one_by_one(tmp_path, capsys):
+    """As bytes in a table."""
+    rows = datasets.Dataset.from_dict({"video": [b"no", b"not", b"none"]})
+    rows.to_parquet(tmp_path / "t.parquet")
+    assert load_script("check_videos").main([str(tmp_path / "t.parquet"), "--workers", "0"]) == 1
+    assert "train: 3 of 3 videos cannot be read" in capsys.readouterr().out
 
 
 def test_a_truncated_video_that_plays_is_used_and_named(tmp_path, capsys):

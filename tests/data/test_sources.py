@@ -532,7 +532,42 @@ def test_videos_without_metadata_and_repeated_rows_are_named(videos, tmp_path, w
     assert any("no metadata file names them: 1 .mp4, such as 2.mp4" in line for line in warnings)
 
 
-def test_links_are_followed_once(videos, tmp_path):
+def test_folders_of_links_to_one_folder_all_have_their_videos(videos, tmp_path):
+    make = Maker(tmp_path, videos)
+    make.put("store/cat/1.mp4", "store/dog/2.mp4")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).symlink_to(tmp_path / "store" / name)
+    splits = load_video_dataset(tmp_path / "data", label_column="label")
+    assert {split: rows["label"][:] for split, rows in splits.items()} == {"train": [0, 1], "validation": [0, 1]}
+
+
+def test_minus_one_in_all_rows_of_a_split_is_no_class(videos, tmp_path):
+    make = Maker(tmp_path, videos)
+    make.put("1.mp4", "2.mp4")
+    make.write("train.csv", "video,label\n1.mp4,0\n2.mp4,1\n")
+    make.write("test.csv", "video,label\n1.mp4,-1\n2.mp4,-1\n")
+    splits = load_video_dataset(f"train={tmp_path}/train.csv,test={tmp_path}/test.csv", label_column="label")
+    assert splits["train"].features["label"].names == ["0", "1"]
+    assert "label" not in splits["test"].column_names
+    make.write("moods.csv", "video,label\n1.mp4,1\n2.mp4,-1\n")
+    assert load_video_dataset(tmp_path / "moods.csv", label_column="label")["train"].features["label"].names == [
+        "-1",
+        "1",
+    ]
+
+
+def test_a_leading_zero_is_part_of_a_name(videos, tmp_path):
+    make = Maker(tmp_path, videos)
+    make.put("1.mp4")
+    make.write("t.csv", "video,id,label\n1.mp4,007,01\n1.mp4,7,1\n1.mp4,08,2\n")
+    rows = load_video_dataset(tmp_path / "t.csv", label_column="label")["train"]
+    assert rows.features["label"].names == ["01", "1", "2"]
+    assert rows["id"][:] == ["007", "7", "08"]
+
+
+def test_links_are_followed_but_not_in_circles(videos, tmp_path):
     make = Maker(tmp_path, videos)
     make.put("data/cat/1.mp4", "elsewhere/dog/2.mp4")
     (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")

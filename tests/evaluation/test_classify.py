@@ -56,7 +56,8 @@ def test_a_bad_file_does_not_stop_the_others(classify, model, tmp_path, capsys):
         shutil.copy(source, folder / name)
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "notes.txt").write_text("no video either")
-    output = tmp_path / "answers.csv"
+    (folder / "._a.mp4").write_bytes(b"what macOS leaves beside a.mp4")
+    output = tmp_path / "new" / "answers.csv"
     assert classify([model, "missing.mp4", str(folder), "--output", str(output), "--top_k", "1"]) == 1
     printed = capsys.readouterr()
     assert "Cannot read video missing.mp4" in printed.err

@@ -96,6 +96,33 @@ def test_a_crash_costs_one_video():
     assert decode_video(CLIP, first_frame)[0].shape[0] == 1
 
 
+@pytest.mark.parametrize("number", decoder_process.CALLERS_SIGNALS)
+def test_a_signal_for_all_processes_of_a_job_costs_no_video(number):
+    """As clusters send them before the end of a job, and terminals at Ctrl-C."""
+    decoder = process().process
+
+    def send(metadata):
+        os.kill(decoder.pid, number)
+        return [0]
+
+    assert decode_video(CLIP, send)[0].shape[0] == 1
+    assert process().process is decoder
+
+
+def test_a_limit_of_years_is_a_limit():
+    assert decode_video(CLIP, first_frame, access=VideoAccess(max_seconds=1e14))[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("executable", [None, "", "/no/python"])
+def test_without_python_the_error_says_so_and_loses_no_files(executable, monkeypatch):
+    monkeypatch.setattr(decoder_process, "_of_thread", threading.local())
+    monkeypatch.setattr(sys, "executable", executable)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(RuntimeError, match=r"from starting .*, expected a process that decodes"):
+        decode_video(CLIP, first_frame)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_process_that_died_while_idle_costs_nothing():
     idle = process().process
     idle.kill()
@@ -188,6 +215,18 @@ def test_a_file_object_is_read_in_the_caller():
 
     with pytest.raises(VideoReadError, match="got ConnectionError: the store is gone, expected the bytes of the file"):
         decode_video(Failing(), first_frame)
+    source.file.close()
+    with pytest.raises(VideoReadError, match="got ValueError: seek of closed file, expected the bytes of the file"):
+        decode_video(source, first_frame)
+
+    class Signed(Counting):
+        def read(self, size=-1):
+            raise OSError("403 for https://me:word@store/clip.mp4?X-Amz-Signature=abc")
+
+    with pytest.raises(
+        VideoReadError, match=r"403 for https://\*\*\*@store/clip.mp4\?X-Amz-Signature=\*\*\*, expected"
+    ):
+        decode_video(Signed(), first_frame)
 
 
 # The display rotation: the picture of each quarter turn and mirroring, as FFmpeg's autorotation shows it

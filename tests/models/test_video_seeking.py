@@ -248,6 +248,21 @@ def test_a_truncated_file_says_so(name, tmp_path):
     assert "expected" in cut.fault
 
 
+@pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm"])
+def test_a_segment_that_a_truncated_file_ends_in_says_so(name, tmp_path):
+    """Without demuxing the whole file for segments that end before."""
+    write(tmp_path / name, {"h264": "libx264", "vp8": "libvpx"}[name.split(".")[0]], {"g": "10"})
+    assert reader_of(tmp_path / name, 1.0, 3.6).fault is None
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    for end in (3.0, None):
+        _, cut = decode_video(tmp_path / name, lambda metadata: [0], start=1.0, end=end)
+        assert cut.total_num_frames < 50
+        assert "expected 3.6 s by its header" in cut.fault
+    reader = reader_of(tmp_path / name, 0.4, 0.8)
+    assert (reader.fault, reader.total, reader._skipped) == (None, 10, None)
+
+
 def test_a_title_of_any_bytes_is_no_fault(tmp_path):
     for ending in ("mp4", "mkv", "avi"):
         path = tmp_path / f"clip.{ending}"

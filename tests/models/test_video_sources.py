@@ -212,6 +212,11 @@ def test_downloads_have_limits(site):
         first_frame(f"{site}/slow", max_seconds=0.3)
 
 
+def test_a_file_inside_of_a_web_address_would_have_no_limits(site):
+    with pytest.raises(VideoReadError, match="got a file inside of a web address, expected an address of its own"):
+        first_frame(f"zip://clip.mp4::{site}/away")
+
+
 def test_a_public_address_does_not_lead_to_a_local_one(site, monkeypatch):
     """The first address is taken for public; where it redirects to is local."""
     judged = []
@@ -247,6 +252,6 @@ def test_limits_must_be_numbers_above_zero(limit):
 
 
 def test_names_for_messages():
-    assert video_name({"path": None, "bytes": b"abc"}) == "<bytes>"
+    assert video_name({"path": None, "bytes": b"abc"}) == "<3 bytes, CRC-32 352441c2>"
     assert video_name(io.BytesIO()) == "<BytesIO>"
     assert video_name({"path": "a.mp4", "bytes": b""}) == "a.mp4"

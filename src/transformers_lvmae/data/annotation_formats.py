@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 from .annotation_files import (
@@ -217,6 +218,10 @@ def _named_classes(rows: list[Row], columns: list[str]) -> Annotations:
     splits: dict[str, list[Row]] = {}
     for row in rows:
         splits.setdefault(_split_of_row(row), []).append(row)
+    for part, column in product(splits.values(), columns):
+        if {row.get(column) for row in part} == {"-1"}:  # as lists of a test split without labels have it
+            for row in part:
+                row[column] = ""
     without = {
         split for split, part in splits.items() if not any(row.get(column) for row in part for column in columns)
     }

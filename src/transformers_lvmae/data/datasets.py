@@ -183,9 +183,10 @@ def _as_stream(rows: Rows) -> datasets.IterableDataset:
 
 
 def _encode_labels(splits: dict[str, Rows], column: str, name: Any) -> dict[str, Rows]:
-    """Turn a column of labels into a `ClassLabel` with the same names in all splits. A split without any label loses the column."""
+    """Turn a column of labels into a `ClassLabel` with the same names in all splits. A split without any label loses the column: all its
+    cells are empty, or all are -1."""
     labels = {split: _labels(rows, column, f"split {split!r} of {name}") for split, rows in splits.items()}
-    unlabelled = [split for split, values in labels.items() if all(value is None for value in values)]
+    unlabelled = [split for split, values in labels.items() if set(values) <= {None} or set(values) == {"-1"}]
     needed = "train" if "train" in splits else next(iter(splits))
     if needed in unlabelled and (needed == "train" or len(unlabelled) == len(splits)):
         _check_column(splits, needed, column, name)
@@ -201,7 +202,8 @@ def _encode_labels(splits: dict[str, Rows], column: str, name: Any) -> dict[str,
     features = [splits[split].features for split in labels if split not in unlabelled]
     known = [(part or {}).get(column) for part in features]
     are_equal = isinstance(known[0], datasets.ClassLabel) and all(feature == known[0] for feature in known)
-    names = sorted_names(value for values in labels.values() for value in values if value is not None)
+    labelled = (values for split, values in labels.items() if split not in unlabelled)
+    names = sorted_names(value for values in labelled for value in values if value is not None)
     encoded = {}
     for split, rows in splits.items():
         if split in unlabelled:

@@ -151,9 +151,15 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 def typed(cells: Sequence[str]) -> list[Any]:
-    """Turn the cells of a column into whole numbers if all are, else into numbers if all are; an empty cell becomes None."""
+    """Turn the cells of a column into whole numbers if all are, else into numbers if all are; an empty cell becomes None.
+
+    A column with a leading zero (007) stays text, because 007 and 7 may be two names.
+    """
     filled = [cell for cell in cells if cell]
-    for pattern, kind in ((r"[-+]?\d{1,18}", int), (r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", float)):
+    for pattern, kind in (
+        (r"[-+]?(0|[1-9]\d{0,17})", int),
+        (r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
+    ):
         if filled and all(re.fullmatch(pattern, cell) for cell in filled):
             return [kind(cell) if cell else None for cell in cells]
     return [cell or None for cell in cells]

@@ -79,16 +79,18 @@ def is_video(path: str | os.PathLike) -> bool:
 
 
 def find_files(folder: str | os.PathLike) -> Found:
-    """Find all files below a folder. Links are followed, and each folder is entered once.
+    """Find all files below a folder. Links are followed, except to a folder that the link is in.
 
     A name that starts with a dot, or a folder's name that starts with two underscores, is hidden.
     """
-    found, entered = Found(Path(os.path.abspath(folder))), set()
+    found = Found(Path(os.path.abspath(folder)))
+    above: dict[str, frozenset[str]] = {}  # for each folder, the true paths of it and of the folders that it is in
     for parent, folders, names in os.walk(found.root, followlinks=True):
-        if os.path.realpath(parent) in entered:
+        real, outer = os.path.realpath(parent), above.get(os.path.dirname(parent), frozenset())
+        if real in outer:
             folders.clear()
             continue
-        entered.add(os.path.realpath(parent))
+        above[parent] = outer | {real}
         for name in names:
             path = os.path.relpath(os.path.join(parent, name), found.root)
             (found.hidden if _is_hidden(path) else found.files).append(path)

@@ -46,7 +46,9 @@ def write_predictions(
     path_column = f"{video_column}.path"
     paths = rows.select_columns([video_column]).flatten().select_columns([path_column]).with_format("arrow")[:]
     schema: dict[str, Any] = {"video": datasets.Value("string")}
-    columns: dict[str, list[Any]] = {"video": [video_name(path or b"") for path in paths[path_column].to_pylist()]}
+    columns: dict[str, list[Any]] = {
+        "video": [video_name(path) if path else "<bytes>" for path in paths[path_column].to_pylist()]
+    }
     for time in ("start", "end"):
         schema[time] = datasets.Value("float64")
         columns[time] = list(rows[time]) if time in rows.column_names else [None] * total

@@ -32,6 +32,7 @@ import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from .credentials import mask_credentials
 from .video_seeking import VideoReader, VideoReadError
 
 
@@ -39,6 +40,11 @@ from .video_seeking import VideoReader, VideoReadError
 BLOCK_BYTES = 4 * 2**20
 MOST_PIXELS = 2**27  # in a frame: four times as many as in 8K
 GRACE_SECONDS = 5  # for a process that the alarm cannot end at once, because the system holds it
+MOST_SECONDS = 1e6  # for a video; the system's clocks take no more than 2**31 ms
+# For the caller, though a terminal or a cluster sends them to all processes of a job; the process ends when the caller is gone.
+CALLERS_SIGNALS = (
+    () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+)
 # The process runs this module as part of a package without an `__init__`, because the real one loads torch.
 START = """
 import sys
@@ -222,7 +228,8 @@ class _CallersFile:
 
 def serve(connection_number: int, memory: int) -> None:
     """Decode for the caller until it is gone. This is what the process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
+    for number in CALLERS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     av.logging.set_level(av.logging.ERROR)
     connection = Connection(connection_number)
     mapped: mmap.mmap | None = None
@@ -274,8 +281,16 @@ class DecoderProcess:
         numbers = theirs.fileno(), self.memory
         folder = os.path.dirname(os.path.abspath(__file__))
         command = [sys.executable, "-c", START, folder, *map(str, numbers), *filter(None, sys.path)]
-        with theirs:
-            self.process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+        try:
+            with theirs:
+                self.process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+        except (OSError, TypeError) as error:
+            ours.close()
+            os.close(self.memory)
+            raise RuntimeError(
+                f"Got {error} from starting {sys.executable!r}, expected a process that decodes: set sys.executable to Python's path, "
+                "and see that the system can start one more process."
+            ) from error
         self.connection = Connection(ours.detach())
         self.is_idle = True  # False in the middle of a conversation
         self.end = weakref.finalize(self, _end, self.connection, self.memory, self.process, self.owner)
@@ -287,7 +302,7 @@ class DecoderProcess:
 
     def open(self, opening: Opening, file: Any, max_seconds: float) -> Facts:
         self.is_idle = False
-        size = 0 if file is None else file.seek(0, os.SEEK_END)
+        size = 0 if file is None else _size_of(file)
         (facts,) = self._ask((tuple(asdict(opening).values()), size, max_seconds), file, max_seconds)
         return Facts(**facts)
 
@@ -327,14 +342,24 @@ class DecoderProcess:
         )
 
 
-def _bytes_of(file: Any, place: int, size: int) -> bytes:
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
+        yield
+    except Exception as error:  # each file system has its own errors
+        fault = mask_credentials(f"{type(error).__name__}: {error}")
+        raise VideoReadError(f"got {fault}, expected the bytes of the file: try again or remove it.") from None
+
+
+def _size_of(file: Any) -> int:
+    with _reading():
+        return file.seek(0, os.SEEK_END)
+
+
+def _bytes_of(file: Any, place: int, size: int) -> bytes:
+    with _reading():
         file.seek(place)
         return file.read(size)
-    except Exception as error:  # each file system has its own errors
-        raise VideoReadError(
-            f"got {type(error).__name__}: {error}, expected the bytes of the file: try again or remove it."
-        ) from error
 
 
 def _nameless_file() -> int:
@@ -359,6 +384,7 @@ def opened_video(opening: Opening, file: Any, max_seconds: float) -> Iterator[tu
     if os.name == "nt":
         yield _open_here(opening, file)
         return
+    max_seconds = min(max_seconds, MOST_SECONDS)
     process = getattr(_of_thread, "process", None)
     if process is None or not process.can_begin:
         process = _of_thread.process = DecoderProcess()

@@ -245,7 +245,8 @@ class VideoReader:
             (packet for packet in chain([key], packets) if packet.size),
             lambda read: high is not None and bool(read.stamps) and read.newest >= high,
         )
-        ends_early = stretch.is_at_end and "mp4" in container.format.name and not _ends_with_index(stretch, stream)
+        is_complete = _ends_with_index if "mp4" in container.format.name else _ends_as_declared
+        ends_early = stretch.is_at_end and not is_complete(stretch, container, stream)
         if stretch.is_stamped and not ends_early:
             self._keys = np.array(stretch.keys)
             self._cut_out(stretch.sorted_stamps(), first_stamp)
@@ -368,7 +369,7 @@ class _Passage:
         ):  # FFmpeg shortens the duration by the size, but not the number of frames
             declared = float(stream.frames / stream.average_rate)
         played = self.end - begin
-        if declared - played > max(0.5, 0.01 * declared):
+        if _is_shorter(played, declared):
             return f"got {played:.1f} s, expected {declared:.1f} s by its header"
         if self.is_damaged:
             return "got an incomplete packet, expected none"
@@ -389,9 +390,20 @@ def _seek(container: Any, stream: Any, stamp: int) -> None:
         raise _CannotSeek from None
 
 
-def _ends_with_index(stretch: _Timeline, stream: Any) -> bool:
+def _ends_with_index(stretch: _Timeline, container: Any, stream: Any) -> bool:
     entries = stream.index_entries
     return len(entries) > 0 and entries[len(entries) - 1].timestamp == stretch.decoding_times[-1]
+
+
+def _ends_as_declared(stretch: _Timeline, container: Any, stream: Any) -> bool:
+    """Return whether a stretch of Matroska reaches the end that the header declares. Another stream may be longer, too."""
+    end = max((stamp or 0 for stamp in stretch.stamps), default=0) * stream.time_base
+    return not _is_shorter(float(end), (container.duration or 0) / av.time_base)
+
+
+def _is_shorter(played: float, declared: float) -> bool:
+    """Return whether a video plays clearly shorter, in seconds, than its header declares."""
+    return declared - played > max(0.5, 0.01 * declared)
 
 
 def _decode(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:

@@ -5,6 +5,7 @@ import ipaddress
 import os
 import socket
 import time
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,10 @@ class VideoAccess:
             return os.path.abspath(name)  # the decoder runs in another process, maybe in another folder
         for link in name.split("::"):
             protocol = link.partition("://")[0] if "://" in link else "file"
+            if protocol in WEB and link != name:
+                raise VideoReadError(
+                    "got a file inside of a web address, expected an address of its own: limits hold only there; download it first."
+                )
             if self.folders is not None or protocol not in self.protocols:
                 allowed = (
                     "a path in the data folder"
@@ -138,10 +143,12 @@ def _is_local(url: str) -> bool:
 
 
 def video_name(source: Any) -> str:
-    """Return the name of `source` for error messages: its path without credentials, or its type if it has none. It can always be
-    printed."""
+    """Return the name of `source` for error messages: its path without credentials, or size and checksum of its bytes, or its type. It
+    can always be printed."""
     if isinstance(source, dict):
         return video_name(source.get("path") or source.get("bytes"))
+    if isinstance(source, bytes):
+        return f"<{len(source):,} bytes, CRC-32 {zlib.crc32(source):08x}>"
     if isinstance(source, (str, os.PathLike)):
         return mask_credentials(os.fsdecode(source).encode("utf-8", "backslashreplace").decode())
     return f"<{type(source).__name__}>"
