@@ -245,12 +245,6 @@ MUTATIONS = [
     ),
     (
         "training/checkpoints.py",
-        "spare = len(folders) - max(limit, len(kept)) if limit else 0",
-        "spare = len(folders) - limit if limit else 0",
-        CHECKPOINTS + "the_oldest_checkpoints_are_deleted_beside_those_to_keep",
-    ),
-    (
-        "training/checkpoints.py",
         "if spare > 0 and folder.resolve() not in kept:",
         "if spare > 0:",
         CHECKPOINTS + "the_oldest_checkpoints_are_deleted_beside_those_to_keep",

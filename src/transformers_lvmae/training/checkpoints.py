@@ -77,7 +77,7 @@ def delete_old_checkpoints(newest: Path, limit: int | None, keep: Iterable[str |
     """Delete the oldest checkpoints beside `newest`, which is whole, until `limit` are left. `keep` are never deleted."""
     kept = {newest.resolve(), *(Path(folder).resolve() for folder in keep if folder)}
     folders = [folder for _, folder in numbered_checkpoints(newest.parent)]
-    spare = len(folders) - max(limit, len(kept)) if limit else 0
+    spare = len(folders) - limit if limit else 0
     for folder in folders:
         if spare > 0 and folder.resolve() not in kept:
             shutil.rmtree(folder, ignore_errors=True)
