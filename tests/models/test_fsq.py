@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_the_bound_values():
 
 
 def test_quantizing_stays_in_float32():
-    quantizer, latents = FiniteScalarQuantizer(EVEN), torch.randn(100, 6)
+    quantizer, latents = FiniteScalarQuantizer(EVEN), torch.randn(10_000, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer(latents), quantizer(latents.clone()))
         inside = quantizer(latents)

@@ -76,7 +76,7 @@ def test_fields_of_one_label_are_those_of_any_classifier():
 def test_label_sets_survive_json_in_their_order(tmp_path):
     """Keys are sorted in a saved config; the order is that of the columns all the same."""
     model = make_model()
-    assert model.config.label_slices == {"verb": slice(0, 2), "noun": slice(2, 5)}
+    assert list(model.config.label_slices.items()) == [("verb", slice(0, 2)), ("noun", slice(2, 5))]
     model.save_pretrained(tmp_path)
     assert list(json.loads((tmp_path / "config.json").read_text())["label_sets"]) == ["noun", "verb"]
     loaded = LVMAEForVideoClassification.from_pretrained(tmp_path)
@@ -176,6 +176,7 @@ def test_labels_of_another_shape_are_refused(labels):
         {"verb": [0, 5]},
         {"verb": [0, 3], "noun": [2, 5]},
         {"verb": [0, 2], "noun": [2]},
+        {"verb": [0, 0], "noun": [0, 5]},
     ],
 )
 def test_label_sets_that_do_not_cover_the_outputs_are_refused(label_sets):

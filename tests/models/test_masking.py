@@ -200,6 +200,27 @@ def test_perturbed_mask_and_gradient_match_the_closed_form_of_two_tokens():
         assert abs(estimate.mean() - exact) < 4 * estimate.std() / repeats**0.5
 
 
+def test_two_samples_already_give_an_unbiased_gradient():
+    """Each sample's baseline is the mean of the others, which with two samples halves the gradient if it includes the sample."""
+    repeats = 40_000
+    scores = torch.tensor([0.3, 0.1], dtype=torch.float64).repeat(repeats, 1).requires_grad_()
+    perturbed_topk_mask(scores, 1, 0.5, 2, generator(0))[:, 0].sum().backward()
+    density = torch.distributions.Normal(0.0, 0.5 * 2**0.5).log_prob(torch.tensor(0.2)).exp()
+    error = scores.grad[:, 0].std() / repeats**0.5
+    assert error < 0.05 * density
+    assert abs(scores.grad[:, 0].mean() - density) < 4 * error
+
+
+def test_what_all_tokens_gain_alike_adds_no_noise_to_the_gradient():
+    """k tokens are always kept, so a constant gain has no gradient, in no sample."""
+    gradients, weights = [], torch.rand(3, 20, dtype=torch.float64)
+    for gain in (0, 1000):
+        scores = torch.linspace(0, 1, 20, dtype=torch.float64).repeat(3, 1).requires_grad_()
+        (perturbed_topk_mask(scores, 5, 0.1, 8, generator(0)) * (weights + gain)).sum().backward()
+        gradients.append(scores.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
 def test_more_noise_makes_a_softer_mask_and_none_the_hard_one():
     scores = torch.rand(4, 50, dtype=torch.float64)
     masks = [perturbed_topk_mask(scores, 7, sigma, 64) for sigma in (1e-9, 0.01, 0.05, torch.tensor(0.5))]

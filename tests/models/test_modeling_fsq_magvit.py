@@ -16,7 +16,9 @@ from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
 from transformers_lvmae.models.fsq import codes_to_indices
 from transformers_lvmae.models.masking import adaptive_decoder_mask, topk_mask
 from transformers_lvmae.models.modeling_fsq_magvit import (
+    FSQMagViTDownsample,
     FSQMagViTTokenScorer,
+    FSQMagViTUpsample,
     depth_to_space,
     pad_last,
     space_to_depth,
@@ -223,6 +225,27 @@ def test_distances_are_euclidean_and_the_first_slot_has_its_rule():
     assert torch.equal(still.grad, torch.zeros_like(still))
 
 
+def test_distances_of_half_precision_are_computed_in_float32():
+    features = (300 * torch.randn(2, 5, 3, 2, 2)).half()  # their squares are beyond float16
+    distances = FSQMagViTTokenScorer.distances(features)
+    assert distances.dtype == torch.float32
+    assert torch.equal(distances, FSQMagViTTokenScorer.distances(features.float()))
+
+
+def test_the_loss_of_half_precision_is_computed_in_float32():
+    model, clip = build().bfloat16(), random_clip()
+    outputs = forward(model, clip)
+    assert outputs.loss.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, (outputs.reconstruction.float() - clip).square().mean())
+
+
+def test_the_decoder_doubles_what_the_encoder_halves_in_reverse_order():
+    model = build(temporal_downsample=(True, False))
+    halved = [block.kernel_size for block in model.encoder.blocks if isinstance(block, FSQMagViTDownsample)]
+    doubled = [block.upsample.scale_factor for block in model.decoder.blocks if isinstance(block, FSQMagViTUpsample)]
+    assert halved == doubled[::-1] == [(2, 2, 2), (1, 2, 2)]
+
+
 # Masks
 
 
@@ -250,6 +273,8 @@ def test_each_window_keeps_its_highest_scores_and_in_training_its_first_slot(sti
     assert (kept.sum(dim=2) == 12).all()
     if not still:
         assert torch.equal(kept, topk_mask(scores, 12))
+    nearly_all = forward(model, clip, keep_ratio=0.9).bool_kept_pos.view(2, 2, 32)  # 28.8 of 32
+    assert (nearly_all.sum(dim=2) == 29).all()
 
     trained = forward(model.train(), clip).bool_kept_pos.view(2, 2, 32)
     assert trained[..., :16].all()
@@ -365,6 +390,28 @@ def test_given_noise_takes_the_place_of_the_config_s():
     assert torch.equal(gradients[1], gradients[2])
     assert torch.equal(gradients[1], gradients[3])
     assert not torch.equal(gradients[0], gradients[1])
+
+
+def test_the_noise_is_relative_to_the_range_of_the_scores():
+    scores, weights, gradients = torch.rand(1, 2, 4, 4), torch.randn(1, 2, 4, 4), []
+    for scale in (1, 100):
+        torch.manual_seed(1)
+        leaf = (3 + scale * scores).requires_grad_()
+        mask = build().train().token_mask(leaf, torch.full((1, 1), 0.25))
+        gradients.append(scale * torch.autograd.grad((mask * weights).sum(), leaf)[0])
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-2, atol=1e-3)
+
+
+def test_the_gradient_of_the_mask_passes_through_the_quantizer():
+    """The mask multiplies the latents, so the scorer learns with the slope of the quantizer at the masked latents."""
+    model, clip = build(), random_clip()
+    mask = (torch.rand(2, 64) < 0.5).float().requires_grad_()
+    latents = encode(model, clip).latents
+    frames = model.decode(model.quantizer(latents * mask.view(2, 4, 4, 4, 1)).flatten(1, 3))
+    (expected,) = torch.autograd.grad((frames - clip).square().mean(), mask)
+    (gradient,) = torch.autograd.grad(model(clip, bool_kept_pos=mask).loss, mask)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)
 
 
 def panning_clips(rows: int, num_frames: int, size: int = 16) -> torch.Tensor:
@@ -583,6 +630,16 @@ def test_numbers_outside_their_range_are_refused_when_set_too(field, value):
             StrictDataclassFieldValidationError, match=rf"'{field}':\n.*Value must be .*, got {value}\."
         ):
             use()
+
+
+def test_fields_are_the_papers_and_sides_keep_their_order():
+    config = FSQMagViTConfig()
+    assert (config.pixel_mean, config.pixel_std) == (0.45, 0.225)
+    assert (config.keep_ratio, config.topk_sigma, config.topk_num_samples) == (0.375, 0.05, 64)
+    assert config.for_images().keep_ratio == 1
+    # A slot that the clip fills in part counts.
+    assert FSQMagViTConfig(image_size=(64, 112), num_frames=17).grid_size == (9, 8, 14)
+    assert FSQMagViTConfig(keep_ratio=0.25, min_keep_ratio=0.25).min_keep_ratio == 0.25
 
 
 def test_a_config_that_no_longer_fits_is_refused_when_a_model_is_built():

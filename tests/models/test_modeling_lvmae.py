@@ -787,6 +787,34 @@ def test_drop_path_leaves_out_whole_samples_and_keeps_the_mean():
     assert torch.equal(model.eval().encoder.layers[1].drop_path(branch), branch)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@every_model
+def test_nothing_is_drawn_in_evaluation(kind, attention):
+    drops = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "drop_path_rate": 0.5}
+    if kind in ("mean", "class_attention"):
+        drops["tube_drop_ratio"] = 0.5
+    model = build(kind, attn_implementation=attention, **drops)
+    inputs = inputs_for(model)
+    assert torch.equal(run(model, inputs), run(model, inputs))
+    assert not torch.equal(run(model.train(), inputs), run(model, inputs))
+
+
+def test_losses_of_half_precision_are_computed_in_float32():
+    label_sets = {"verb": [0, 2], "noun": [2, 5]}
+    classifier = build("mean", num_labels=5, label_sets=label_sets).bfloat16()
+    logits = run(classifier, {"pixel_values_videos": torch.randn(2, 8, 3, 32, 32)})
+    assert logits.dtype == torch.float32
+    for part in (slice(0, 2), slice(2, 5)):
+        torch.testing.assert_close(logits[:, part].exp().sum(dim=1), torch.ones(2), atol=1e-5, rtol=0)
+    for kind in ("codes", "levels", "pixels"):
+        model = build(kind)
+        logits, masked = torch.randn(2, 5, model.config.target_size).bfloat16(), torch.ones(2, 5, dtype=torch.bool)
+        targets = torch.zeros(2, 5, 3) if kind == "levels" else torch.rand(2, 5, model.config.target_size)
+        loss = model.forward_loss(logits, targets, masked)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, model.forward_loss(logits.float(), targets, masked))
+
+
 @pytest.mark.parametrize("kind", ["mean", "class_attention"])
 def test_classifier_compiles_into_one_graph(kind):
     model = build(kind)
@@ -1062,6 +1090,13 @@ def test_a_hostile_config_file_is_refused_at_once(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(StrictDataclassFieldValidationError, match="num_hidden_layers"):
         LVMAEModel.from_pretrained(tmp_path)
+
+
+def test_defaults_are_the_papers_limits_are_allowed_and_sides_keep_their_order():
+    config = LVMAEConfig()
+    assert (config.layer_norm_eps, config.initializer_range, config.tube_drop_ratio) == (1e-6, 0.02, 0.2)
+    assert LVMAEConfig(image_size=(112, 224)).grid_size == (64, 7, 14)
+    assert LVMAEConfig(decoder_mask_ratio=0.25, decoder_random_ratio=0.25).token_budget == 12_544
 
 
 def test_unknown_sizes_are_refused():

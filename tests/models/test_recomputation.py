@@ -101,6 +101,23 @@ def test_first_and_second_derivatives_match_finite_differences(function):
 
     assert gradcheck(forward, (tensor, *weights))
     assert gradgradcheck(forward, (tensor, *weights))
+    # gradgradcheck passes over gradients that have no graph.
+    seconds = []
+    for output in (forward(tensor), linear(function(tensor))):
+        (first,) = torch.autograd.grad(output.sum(), tensor, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), tensor)[0])
+    torch.testing.assert_close(*seconds)
+
+
+def test_outputs_are_recomputed_under_the_autocast_of_the_forward_pass():
+    """Backward runs outside of autocast, where this function would compute in float32."""
+    function, linear = nn.Linear(16, 16), nn.Linear(16, 8)
+    tensor, results = torch.randn(4, 16, requires_grad=True), []
+    for plain in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            (output,) = apply_linears(recompute_in_backward(function, tensor, enabled=not plain), linear)
+        results.append(torch.autograd.grad(output.float().square().sum(), [tensor, function.weight, linear.weight]))
+    assert all(torch.equal(*pair) for pair in zip(*results))
 
 
 def test_under_no_grad_nothing_is_kept():

@@ -39,7 +39,14 @@ from transformers_lvmae.data.broken_videos import read_broken_videos
 from transformers_lvmae.models.masking import mask_to_indices
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
-from transformers_lvmae.targets.cache import CachedVideoClips, TargetCache, clips_to_train_on, content_key
+from transformers_lvmae.targets.cache import (
+    CachedVideoClips,
+    TargetCache,
+    clips_to_train_on,
+    content_key,
+    count_shards,
+    list_shards,
+)
 from transformers_lvmae.targets.cache_writing import ByteClips, TargetMaker, begin_cache, make_manifest, write_targets
 from transformers_lvmae.targets.flow import flow_estimator
 
@@ -138,17 +145,17 @@ def test_drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_ma
         seen.append(add_targets(serving, range(6)))
         assert_served_alike(seen[-1], add_targets(flying, range(6)))
     assert not torch.equal(seen[0]["target_codes"], seen[1]["target_codes"])
-    serving.train_dataset.set_epoch(3)
-    later = add_targets(serving, range(6))
-    assert torch.equal(later["target_codes"], seen[1]["target_codes"])
-    assert not torch.equal(later["bool_masked_pos"], seen[1]["bool_masked_pos"])
-    # The tubelets under the new mask, from the clip that the codes were made of.
-    flying.train_dataset.set_epoch(1)
-    clip = flying.train_dataset[4]["pixel_values_videos"]
-    assert torch.equal(
-        serving.train_dataset[4]["visible_tubelets"],
-        serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4]),
-    )
+    for epoch in (2, 3):
+        serving.train_dataset.set_epoch(epoch)
+        later = add_targets(serving, range(6))
+        assert torch.equal(later["target_codes"], seen[epoch - 2]["target_codes"])
+        assert not torch.equal(later["bool_masked_pos"], seen[epoch - 2]["bool_masked_pos"])
+        assert len(later["bool_masked_pos"].unique(dim=0)) > 3  # each row draws its own
+        # The tubelets under the new mask, from the clip that the codes were made of.
+        flying.train_dataset.set_epoch(epoch - 2)
+        clip = flying.train_dataset[4]["pixel_values_videos"]
+        tubelets = serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4])
+        assert torch.equal(serving.train_dataset[4]["visible_tubelets"], tubelets)
 
 
 def test_a_run_on_cached_targets_is_the_run_on_the_fly(rows, tokenizer, cache, tmp_path):
@@ -213,7 +220,8 @@ def test_the_real_grid_takes_80_kilobytes_on_disk_and_two_megabytes_of_a_worker(
 
 
 @pytest.mark.parametrize(
-    ("levels", "kind"), [((8, 8), "uint8"), ((8, 5, 5), "uint8"), ((8, 8, 5), "uint16"), ((8,) * 6, "uint32")]
+    ("levels", "kind"),
+    [((8, 8), "uint8"), ((8, 5, 5), "uint8"), ((8, 8, 4), "uint8"), ((8, 8, 5), "uint16"), ((8,) * 6, "uint32")],
 )
 def test_codes_take_the_smallest_integers_that_hold_them(levels, kind):
     tokenizer = FSQMagViTModel(FSQMagViTConfig(**{**TOKENIZER.to_dict(), "levels": levels}))
@@ -359,6 +367,11 @@ def test_a_cache_of_other_videos_with_the_same_names_is_refused(rows, tokenizer,
         clips[1]
 
 
+def test_targets_of_another_video_are_refused(cache):
+    with pytest.raises(ValueError, match=r"with the video shown as number 2: .*\.mp4, expected other\.mp4: run"):
+        cache.targets(0, 2, "other.mp4")
+
+
 def test_the_key_of_a_content_is_of_bytes_and_files_alike(tmp_path):
     data = bytes(range(256)) * 400
     path = tmp_path / "a.mp4"
@@ -368,6 +381,8 @@ def test_the_key_of_a_content_is_of_bytes_and_files_alike(tmp_path):
     others = [data + b"x", b"x" + data[1:], data[:-1] + b"x"]
     assert len({key, *map(content_key, others)}) == 4
     assert content_key({"path": "https://example.org/a.mp4", "bytes": None}) == ""
+    path.write_bytes(data[:100])
+    assert content_key(str(path)) == content_key(data[:100])
 
 
 def rewrite(cache, change, number=0):
@@ -430,13 +445,15 @@ def test_a_cache_without_checksums_is_read_with_a_warning_and_its_numbers_are_ch
         assert all(torch.equal(item[name], expected[number][name]) for name in ("code_indices", "importance_scores"))
     rewrite(copied, set_values("code_indices", TOKENIZER.codebook_size))
     rewrite(copied, set_values("importance_scores", np.nan), number=1)
+    rewrite(copied, set_values("importance_scores", np.inf), number=2)
     clips = cached(rows, TargetCache(copied.folder))
     with pytest.raises(
         ValueError, match=rf"with codes from \d+ to {TOKENIZER.codebook_size}, expected 0 to .*: delete it"
     ):
         clips[0]
-    with pytest.raises(ValueError, match=r"with scores that are not finite, expected finite ones: delete it"):
-        clips[2]
+    for number in (2, 4):
+        with pytest.raises(ValueError, match=r"with scores that are not finite, expected finite ones: delete it"):
+            clips[number]
 
 
 def test_half_a_file_is_refused_before_it_is_read(copied):
@@ -632,6 +649,28 @@ def test_a_cache_is_gone_on_with_only_as_it_was_begun(rows, tokenizer, tmp_path)
         ValueError, match=r"Got 2 files in the target cache .*, expected 3: run scripts/cache_targets.py"
     ):
         TargetCache(tmp_path)
+    (tmp_path / "other.arrow").touch()
+    with pytest.raises(ValueError, match=r"Got 3 files in the target cache .*, expected 3: run"):
+        TargetCache(tmp_path)
+    (tmp_path / "other.arrow").unlink()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.arrow")}
+    write_cache(tmp_path, rows, tokenizer)
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # only what was missing is written
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({name: value for name, value in manifest.items() if name != "dtype"})
+    )
+    with pytest.raises(ValueError, match=r"begun with dtype=None, expected torch\.float32"):
+        write_cache(tmp_path, rows, tokenizer)
+
+
+def test_the_files_of_a_cache_hold_every_row_of_every_epoch_once():
+    manifest = {"rows": 5, "clips_per_shard": 2, "num_epochs": 2}
+    shards = list_shards(manifest)
+    assert [(shard.epoch, *shard.rows) for shard in shards] == [
+        *((0, 0, 1), (0, 2, 3), (0, 4), (1, 0, 1), (1, 2, 3), (1, 4)),
+    ]
+    assert len({shard.name for shard in shards}) == count_shards(manifest) == 6
 
 
 # The scripts, killed and shared

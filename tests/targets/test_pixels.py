@@ -6,7 +6,7 @@ import torch
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import processor_for
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets
-from transformers_lvmae.targets.pixels import PixelScale
+from transformers_lvmae.targets.pixels import PixelScale, tokenizer_view
 from transformers_lvmae.targets.token_scores import compact_scores
 
 
@@ -37,6 +37,25 @@ def test_restored_pixels_are_the_frames(clip, options):
     scale = PixelScale(processor_for(CONFIG, **options))
     torch.testing.assert_close(scale.restore(clip), clip / 255, atol=1e-6, rtol=0)
     torch.testing.assert_close(scale.restore(scale.normalize(clip)), clip / 255, atol=1e-6, rtol=0)
+    processed = processor_for(CONFIG, **options)(clip, return_tensors="pt")["pixel_values_videos"][0]
+    torch.testing.assert_close(scale.restore(processed), clip / 255, atol=1e-6, rtol=0)
+
+
+def test_restored_pixels_are_clamped():
+    """Bicubic resizing and color changes leave [0, 1]."""
+    restored = PixelScale(processor_for(CONFIG)).restore(
+        torch.tensor([-100.0, 100.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    )
+    assert torch.equal(restored, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
+
+
+def test_a_smaller_view_is_the_mean_of_what_it_covers():
+    """Stripes of two pixels: where only the nearest pixels counted, all of a view four times smaller would be white."""
+    stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8).expand(1, 2, 3, 32, 32)
+    assert torch.equal(tokenizer_view(stripes, 1), stripes)
+    view = tokenizer_view(stripes, 0.25)
+    assert view.shape == (1, 2, 3, 8, 8)
+    assert (view - 0.5).abs().max() < 0.2
 
 
 def test_pixels_without_a_processor_are_refused():

@@ -88,6 +88,13 @@ def test_everest_is_the_distance_between_slots(embedded):
     assert not ours.requires_grad
 
 
+def test_everest_of_half_precision_is_computed_in_float32():
+    pixels = clip().half()
+    scores = everest(pixels, GRID)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, everest(pixels.float(), GRID))
+
+
 def test_everest_takes_the_vits_own_patch_embedding():
     model, pixels = LVMAEModel(tiny_config()), torch.rand(2, 8, 3, 32, 32)
     scores = everest(pixels, model.config.grid_size, model.get_input_embeddings())
@@ -158,6 +165,20 @@ def test_raft_runs_from_a_weights_file(tmp_path, monkeypatch):
     torch.testing.assert_close(flow, nn.functional.avg_pool2d(expected, 2) / 2, rtol=1e-3, atol=1e-4)
 
 
+def test_raft_scales_x_and_y_of_the_flow_by_their_own_sides(tmp_path):
+    """Frames of 36 x 64 pixels become 128 x 232, a multiple of 8: 3.56 times as high and 3.63 times as wide."""
+    torch.save(raft_small().state_dict(), tmp_path / "raft.pth")
+    pixels = torch.rand(2, 3, 36, 64)
+    flow = flow_estimator(tmp_path / "raft.pth")[1](pixels[1:], pixels[:1])
+    model = raft_small().eval()
+    model.load_state_dict(torch.load(tmp_path / "raft.pth"))
+    large = nn.functional.interpolate(pixels, size=(128, 232), mode="bilinear") * 2 - 1
+    with torch.no_grad():
+        expected = nn.functional.adaptive_avg_pool2d(model(large[1:], large[:1])[-1], (36, 64))
+    torch.testing.assert_close(flow[:, 0], expected[:, 0] * 64 / 232, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flow[:, 1], expected[:, 1] * 36 / 128, rtol=1e-3, atol=1e-4)
+
+
 def test_raft_is_looked_for_in_the_hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -186,8 +207,8 @@ def test_uniform_frames_of_any_budget_lie_about_evenly(slots):
         chosen = (scores.topk(9 * number).indices // 9).bincount(minlength=slots)
         assert sorted(chosen.tolist()) == [0] * (slots - number) + [9] * number
         places = chosen.nonzero().flatten()
-        if number > 1:
-            assert places.diff().max() <= 2 * math.ceil(slots / number)
+        ends = torch.cat([places, torch.tensor([slots])])
+        assert ends.diff().max() <= 2 * math.ceil(slots / number)  # to the end of the clip
 
 
 def test_cells_of_a_part_of_a_slot_and_random_tokens_are_drawn_evenly():

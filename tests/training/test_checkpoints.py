@@ -12,7 +12,14 @@ from builders import CLIPS, FIXTURES, assert_same, make_trainer, weights
 from transformers_lvmae.data import load_video_dataset
 from transformers_lvmae.training import checkpoints
 from transformers_lvmae.training.base import train_and_save
-from transformers_lvmae.training.checkpoints import CHECKSUMS, fault_of, newest_checkpoint, seal
+from transformers_lvmae.training.checkpoints import (
+    CHECKSUMS,
+    delete_old_checkpoints,
+    fault_of,
+    newest_checkpoint,
+    numbered_checkpoints,
+    seal,
+)
 
 
 OPTIONS = {
@@ -91,11 +98,13 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_ends_as_if_nothing_h
     (tmp_path / "run" / "checkpoint-3" / "scheduler.pt").unlink()
     for name in ("checkpoint-best", "checkpoint-12-backup"):
         shutil.copytree(whole[0] / "checkpoint-1", tmp_path / "run" / name)
+    (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").write_bytes(b"of another time")
     trainer = make_trainer("classification", splits, tmp_path / "run", **OPTIONS, save_total_limit=2)
     train_and_save(trainer)
     assert [line.split(": ", 1)[1] for line in said] == ["optimizer.pt is damaged.", "scheduler.pt is missing."]
     assert_same(weights(trainer), whole[1])
     assert fault_of(tmp_path / "run" / "checkpoint-4") is None
+    assert not (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").exists()
     names = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     assert names == {"checkpoint-best", "checkpoint-12-backup", "checkpoint-3", "checkpoint-4"}
 
@@ -105,7 +114,8 @@ def test_checkpoints_without_checksums_need_all_parts(tmp_path, said):
     old = FIXTURES / "version_0_1" / "finetune" / "checkpoint-2"
     assert not (old / CHECKSUMS).exists()
     assert fault_of(old) is None
-    for name, part in [("model.safetensors", "weights"), ("optimizer.pt", "optimizer"), ("scheduler.pt", "schedule")]:
+    parts = {"model.safetensors": "weights", "optimizer.pt": "optimizer", "scheduler.pt": "schedule"}
+    for name, part in {**parts, "rng_state.pth": "random numbers"}.items():
         shutil.copytree(old, tmp_path / part / "checkpoint-2")
         (tmp_path / part / "checkpoint-2" / name).unlink()
         assert newest_checkpoint(tmp_path / part) is None
@@ -116,6 +126,12 @@ def test_checkpoints_without_checksums_need_all_parts(tmp_path, said):
         fault_of(tmp_path / "empty" / "checkpoint-3")
         == "trainer_state.json is missing, so it was not written to its end"
     )
+
+
+def test_the_newest_checkpoint_has_the_largest_number(tmp_path):
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert [step for step, _ in numbered_checkpoints(tmp_path)] == [9, 10, 100]
 
 
 def test_a_changed_card_is_no_damage(whole, tmp_path):
@@ -151,12 +167,27 @@ def test_old_checkpoints_stay_until_the_new_one_is_whole(splits, tmp_path, monke
     assert fault_of(tmp_path / "checkpoint-1") is None
 
 
-def test_the_best_checkpoint_is_never_deleted(splits, tmp_path):
+def test_the_best_and_the_last_checkpoint_and_a_person_s_are_never_deleted(splits, tmp_path):
+    (tmp_path / "checkpoint-12-backup").mkdir()
     options = {**OPTIONS, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
-    trainer = make_trainer("classification", splits, tmp_path, **options, greater_is_better=True, save_total_limit=1)
+    trainer = make_trainer("classification", splits, tmp_path, **options, greater_is_better=False, save_total_limit=1)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {best.name, "checkpoint-4"}
+    assert best.name != "checkpoint-4"  # else nothing would be tested
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {best.name, "checkpoint-4", "checkpoint-12-backup"}
+
+
+def test_the_oldest_checkpoints_are_deleted_beside_those_to_keep(tmp_path):
+    def left(limit, *keep):
+        for step in range(1, 6):
+            (tmp_path / f"checkpoint-{step}").mkdir(exist_ok=True)
+        delete_old_checkpoints(tmp_path / "checkpoint-5", limit, keep)
+        return [step for step, _ in numbered_checkpoints(tmp_path)]
+
+    assert left(None) == [1, 2, 3, 4, 5]
+    assert left(2) == [4, 5]
+    assert left(3, None, tmp_path / "checkpoint-2") == [2, 4, 5]
+    assert left(1, tmp_path / "checkpoint-2") == [2, 5]
 
 
 @pytest.mark.parametrize(

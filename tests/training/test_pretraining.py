@@ -12,7 +12,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.overrides import TorchFunctionMode
 
-from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining
+from transformers_lvmae import (
+    FSQMagViTModel,
+    FSQMagViTTrainingArguments,
+    LVMAEClassificationArguments,
+    LVMAEConfig,
+    LVMAEForPreTraining,
+    LVMAEPreTrainingArguments,
+)
 from transformers_lvmae.data import MaskedVideoClips, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import (
     adaptive_decoder_mask,
@@ -67,6 +74,16 @@ def test_the_rate_is_videomaes_and_a_plain_cosine_is_to_be_had(splits, tmp_path)
     options = {"lr_scheduler_type": "cosine", "warmup_steps": 0, "max_grad_norm": 1.0}
     assert rates(**options) == (pytest.approx(plain), 1)
     assert rates(lr_scheduler_kwargs={"min_lr_rate": 0.5})[0][-1] == pytest.approx(0.5)
+
+
+def test_the_defaults_are_those_of_the_recipes(tmp_path):
+    kinds = (FSQMagViTTrainingArguments, LVMAEPreTrainingArguments, LVMAEClassificationArguments)
+    for kind, betas, decay in zip(kinds, [(0.0, 0.99), (0.9, 0.95), (0.9, 0.999)], [0.0, 0.05, 0.05]):
+        arguments = kind(output_dir=str(tmp_path), seed=7)
+        assert (arguments.adam_beta1, arguments.adam_beta2) == betas
+        assert arguments.weight_decay == decay
+        assert arguments.data_seed == 7  # unless it is given
+        assert kind(output_dir=str(tmp_path), seed=7, data_seed=3).data_seed == 3
 
 
 def raw_clips(splits, rows=3):
@@ -135,6 +152,42 @@ def test_cached_scores_decide_and_the_tokenizer_runs_only_where_it_is_needed(spl
     trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
     trainer.target_builder.tokenizer.encode = None
     assert "bool_decoded_pos" in trainer.target_builder(pretraining_batch(trainer))
+
+
+def test_scores_that_a_cache_cannot_tell_apart_are_ties_on_the_fly_too(splits, tmp_path):
+    """Between scores closer than 1/2048 of a clip's range, noise decides."""
+    trainer = trainer_with(splits, tmp_path, decoder_mask="adaptive", target_type="pixels")
+    batch = pretraining_batch(trainer)
+    scores = (1 + 1e-4 * torch.rand(3, 64)).index_fill(1, torch.tensor([0]), 0.0)
+    made = trainer.target_builder({**batch, "importance_scores": scores})
+    expected = topk_mask(batch["noise"].index_fill(1, torch.tensor([0]), -1.0), 31)
+    assert torch.equal(made["bool_decoded_pos"], expected)
+
+
+def test_a_batch_is_tokenized_once(splits, tmp_path, monkeypatch):
+    """For its codes and its scores."""
+    trainer = trainer_with(splits, tmp_path)
+    tokenizer, calls = trainer.target_builder.tokenizer, []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda clips: calls.append(1) or encode(clips))
+    assert "target_codes" in trainer.target_builder(pretraining_batch(trainer))
+    assert len(calls) == 1
+
+
+def test_a_batch_s_own_decoder_mask_is_used(splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, decoder_mask="motion", target_type="pixels")
+    mask = topk_mask(torch.rand(3, 64), 5)
+    made = trainer.target_builder({**pretraining_batch(trainer), "bool_decoded_pos": mask})
+    assert torch.equal(made["bool_decoded_pos"], mask)
+    assert "num_decoded" not in made
+
+
+def test_clips_of_another_size_than_the_config_s_get_masks_of_their_own_grid(splits, tmp_path):
+    trainer = trainer_with(splits, tmp_path, decoder_mask="random", target_type="pixels")
+    clips, masked = torch.randn(2, 4, 3, 48, 16), topk_mask(torch.rand(2, 24), 12)
+    made = trainer.target_builder({"pixel_values_videos": clips, "bool_masked_pos": masked})
+    assert made["bool_decoded_pos"].shape == (2, 24)
+    assert made["bool_decoded_pos"].sum(dim=1).tolist() == [sum(trainer.model.config.decoder_token_counts(24))] * 2
 
 
 def test_everest_follows_the_model_as_it_learns(splits, tmp_path):

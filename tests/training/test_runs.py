@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,10 +23,10 @@ from transformers_lvmae import (
     LVMAEPreTrainingArguments,
 )
 from transformers_lvmae.data import SelectionCollator, load_video_dataset
-from transformers_lvmae.training.base import train_and_save
+from transformers_lvmae.training.base import RunningMeans, train_and_save
 from transformers_lvmae.training.checkpoints import newest_checkpoint
 from transformers_lvmae.training.divergence import MOST_PENDING, FiniteSteps, NonFiniteError
-from transformers_lvmae.training.run_folder import keep_global_batch, run_settings
+from transformers_lvmae.training.run_folder import keep_global_batch, run_settings, sole_run
 
 
 STAGES = ("tokenizer", "pretraining", "classification")
@@ -133,6 +134,18 @@ def test_a_step_does_not_ask_the_device():
         assert steps.should_check == (step == MOST_PENDING - 1)  # a meta tensor cannot be read
 
 
+def test_flags_of_steps_are_looked_at_once():
+    steps, alone = FiniteSteps(), SimpleNamespace(gather=lambda values: values, device="cpu")
+    for step, value in enumerate([1.0, math.nan, math.inf]):
+        steps.add(step, torch.tensor(value), is_loss=step == 1)
+    assert steps.first_bad_step(alone) == (1, True)
+    steps.add(3, 1.0)
+    assert steps.first_bad_step(alone) == (None, False)
+    steps.add(4, 1.0)
+    beside = SimpleNamespace(gather=lambda own: torch.stack([own, torch.tensor(4.0)]), device="cpu")
+    assert steps.first_bad_step(beside) == (4, False)  # another process's loss was not finite
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_smaller_last_batch_counts_by_its_clips(stage, splits, tmp_path):
     """Four clips and one, accumulated, are a batch of five."""
@@ -187,6 +200,42 @@ def test_draws_depend_on_seed_and_step_alone(splits, tmp_path):
     assert len(set(accumulated)) == 8
 
 
+def test_every_evaluation_draws_the_same(splits, tmp_path):
+    trainer = make_trainer("classification", splits, tmp_path)
+    forward, seen = trainer.model.forward, []
+
+    def drawing(*args, **kwargs):
+        seen.append(torch.rand(1).item())
+        return forward(*args, **kwargs)
+
+    trainer.model.forward = drawing
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trainer.evaluate()
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def test_evaluation_leaves_the_parts_of_the_loss_alone(splits, tmp_path):
+    logs = []
+    for options in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        trainer = make_trainer("pretraining", splits, tmp_path, max_steps=2, logging_steps=2, **options)
+        trainer.train()
+        (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+        logs.append({name: value for name, value in entry.items() if name.startswith("loss")})
+    assert len(logs[0]) > 1
+    assert logs[0] == logs[1]
+
+
+def test_parts_of_the_loss_are_means_since_the_last_log():
+    parts, alone = RunningMeans(), SimpleNamespace(reduce=lambda values, kind: values)
+    parts.add({"one": torch.tensor([1.0, 3.0]), "other": torch.tensor(5.0)})
+    parts.add({"one": torch.tensor(4.0)})
+    assert parts.pop(alone) == {"one": 3.0, "other": 5.0}
+    parts.add({"one": torch.tensor(7.0)})
+    assert parts.pop(alone) == {"one": 7.0}
+    assert parts.pop(alone) == {}
+
+
 RANDOM = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "ema_decay": 0.9, "per_device_train_batch_size": 2}
 RANDOM |= {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
@@ -222,20 +271,42 @@ def on_every_process(folder):
     trainer.end()
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
+def launch(folder, processes, function):
+    """Call a function of this file with the folder on several processes (gloo)."""
     (folder / "run.py").write_text(
         f"import sys\nfrom pathlib import Path\nsys.path[:0] = {[str(TESTS), str(TESTS / 'training')]!r}\nimport torch\n"
         "torch.set_num_threads(1)\ntorch.use_deterministic_algorithms(True, warn_only=True)\n"
-        "from test_runs import on_every_process\non_every_process(Path(sys.argv[1]))\n"
+        f"import test_runs\ntest_runs.{function.__name__}(Path(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(folder / "run.py"), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    launch(folder, 2, on_every_process)
     return folder
+
+
+def train_once(folder):
+    """Train on this process and the others."""
+    trainer, _ = random_trainer(load_video_dataset(CLIPS, label_column="label"), folder / "run")
+    train_and_save(trainer)
+    trainer.end()
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_for_the_same_global_batch(splits, tmp_path):
+    launch(tmp_path, 4, train_once)
+    alone, _ = random_trainer(splits, tmp_path / "alone", gradient_accumulation_steps=4)
+    train_and_save(alone)
+    four = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in load_file(tmp_path / "alone" / "model.safetensors").items():
+        torch.testing.assert_close(four[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_processes_draw_differently_and_as_one_process_does(two_processes, splits, tmp_path):
@@ -332,7 +403,7 @@ def test_a_run_goes_on_only_with_its_settings_and_data(splits, tmp_path):
         trainer = make_trainer("classification", splits, tmp_path, **{**options, **change})
         with pytest.raises(
             ValueError,
-            match=rf"Got .* other settings \(.*{name} was .* and is .*\), expected the same: .*--allow_changes",
+            match=rf"Got .* other settings \((.*; )?{name} was .* and is .*\), expected the same: .*--allow_changes",
         ):
             train_and_save(trainer, data)
     trainer = make_trainer("classification", splits, tmp_path, **options)
@@ -353,6 +424,7 @@ def test_the_global_batch_is_kept_or_refused(tmp_path):
     args = LVMAEPreTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, base_learning_rate=1e-3)
     keep_global_batch(args, {"processes": 4, "settings": {"global_batch": 8}})
     assert args.gradient_accumulation_steps == 4
+    assert run_settings(args)["global_batch"] == 8
     assert args.learning_rate == pytest.approx(1e-3 * 8 / 256)
     args = LVMAEPreTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3)
     with pytest.raises(ValueError, match=r"Got 1 processes with batches of 3 videos .* or --num_processes 4\."):
@@ -380,6 +452,14 @@ def test_a_second_run_in_a_folder_is_refused(splits, tmp_path):
         holder.kill()
         holder.wait()
     train_and_save(trainer)  # a killed process holds nothing
+
+
+def test_a_run_holds_its_folder_alone(tmp_path):
+    lock = "import fcntl, sys; fcntl.lockf(open(sys.argv[1]), fcntl.LOCK_SH | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", lock, str(tmp_path / ".lock")]
+    with sole_run(tmp_path, SimpleNamespace(is_main_process=True)):
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def test_the_explicit_learning_rate_wins(tmp_path):

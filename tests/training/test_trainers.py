@@ -48,11 +48,11 @@ from transformers_lvmae import (
 )
 from transformers_lvmae.data import ClipAugmentation, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.models.masking import adaptive_decoder_mask
-from transformers_lvmae.targets.builder import ClipViews
+from transformers_lvmae.targets.builder import ClipViews, check_tokenizer
 from transformers_lvmae.training.base import train_and_save
 from transformers_lvmae.training.classification import soft_labels
 from transformers_lvmae.training.perceptual_loss import PerceptualLoss
-from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio
+from transformers_lvmae.training.tokenizer import peak_signal_to_noise_ratio, structural_similarity
 from transformers_lvmae.training.tokenizer_adversary import AdversarialLoss, VideoDiscriminator
 
 
@@ -242,6 +242,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, splits, tmp_p
         )
 
 
+def test_a_tokenizer_whose_slots_are_longer_is_refused():
+    """Six frames are two slots of three frames, and one and a half of four, rounded up."""
+    tokenizer = FSQMagViTConfig(**{**TOKENIZER.to_dict(), "stem_patch_size": (2, 2, 2)})
+    model = LVMAEConfig(**{**MODEL.to_dict(), "num_frames": 6, "tubelet_size": 3})
+    with pytest.raises(ValueError, match=r"grid of \(2, 4, 4\) tokens and a model with \(2, 4, 4\) for clips of 6"):
+        check_tokenizer(model, tokenizer)
+
+
 def test_a_tokenizer_needs_the_processor(tmp_path):
     with pytest.raises(ValueError, match="Got no processing_class, expected the processor"):
         LVMAEPreTrainer(
@@ -285,6 +293,26 @@ def test_figures_of_the_tokenizer_are_what_they_say(splits, tmp_path):
     for channel, (values, level) in enumerate(zip(used, TOKENIZER.levels)):
         assert metrics[f"eval_level_usage_{channel}"] == pytest.approx(len(values) / level)
     assert peak_signal_to_noise_ratio(torch.ones(1, 4), torch.zeros(1, 4)).item() == 0.0
+
+
+def test_figures_are_of_clamped_pixels():
+    clips = torch.rand(2, 3, 3, 16, 16).round()
+    beyond = clips + (clips - 0.5)  # -0.5 and 1.5
+    assert peak_signal_to_noise_ratio(beyond, clips).tolist() == [100.0, 100.0]
+    torch.testing.assert_close(structural_similarity(beyond, clips), torch.ones(2))
+
+
+def test_the_noise_of_the_top_k_falls_to_its_end(splits, tmp_path):
+    trainer = make_trainer("tokenizer", splits, tmp_path, max_steps=4, topk_sigma_end=0.005)
+    forward, seen = trainer.model.forward, []
+
+    def watched(*args, topk_sigma, **kwargs):
+        seen.append(topk_sigma.item())
+        return forward(*args, topk_sigma=topk_sigma, **kwargs)
+
+    trainer.model.forward = watched
+    trainer.train()
+    assert seen == pytest.approx([0.05 * 0.1 ** (step / 4) for step in range(4)])
 
 
 RECIPE = {
@@ -454,11 +482,13 @@ def test_the_scorer_has_its_own_learning_rate(splits, tmp_path):
         assert {id(parameter) in scorer for parameter in group["params"]} == {group["lr"] == 0.25}
 
 
-def test_the_learning_rate_follows_the_real_batch(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_learning_rate_follows_the_real_batch(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(LVMAEPreTrainingArguments, "world_size", processes)
     arguments = LVMAEPreTrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=32, gradient_accumulation_steps=4, base_learning_rate=1e-3
     )
-    assert arguments.learning_rate == pytest.approx(5e-4)
+    assert arguments.learning_rate == pytest.approx(5e-4 * processes)
 
 
 def test_two_processes_learn_as_one(splits, tmp_path):
@@ -642,6 +672,18 @@ def test_the_adversarial_term_sets_in_at_its_step(splits, tmp_path):
     # Three steps of its own: the two of warm-up, from 0, and the top of the cosine.
     assert [entry["discriminator_learning_rate"] for entry in entries] == pytest.approx([0, 0, 0, 0.025, 0.05, 0])
     assert trainer.adversary.optimizer.state_dict()["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_adversary_s_schedule_goes_on(splits, tmp_path):
+    trainers = [make_adversarial_trainer(splits, tmp_path, lr_scheduler_type="linear", max_steps=4) for _ in range(2)]
+    for trainer in trainers:
+        trainer.adversary.prepare(4)
+    trainers[0].adversary.step()
+    trainers[1].adversary.load_state_dict(trainers[0].adversary.state_dict())
+    for trainer in trainers:
+        assert trainer.adversary.scheduler.get_last_lr() == pytest.approx([0.05 * 3 / 4])
+        trainer.adversary.step()
+        assert trainer.adversary.scheduler.get_last_lr() == pytest.approx([0.05 * 2 / 4])
 
 
 def test_averaged_weights_are_evaluated_and_saved_and_the_plain_ones_go_on(splits, tmp_path):

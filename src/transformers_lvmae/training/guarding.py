@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,9 @@ class GuardedTrainer(Trainer):
         if self.args.should_save and folder.exists():  # a damaged one that the run did not go on from
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-        # Trainer would delete older checkpoints before this one is whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with self._deleting_nothing():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(folder)
@@ -110,10 +110,21 @@ class GuardedTrainer(Trainer):
             if is_full_disk(error):
                 self._say_that_the_disk_is_full(folder, error)
             raise
+        if self.args.should_save:
+            delete_old_checkpoints(folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
+
+    def _finalize_training(self, *args, **kwargs) -> Any:
+        with self._deleting_nothing():
+            return super()._finalize_training(*args, **kwargs)
+
+    @contextmanager
+    def _deleting_nothing(self) -> Iterator[None]:
+        """Keep Trainer from deleting checkpoints. It would do so before the new one is whole, and delete the last one when a run ends."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
         finally:
             self.args.save_total_limit = limit
-        if self.args.should_save:
-            delete_old_checkpoints(folder, limit, [self.state.best_model_checkpoint])
 
     def _say_that_the_disk_is_full(self, folder: Path, error: Exception) -> None:
         """Delete a checkpoint that was not finished, for the room that it takes, and raise OSError."""
