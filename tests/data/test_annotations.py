@@ -18,7 +18,7 @@ from builders import load_script
 from datasets import ClassLabel, DatasetDict
 
 from transformers_lvmae.data import load_video_dataset
-from transformers_lvmae.data.annotation_files import unique_names
+from transformers_lvmae.data.annotation_files import find_annotations, number_of, unique_names
 from transformers_lvmae.data.annotation_formats import BENCHMARKS, compare_with_known, read_annotations
 from transformers_lvmae.data.annotations import build_dataset
 from transformers_lvmae.data.tables import AnnotationError
@@ -381,6 +381,25 @@ def test_a_csv_of_one_s_own(tmp_path):
     first, second = built.splits["train"]
     assert (first["label"], first["start"], first["end"]) == (1, None, 0.3)
     assert (second["label"], second["start"], second["end"]) == (0, 0.2, None)
+
+
+def test_a_name_must_fit_whole_and_a_class_must_exist(tmp_path):
+    for name in ("train.json", "old_train.json", "train.json.txt"):
+        (tmp_path / name).write_text("[]")
+    assert find_annotations([tmp_path], {"train": r"train\.json"}) == {"train": [tmp_path / "train.json"]}
+    assert number_of("place", "2", ["a", "b", "c"]) == 2
+    for number in ("3", "-1", "x"):
+        with pytest.raises(AnnotationError, match=rf"Got class '{number}' in place, expected a number in 0\.\.2"):
+            number_of("place", number, ["a", "b", "c"])
+
+
+def test_a_split_with_labels_needs_a_video(tmp_path):
+    make_video(tmp_path / "other.mp4", 2)
+    write_csv(tmp_path / "train.csv", "video,label", [["a", "run"], ["b", "jump"]])
+    with pytest.raises(
+        AnnotationError, match=r"Got none of the 2 videos of split 'train' in .*, expected names such as 'a'"
+    ):
+        build_dataset(read_annotations("csv", [tmp_path / "train.csv"]), tmp_path)
 
 
 def test_classes_of_one_name_get_their_numbers():

@@ -375,7 +375,7 @@ MUTATIONS = [
         "data/datasets.py",
         "folders.append(os.path.dirname(os.path.abspath(file)))",
         "folders.append(os.path.dirname(os.path.dirname(os.path.abspath(file))))",
-        "tests/models/test_video_sources.py::test_rows_can_be_confined_to_folders",
+        "tests/data/test_access_arguments.py::test_the_folders_of_a_dataset",
     ),
     (
         "data/datasets.py",
@@ -418,13 +418,13 @@ MUTATIONS = [
         "data/annotation_files.py",
         "re.fullmatch(pattern, file.name, re.I)",
         "re.search(pattern, file.name, re.I)",
-        f"{ANNOTATIONS}::test_epic_s_nouns_are_not_those_of_visor {ANNOTATIONS}::test_files_that_are_not_there_are_named",
+        f"{ANNOTATIONS}::test_a_name_must_fit_whole_and_a_class_must_exist",
     ),
     (
         "data/annotation_files.py",
         "int(value) >= len(classes)",
         "int(value) > len(classes)",
-        f"{ANNOTATIONS}::test_files_of_another_format_are_named",
+        f"{ANNOTATIONS}::test_a_name_must_fit_whole_and_a_class_must_exist",
     ),
     (
         "data/annotation_files.py",
@@ -484,7 +484,7 @@ MUTATIONS = [
         "data/annotations.py",
         "if not present and clips[0].labels is None:",
         "if not present:",
-        f"{ANNOTATIONS}::test_a_test_split_that_nobody_downloaded_is_left_out",
+        f"{ANNOTATIONS}::test_a_split_with_labels_needs_a_video",
     ),
     (
         "data/annotations.py",

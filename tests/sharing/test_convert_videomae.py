@@ -384,7 +384,7 @@ class Harmful:
         ),
         (
             lambda weights: {**weights, "patch_embed.proj.weight": torch.zeros(32, 3, 2, 8, 16)},
-            r"Got patches of 8 x 16, expected a square .*: retrain",
+            r"Got patches of 8 x 16, expected a square, .*: retrain",
         ),
         (
             lambda weights: {**weights, "head.weight": torch.zeros(2, 32)},
