@@ -11,6 +11,7 @@ Parquet's pages have checksums, which are checked when a shard is read. A clip's
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -287,6 +288,10 @@ def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
     files = open_split(folder, split)
     # `Dataset.from_parquet` refuses a shard without rows, of which no video could be read.
     tables = [files.read(shard) for shard in range(files.num_shards)]
+    columns = [str(table.schema.remove_metadata()) for table in tables]
+    usual = Counter(columns).most_common(1)[0][0]
+    if any(names != usual for names in columns):  # a flipped bit in a shard's description of its columns
+        raise files.damaged(next(shard for shard, names in enumerate(columns) if names != usual))
     return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.concat_tables(tables)))
 
 
