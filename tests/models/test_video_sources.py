@@ -136,6 +136,7 @@ def test_a_playlist_opens_nothing(text, ending, tmp_path):
         "file:///a.mp4",
         "sftp://h/a.mp4",
         "zip://a.mp4::ftp://h/b.zip",
+        "zip://a.mp4::/data/b.zip",
         "x://",
     ],
 )
