@@ -27,6 +27,9 @@ from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.models.video_sources import VideoAccess, video_name
 
 
+FILM_SECONDS = 7200.0  # every frame of a long film is decoded
+
+
 class Faults(Dataset):
     """A dataset of (name, fault or None, whether the video plays) of each row's video."""
 
@@ -71,6 +74,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[VideoAccessArguments, arg
         "--workers", type=int, within="[0, inf)", default=1, help="processes that decode (default: %(default)s)"
     )
     parser.add_argument("--report", type=Path, help="write these videos and their faults to this JSON file")
+    parser.set_defaults(max_video_seconds=FILM_SECONDS)
     access_args, args = parser.parse_dataclasses(argv)
     return access_args, args
 

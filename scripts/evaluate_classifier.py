@@ -14,6 +14,7 @@ A video that cannot be read is left out of the numbers and named in broken_video
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +106,11 @@ def main() -> None:
     rows, columns = load_rows(args)
     if columns:
         check_classes(model.config, rows, columns)
-    broken = BrokenVideos(os.path.join(args.output_dir, "broken_videos"), args.max_broken_share)
+    broken_folder = os.path.join(args.output_dir, "broken_videos")
+    if accelerator.is_main_process:
+        shutil.rmtree(broken_folder, ignore_errors=True)  # of an earlier evaluation
+    accelerator.wait_for_everyone()
+    broken = BrokenVideos(broken_folder, args.max_broken_share)
     views = VideoViews(
         rows,
         AutoVideoProcessor.from_pretrained(args.model_name_or_path),

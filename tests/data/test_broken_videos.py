@@ -131,6 +131,16 @@ def test_a_truncated_video_that_plays_is_used_and_named(tmp_path, capsys):
     assert "whole.mkv" not in printed
 
 
+def test_that_a_video_cannot_be_read_outweighs_that_it_was_used(tmp_path):
+    broken = BrokenVideos(tmp_path / "broken")
+    broken.note("a.mp4", "got 3 s, expected 4 s")
+    broken.add("a.mp4", VideoReadError("Cannot read video a.mp4: got nothing"))
+    broken.note("b.mp4", "got 3 s, expected 4 s")
+    faults = read_broken_videos(tmp_path / "broken")
+    assert faults["a.mp4"] == "Cannot read video a.mp4: got nothing"
+    assert faults["b.mp4"].startswith("b.mp4 is used")
+
+
 def test_a_record_that_a_killed_process_left_unfinished(tmp_path):
     broken = BrokenVideos(tmp_path / "broken")
     broken.add("a.mp4", VideoReadError("got nothing"))

@@ -189,7 +189,7 @@ MUTATIONS = [
     ),
     (
         "data/broken_videos.py",
-        "if fault is not None and video not in self._named:",
+        "if fault is not None and video not in self._noted:",
         "if fault is not None:",
         f"{BROKEN}::test_a_video_that_fails_again_counts_again_and_is_named_once",
     ),
@@ -271,7 +271,7 @@ MUTATIONS = [
     # datasets.py
     (
         "data/datasets.py",
-        "names = sorted_names(value for values in labels.values() for value in values if value is not None)",
+        "names = sorted_names(value for values in labelled for value in values if value is not None)",
         "names = sorted_names(value for value in labels[needed] if value is not None)",
         f"{SOURCES}::test_classes_have_one_order_for_all_splits {SOURCES}::test_sources[numbers_as_labels-whole]",
     ),

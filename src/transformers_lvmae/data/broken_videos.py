@@ -17,6 +17,7 @@ from transformers import logging
 
 logger = logging.get_logger(__name__)
 
+USED = " is used,"
 FEWEST_TRIED = 100  # count at least this many videos as tried, so that a few early failures do not stop a run
 
 
@@ -38,7 +39,8 @@ class BrokenVideos:
         self.max_share = max_share
         self.tried = 0
         self.failed = 0
-        self._named: set[str] = set()
+        self._named: set[str] = set()  # that cannot be read
+        self._noted: set[str] = set()  # that are used
 
     def add(self, video: str, fault: Exception) -> None:
         """Count a video that could not be read; raises TooManyBrokenVideos if `max_share` is exceeded."""
@@ -60,9 +62,9 @@ class BrokenVideos:
 
     def note(self, video: str, fault: str | None) -> None:
         """Record, once, a video that is used although it seems to be truncated or damaged; None is no fault."""
-        if fault is not None and video not in self._named:
-            self._named.add(video)
-            self._write({"video": video, "fault": f"{video} is used, but seems to be truncated or damaged: {fault}."})
+        if fault is not None and video not in self._noted:
+            self._noted.add(video)
+            self._write({"video": video, "fault": f"{video}{USED} but seems to be truncated or damaged: {fault}."})
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -83,10 +85,12 @@ class BrokenVideos:
 
 
 def read_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
-    """Read the files of all processes in `folder`: video -> fault, in alphabetical order."""
+    """Read the files of all processes in `folder`: video -> fault, in alphabetical order. That it cannot be read outweighs that it is used
+    in spite of a fault."""
     lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may leave half a line
-    return dict(sorted((row["video"], row["fault"]) for row in rows))
+    rows.sort(key=lambda row: (row["video"], USED not in row["fault"], row["fault"]))
+    return {row["video"]: row["fault"] for row in rows}
 
 
 def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:

@@ -133,8 +133,12 @@ def label_name(place: Any, label: Any) -> str | None:
     Blanks around a name are left out. The number 2.0 is the class "2", because a table with empty cells turns 2 into 2.0.
 
     Raises:
-        AnnotationError: the label is a number with a fraction.
+        AnnotationError: the label is a number with a fraction, or several things.
     """
+    if isinstance(label, (list, tuple, dict)):
+        raise AnnotationError(
+            f"Got label {label!r} in {place}, expected one class: give each label a column of its own."
+        )
     if isinstance(label, float) and not math.isnan(label):
         if not label.is_integer():
             raise AnnotationError(f"Got label {label} in {place}, expected a class: give names or whole numbers.")

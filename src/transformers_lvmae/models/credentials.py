@@ -6,9 +6,7 @@ import re
 HIDDEN = "***"
 # user:password@ of an address; a parameter or option such as X-Amz-Signature= or token=; a token of the Hub.
 _USER = re.compile(r"(://)[^/\s?#'\"@]*(?:@[^/\s?#'\"@]*)*@")
-SECRET_NAME = (
-    r"[\w.-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|access[_-]?key(?:[_-]?id)?)|sig|key"
-)
+SECRET_NAME = r"[\w.-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|access[_-]?key(?:[_-]?id)?|auth(?:[_-]?key)?|key-pair-id)|sig|key|pass|pwd|policy"
 _PARAMETER = re.compile(rf"(?i)(?<![\w.-])((?:{SECRET_NAME})=)[^&\s'\"#;,]+")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 

@@ -21,6 +21,8 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -251,12 +253,13 @@ def serve(connection_number: int, memory: int) -> None:
                 for numbers, frames in source.blocks(connection.recv(), room):
                     connection.send(("block", numbers, frames.shape))
                     connection.recv()  # the caller has used the block
-                connection.send(("end", source.facts.fault))
+            last = "end", source.facts.fault
         except Exception as error:
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, av.FFmpegError):
                 os._exit(0)  # the caller is gone
-            connection.send(("fault", fault_of(error)))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            last = "fault", fault_of(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # before the caller may send the next video
+        connection.send(last)
 
 
 # In the caller
@@ -320,7 +323,8 @@ class DecoderProcess:
         with suppress(ConnectionError):  # if the process died, `_receive` says how
             self.connection.send(message)
         while (answer := self._receive(max_seconds))[0] == "read":
-            data = _bytes_of(file, *answer[1:])
+            _, place, size = answer
+            data = _bytes_of(file, place, size, max_seconds)
             with suppress(ConnectionError):
                 self.connection.send_bytes(data)
         self.is_idle = answer[0] in ("end", "fault")
@@ -356,10 +360,28 @@ def _size_of(file: Any) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def _bytes_of(file: Any, place: int, size: int) -> bytes:
-    with _reading():
+def _bytes_of(file: Any, place: int, size: int, max_seconds: float) -> bytes:
+    """Read in a thread, because a store that does not answer would hold the caller; bytes in memory need none."""
+
+    def read() -> bytes:
         file.seek(place)
         return file.read(size)
+
+    def settle() -> None:
+        try:
+            answer.set_result(read())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    with _reading():
+        if isinstance(file, io.BytesIO):
+            return read()
+        answer: Future[bytes] = Future()
+        threading.Thread(target=settle, daemon=True).start()
+        try:
+            return answer.result(max_seconds)
+        except FutureTimeoutError:
+            raise TimeoutError(f"no bytes within {max_seconds:g} s") from None
 
 
 def _nameless_file() -> int:
