@@ -277,8 +277,8 @@ MUTATIONS = [
     ),
     (
         "data/datasets.py",
-        "all(value is None for value in values)",
-        "any(value is None for value in values)",
+        "if None in values and split not in unlabelled:",
+        "if None in values and split in unlabelled:",
         f"{SOURCES}::test_what_is_wrong_is_refused",
     ),
     (
