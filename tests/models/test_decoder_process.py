@@ -84,6 +84,21 @@ def test_the_alarm_rings_inside_the_decoder(tmp_path):
     assert decode_video(tmp_path / "slow.mp4", lambda metadata: [19])[0].shape == (1, 3, 720, 1280)
 
 
+def test_the_alarm_rings_for_a_caller_that_ignores_and_blocks_it(monkeypatch):
+    """Both are inherited by processes that it starts."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        monkeypatch.delattr(decoder_process._of_thread, "process", raising=False)
+        began = time.monotonic()
+        with pytest.raises(VideoReadError, match="got no end of decoding within 1e-05 s"):
+            decode_video(CLIP, first_frame, access=VideoAccess(max_seconds=1e-5))
+        assert time.monotonic() - began < decoder_process.GRACE_SECONDS
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_crash_costs_one_video():
     crashed = process().process
 

@@ -232,6 +232,8 @@ def serve(connection_number: int, memory: int) -> None:
     """Decode for the caller until it is gone. This is what the process runs."""
     for number in CALLERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the caller may have it ignored or blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     av.logging.set_level(av.logging.ERROR)
     connection = Connection(connection_number)
     mapped: mmap.mmap | None = None
