@@ -35,6 +35,7 @@ def test_a_case_is_run_and_counted():
     assert result["flops"] / result["cpu"] < result["gemm_rate"] * 1.5
 
 
+@pytest.mark.slow
 def test_the_classifiers_forward_holds_what_is_counted_and_less_than_videomaes():
     """Peak memory of processes of their own: each layer frees its temporaries before its MLP."""
     fields = {"frames": 32, "layers": 1, "training": False}

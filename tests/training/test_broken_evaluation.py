@@ -186,6 +186,7 @@ trainer.end()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     """Seven rows in batches of two on two processes (gloo): the second step of one process has no readable clip."""
     script = tmp_path / "run.py"

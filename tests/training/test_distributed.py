@@ -116,6 +116,7 @@ def test_the_slurm_job_starts_a_launcher_on_each_node(tmp_path):
 def test_the_slurm_job_queues_itself_again_before_its_time_is_up(tmp_path):
     job, record = run_job(tmp_path, SLEEP="2")
     while "launch" not in record.read_text():
+        assert job.poll() is None
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
     assert "goes into the queue again" in job.communicate()[0]
