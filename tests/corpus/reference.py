@@ -105,6 +105,7 @@ def _collect(lines: Iterable[str], answers: Queue) -> None:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        first, again = (decode(line.rstrip("\n"), held) for held in (0, 3))
-        first["digests"] = [one if one == other else None for one, other in zip(first["digests"], again["digests"])]
+        first, *others = (decode(line.rstrip("\n"), held) for held in (0, 1, 3, 10_000))
+        passes = [first["digests"], *(other["digests"] for other in others)]
+        first["digests"] = [shown[0] if len(set(shown)) == 1 else None for shown in zip(*passes)]
         print(json.dumps(first), flush=True)

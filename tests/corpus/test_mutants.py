@@ -53,6 +53,10 @@ def outcome(path, mode, reference, original):
         return refusal(str(path), str(error))
     got = [digest(frame.permute(1, 2, 0).numpy()) for frame in clip]
     plain = expected(reference or {"digests": [], "seconds": []}, mode, metadata.frames_indices)
+    if path.name.startswith("prores"):
+        # FFmpeg leaves damaged parts of its frames as the memory was, and says nothing: only undamaged frames are compared.
+        whole = expected(original, mode, metadata.frames_indices)
+        plain = [one if one == other else None for one, other in zip(plain, whole)]
     count = len(reference["digests"]) if reference else 0
     same_count = mode != "whole" or len(got) == count
     # A frame that two plain decodings show differently (None, although it exists) is compared with nothing.
