@@ -5,9 +5,7 @@ from functools import partial
 
 import av
 import numpy as np
-import PIL.Image
 import pytest
-from av.stream import Disposition
 from builders import FIXTURES
 
 from transformers_lvmae.models import video_io, video_seeking
@@ -261,36 +259,6 @@ def test_a_segment_that_a_truncated_file_ends_in_says_so(name, tmp_path):
         assert "expected 3.6 s by its header" in cut.fault
     reader = reader_of(tmp_path / name, 0.4, 0.8)
     assert (reader.fault, reader.total, reader._skipped) == (None, 10, None)
-
-
-def test_a_title_of_any_bytes_is_no_fault(tmp_path):
-    for ending in ("mp4", "mkv", "avi"):
-        path = tmp_path / f"clip.{ending}"
-        with av.open(str(path), "w") as container:
-            container.metadata["title"] = "TITLEINLATIN"
-            stream = container.add_stream("mpeg4", rate=25)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
-            container.mux(stream.encode())
-        data = path.read_bytes()
-        assert b"TITLEINLATIN" in data
-        path.write_bytes(data.replace(b"TITLEINLATIN", b"TITLE\xe9\xff\xfe\x80\xc0TI"))
-        assert decode_video(path, lambda metadata: [0])[1].total_num_frames == 1
-
-
-def test_a_cover_picture_is_no_video(tmp_path):
-    """A song with its cover has no video, and a film with a cover is the film."""
-    cover = tmp_path / "cover.jpg"
-    PIL.Image.new("RGB", (64, 64), (255, 0, 0)).save(cover)
-    with av.open(str(tmp_path / "song.mp4"), "w") as container, av.open(str(cover)) as picture:
-        stream = container.add_stream_from_template(picture.streams.video[0])
-        stream.disposition = Disposition.attached_pic
-        for packet in picture.demux():
-            if packet.size:
-                packet.stream = stream
-                container.mux(packet)
-    with pytest.raises(VideoReadError, match="got a file without a video stream"):
-        decode_video(tmp_path / "song.mp4", lambda metadata: [0])
 
 
 @pytest.mark.parametrize("frames_a_block", [1, 2, 3, 100])

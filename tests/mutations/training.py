@@ -14,14 +14,14 @@ MUTATIONS = [
     # Arguments and rates
     (
         "training/learning_rates.py",
-        " * args.world_size) / 256",
-        ") / 256",
+        "args.gradient_accumulation_steps * args.world_size",
+        "args.gradient_accumulation_steps",
         TRAINERS + "the_learning_rate_follows_the_real_batch",
     ),
     (
         "training/learning_rates.py",
-        "args.gradient_accumulation_steps * args.world_size) / 256",
-        "args.world_size) / 256",
+        "global_batch(args) / 256",
+        "args.train_batch_size * args.world_size / 256",
         TRAINERS + "the_learning_rate_follows_the_real_batch",
     ),
     (
@@ -438,7 +438,7 @@ MUTATIONS = [
     ),
     # The run's folder
     (
-        "training/run_folder.py",
+        "training/learning_rates.py",
         "return args.train_batch_size * args.gradient_accumulation_steps * args.world_size",
         "return args.train_batch_size * args.world_size",
         RUNS + "the_global_batch_is_kept_or_refused",

@@ -1,7 +1,7 @@
 """Decode videos in a process of their own, which can be killed.
 
 FFmpeg is C code, and videos are files of strangers: a damaged one may make it hang or crash, and Python can stop neither. So FFmpeg
-runs in a second process, which loads no torch (it takes 46 MB and starts in 0.3 s), and which serves the thread that started it until
+runs in a second process, which loads no torch, and which serves the thread that started it until
 that thread ends. When the time of a video is over, the system's alarm ends the process, also inside C code; the next video gets a new
 one. Frames come back through shared memory. Windows has no such alarm: there, videos are decoded in the calling process.
 

@@ -51,7 +51,7 @@ class LVMAEVideoProcessor(LVMAEProcessingMixin, BaseVideoProcessor):
     rank 5. Pixels are in [0, 255], or in [0, 1] with `do_rescale=False`.
 
     Of a file, only the frames that are used are read: `num_frames` or `fps`, of the call or of the settings, sample them evenly. Each
-    is resized and cropped as soon as it is decoded, so that 128 frames of 720p take 45 MB, not 680. Without both, or with
+    is resized and cropped as soon as it is decoded, so that full-size frames are never all in memory. Without both, or with
     `do_sample_frames=False`, every frame is kept, if there are at most 1,024. Frames that are given as such are sampled only with
     `do_sample_frames=True`.
 

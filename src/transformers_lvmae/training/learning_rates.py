@@ -5,9 +5,14 @@ import re
 from transformers import TrainingArguments
 
 
+def global_batch(args: TrainingArguments) -> int:
+    """Return the number of videos in a step, over all processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 def scaled_learning_rate(base_learning_rate: float, args: TrainingArguments) -> float:
-    """Scale a rate for 256 videos a step to the videos of a step, over all processes and accumulated batches."""
-    return base_learning_rate * (args.train_batch_size * args.gradient_accumulation_steps * args.world_size) / 256
+    """Scale a rate for 256 videos a step to the videos of a step."""
+    return base_learning_rate * global_batch(args) / 256
 
 
 def layer_factor(name: str, depth: int, layer_decay: float) -> float:

@@ -3,7 +3,6 @@
 `run.json` holds the settings that change the result. It is compared when a run goes on.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -18,6 +17,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments, logging
 
 from ..files import write_aside
+from .learning_rates import global_batch
+
+
+try:
+    import fcntl
+except ImportError:  # Windows: a second run in a folder is not noticed
+    fcntl = None  # type: ignore[assignment]
 
 
 logger = logging.get_logger(__name__)
@@ -63,11 +69,6 @@ def run_settings(training_args: TrainingArguments, *others: Any) -> dict[str, An
     for other in others:
         settings.update(settings_of(other) if is_dataclass(other) else json.loads(json.dumps(other, default=str)))
     return settings
-
-
-def global_batch(args: TrainingArguments) -> int:
-    """Return the number of videos in a step, over all processes and accumulated batches."""
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def read_settings(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -139,7 +140,8 @@ def sole_run(folder: str | os.PathLike, accelerator: Accelerator) -> Iterator[No
         file = open(Path(folder, LOCK), "a+")  # noqa: SIM115  it stays open as long as the run
         try:
             # This kind of lock is not inherited by the workers, which may outlive a killed process.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
