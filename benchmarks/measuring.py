@@ -25,8 +25,7 @@ from transformers_lvmae.cost import count_flops, count_saved_bytes
 @dataclass
 class Usage:
     """What a piece of work used: seconds of wall clock, seconds of CPU (user and system), and bytes above the start at the peak; of this
-    process and its children, such as the one that decodes videos. A child that starts or ends meanwhile counts for its CPU only if it
-    ends."""
+    process and its children, such as the one that decodes videos. A child that starts meanwhile counts whole."""
 
     wall: float
     cpu: float
@@ -35,17 +34,15 @@ class Usage:
 
 def measure(work: Callable[[], Any]) -> Usage:
     """Run `work` once in this process (Linux). Only one figure per process is comparable: a second one finds a warm allocator."""
-    processes = _family()
-    for process in processes:
+    before = _family()
+    for process in before:
         Path(f"/proc/{process}/clear_refs").write_text("5")  # resets the high-water mark to the memory resident now
-    resident = sum(_resident_bytes(process, "VmRSS") for process in processes)
-    wall, cpu = time.perf_counter(), _cpu_seconds(processes)
+    resident = sum(_resident_bytes(process, "VmRSS") for process in before)
+    wall, cpu = time.perf_counter(), _cpu_seconds(before)
     work()
-    return Usage(
-        wall=time.perf_counter() - wall,
-        cpu=_cpu_seconds(processes) - cpu,
-        peak_bytes=sum(_resident_bytes(process, "VmHWM") for process in processes) - resident,
-    )
+    wall, after = time.perf_counter() - wall, _family()
+    peak = sum(_resident_bytes(process, "VmHWM") for process in after)
+    return Usage(wall=wall, cpu=_cpu_seconds(after) - cpu, peak_bytes=peak - resident)
 
 
 def _family() -> list[int]:

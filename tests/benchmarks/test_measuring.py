@@ -1,5 +1,7 @@
 """Clock and memory against work of known size, and a case that is run."""
 
+import subprocess
+import sys
 from functools import partial
 
 import measuring
@@ -55,3 +57,20 @@ def test_a_step_holds_what_is_counted():
     measured = measuring.run_in_fresh_process(case, memory=True, count=False)["rss"]
     counted = classification_cost(LVMAEConfig(num_frames=16, num_hidden_layers=2, num_labels=48)).step_bytes
     assert counted == pytest.approx(measured, rel=0.15)
+
+
+def test_a_child_that_starts_meanwhile_counts():
+    """As the process that decodes the first video does: its CPU and its memory."""
+    children = []
+
+    def work():
+        code = "held = bytearray(100_000_000); sum(range(20_000_000)); print(flush=True); input()"
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        children.append(child)
+
+    usage = measuring.measure(work)
+    children[0].kill()
+    children[0].communicate()
+    assert usage.peak_bytes > 90e6
+    assert usage.cpu > 0.1

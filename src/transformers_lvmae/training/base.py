@@ -135,7 +135,8 @@ class VideoTrainer(GuardedTrainer):
             return self.evaluate_batch(model, inputs, prediction_loss_only, ignore_keys)
         readable = inputs["is_readable"].bool().to(self.args.device)
         used = readable if readable.any() else torch.ones_like(readable)
-        chosen = {name: _rows(value, used) for name, value in inputs.items() if name != "is_readable"}
+        inputs = {name: value for name, value in inputs.items() if name != "is_readable"}
+        chosen = inputs if used.all() else {name: _rows(value, used) for name, value in inputs.items()}
         loss, *results = self.evaluate_batch(model, chosen, prediction_loss_only, ignore_keys)
         losses = torch.zeros(len(readable), device=self.args.device) if loss is None else loss.repeat(len(readable))
         self._evaluated.append(self.accelerator.gather_for_metrics((losses, readable)))
