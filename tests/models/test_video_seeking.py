@@ -256,7 +256,7 @@ def test_damage_that_shows_only_when_its_frame_is_decoded_is_said(tmp_path):
     _, begun = decode_video(path, lambda metadata: [0])
     assert begun.fault is None
     _, played = decode_video(path, lambda metadata: range(metadata.total_num_frames))
-    assert played.fault.startswith("got FFmpeg's error")
+    assert played.fault is not None
 
 
 @pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm"])
