@@ -81,7 +81,7 @@ MUTATIONS = [
         "models/decoder_process.py",
         "        self.facts.fault = self.reader.fault\n",
         "",
-        f"{SEEKING}::test_a_truncated_file_says_so",
+        f"{SEEKING}::test_damage_that_shows_only_when_its_frame_is_decoded_is_said",
     ),
     (
         "models/decoder_process.py",
