@@ -345,13 +345,13 @@ MUTATIONS = [
         TOKENIZER + "the_decoder_doubles_what_the_encoder_halves_in_reverse_order",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "        features = features.float()\n",
         "",
         TOKENIZER + "distances_of_half_precision_are_computed_in_float32",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         ".sum(dim=1) + 1e-6).sqrt()",
         ".sum(dim=1)).sqrt()",
         TOKENIZER + "distances_are_euclidean_and_the_first_slot_has_its_rule",
@@ -447,7 +447,7 @@ MUTATIONS = [
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "padding=(0, stride - 1, stride - 1),",
         'padding=(0, stride - 1, stride - 1),\n            padding_mode="replicate",',
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
@@ -557,8 +557,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "if self.training and self.config.tube_drop_ratio > 0:",
-        "if self.config.tube_drop_ratio > 0:",
+        "if self.training and ratio > 0:",
+        "if ratio > 0:",
         LVMAE + "tubes_are_dropped_in_training_only",
     ),
     (
@@ -569,8 +569,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "pooler_output=hidden_states.mean(dim=1))",
-        "pooler_output=hidden_states[:, 0])",
+        "pooler_output=hidden_states.mean(dim=1),",
+        "pooler_output=hidden_states[:, 0],",
         ECOSYSTEM + "the_pooled_output_is_the_mean_and_the_last_hidden_state_is_normed",
     ),
     (

@@ -102,6 +102,19 @@ class LVMAEConfig(PreTrainedConfig):
             one CaiT class-attention layer (the paper's choice for ViT-L).
         tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see in training
             (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). In evaluation it sees all.
+        token_keep_ratio (`float`, defaults to 1): share of the tokens that [`LVMAEModel`] and the classifier look at, in training and in
+            evaluation; at least one token. Pre-training has its own mask and does not use it.
+        token_selection (`str`, defaults to `"learned"`): which tokens are kept with `token_keep_ratio` below 1.
+
+            - `"learned"`: the most important tokens. The tokenizer's scorer becomes part of the model, frozen
+              ([`LVMAEModel.set_token_scorer`]);
+            - `"motion"`, `"everest"`: the tokens with the largest frame difference, or distance of their pixels from the previous slot's;
+            - `"random"`, `"uniform"`: random tokens, or whole time slots, nearly evenly spaced.
+        token_random_ratio (`float`, defaults to 0): share of all tokens that are drawn at random. It is a part of `token_keep_ratio`; the
+            scores choose the rest.
+        scorer_patch_size, scorer_hidden_size (`int`, default 8 and 64): the scorer's pixels per side of a token, and its channels, as in the
+            tokenizer's config. Clips are resized for it.
+        image_mean, image_std (`list[float]`, default ImageNet's): by what the processor standardizes pixels. Scores need pixels in [0, 1].
         label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels, such as EPIC-Kitchens' verb and noun:
             the name of each set, and the range [first, end) of its classes among the `num_labels` outputs. Together they cover
             all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
@@ -148,6 +161,13 @@ class LVMAEConfig(PreTrainedConfig):
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
     tube_drop_ratio: float | int = SHARE(default=0.2)
+    token_keep_ratio: float | int = interval(min=0, max=1, exclude_min=True)(default=1.0)
+    token_selection: Literal["learned", "motion", "everest", "random", "uniform"] = "learned"
+    token_random_ratio: float | int = interval(min=0, max=1)(default=0.0)
+    scorer_patch_size: int = SIZE(default=8)
+    scorer_hidden_size: int = SIZE(default=64)
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     label_sets: dict[str, list[int]] | None = None
     recompute_activations: bool = True
 
@@ -220,6 +240,12 @@ class LVMAEConfig(PreTrainedConfig):
         drawn = int(round(self.decoder_random_ratio * seq_length, 6))
         return (chosen, drawn) if DECODER_MASKS[self.decoder_mask].random_besides else (chosen + drawn, 0)
 
+    def kept_token_counts(self, candidates: int) -> tuple[int, int]:
+        """Return how many of `candidates` tokens are kept by scores, and how many at random, rounded down; at least one in all."""
+        kept = max(1, int(round(self.token_keep_ratio * candidates, 6)))
+        drawn = int(round(self.token_random_ratio * candidates, 6))
+        return kept - drawn, drawn
+
     @property
     def target_size(self) -> int:
         """How many numbers the decoder predicts for a token."""
@@ -260,6 +286,11 @@ class LVMAEConfig(PreTrainedConfig):
             )
         self._check_parameters()
         self._check_label_sets()
+        if self.token_random_ratio > self.token_keep_ratio:
+            raise ValueError(
+                f"Got token_random_ratio={self.token_random_ratio} and token_keep_ratio={self.token_keep_ratio}, expected at most as "
+                "many random tokens as are kept: lower token_random_ratio."
+            )
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
@@ -273,6 +304,12 @@ class LVMAEConfig(PreTrainedConfig):
                 f"Got image_size={self.image_size}, expected one side or (height, width), from patch_size={self.patch_size} to "
                 f"{2**16} pixels: correct it."
             )
+        for name in ("image_mean", "image_std"):
+            if self.token_keep_ratio < 1 and len(getattr(self, name)) != self.num_channels:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)} for {self.num_channels} channels, expected one number a channel: take the "
+                    "processor's."
+                )
         if not 2 <= min(self.levels, default=0) <= max(self.levels) <= 2**16 or self.codebook_size >= 2**63:
             raise ValueError(
                 f"Got levels={tuple(self.levels)}, expected 2 to {2**16} levels in each channel and fewer than 2^63 codes: take the "

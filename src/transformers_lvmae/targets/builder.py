@@ -15,9 +15,10 @@ from transformers.utils.generic import maybe_autocast
 
 from ..models.fsq import indices_to_codes
 from ..models.masking import adaptive_decoder_mask
+from ..models.token_scores import compact_scores, tokenizer_view
 from .flow import FlowEstimator, flow_estimator
-from .pixels import PixelScale, tokenizer_view
-from .token_scores import SCORES, compact_scores
+from .pixels import PixelScale
+from .token_scores import SCORES
 
 
 Batch = dict[str, Any]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.clips import VideoClips
+from ..models.token_scores import compact_scores
 from .builder import ClipViews, TargetBuilder
 from .cache import (
     MANIFEST_NAME,
@@ -28,7 +29,7 @@ from .cache import (
     shown_keys,
     stored_codes,
 )
-from .token_scores import SCORES, compact_scores
+from .token_scores import SCORES
 
 
 def make_manifest(
