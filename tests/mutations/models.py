@@ -604,7 +604,7 @@ MUTATIONS = [
         "ctx.save_for_backward(tensor)",
         RECOMPUTATION + "what_changes_in_place_before_backward_is_an_error_as_in_a_plain_step",
     ),
-    ("models/recomputation.py", " or tensor.numel() < SMALLEST_NUMEL", "", RECOMPUTATION + "small_outputs_are_kept"),
+    ("models/recomputation.py", " or _is_small(tensor)", "", RECOMPUTATION + "small_outputs_are_kept"),
     (
         "models/recomputation.py",
         "create_graph=torch.is_grad_enabled()))",
