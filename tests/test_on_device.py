@@ -71,13 +71,19 @@ def difference(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -
     return float(sum((a - b).square().sum() for a, b in pairs) ** 0.5 / sum(b.square().sum() for _, b in pairs) ** 0.5)
 
 
+def assert_as_near(found: dict[str, torch.Tensor], kind: str, device: str) -> None:
+    """Two ways to compute in bfloat16 are equally far from float32, although they round differently."""
+    exact = step(*build(kind, device), autocast=False)
+    assert difference(found, exact) < max(1.5 * difference(step(*build(kind, device)), exact), 0.02)
+
+
 @on_both
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_near_float32(kind, device):
     exact = step(*build(kind, "cpu"), autocast=False)
     found = step(*build(kind, device))
     assert float(found["loss"]) == pytest.approx(float(exact["loss"]), rel=0.03)
-    assert difference(found, exact) < 0.1
+    assert difference(found, exact) < 0.15
 
 
 @on_gpu
@@ -89,22 +95,20 @@ def test_float32_is_that_of_a_cpu(kind, device):
 
 @on_both
 @pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-def test_attention_kernels_equal_eager(kernel, device):
+def test_attention_kernels_agree(kernel, device):
     if device == "cpu" and kernel is SDPBackend.EFFICIENT_ATTENTION:
         pytest.skip("a CPU has no such kernel")
-    exact = step(*build("pretraining", device, attn_implementation="eager"))
     with sdpa_kernel(kernel):
         found = step(*build("pretraining", device, attn_implementation="sdpa"))
-    assert difference(found, exact) < 0.05
+    assert_as_near(found, "pretraining", device)
 
 
 @on_gpu
-def test_the_flash_attention_package_equals_eager(device):
+def test_the_flash_attention_package_agrees(device):
     pytest.importorskip("flash_attn")
-    exact = step(*build("pretraining", device, attn_implementation="eager"))
-    model, batch = build("pretraining", device, attn_implementation="sdpa")
+    model, batch = build("pretraining", device)
     model.set_attn_implementation("flash_attention_2")
-    assert difference(step(model, batch), exact) < 0.05
+    assert_as_near(step(model, batch), "pretraining", device)
 
 
 @on_both
@@ -119,9 +123,8 @@ def test_recomputed_outputs_change_no_gradient(kind, device):
 def test_compiled_equals_eager(kind, device):
     """By inductor; tests/models/test_one_graph.py does without it."""
     model, batch = build(kind, device)
-    exact = step(model, batch)
     model.compile(fullgraph=True)
-    assert difference(step(model, batch), exact) < 0.05
+    assert_as_near(step(model, batch), kind, device)
 
 
 @on_gpu
@@ -150,7 +153,7 @@ def test_a_step_can_be_a_cuda_graph(kind, device):
     found = {
         name: parameter.grad.float().cpu() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
-    assert difference(found, {name: value for name, value in exact.items() if name in found}) < 0.05
+    assert difference(found, {name: value for name, value in exact.items() if name in found}) < 1e-2
 
 
 class RefuseToWait(TrainerCallback):
@@ -206,9 +209,8 @@ def group_of_one(device: str):
 
 @on_both
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
-def test_sharded_by_fsdp2_equals_autocast(kind, device):
+def test_sharded_by_fsdp2_is_near_float32(kind, device):
     """One device holds all shards. The weights of a unit are gathered in bfloat16, so there is no autocast."""
-    exact = step(*build(kind, device))
     with group_of_one(device) as mesh:
         model, batch = build(kind, device)
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -218,4 +220,5 @@ def test_sharded_by_fsdp2_equals_autocast(kind, device):
         model.zero_grad()
         model(**batch).loss.backward()
         found = {name: value.grad.full_tensor().float().cpu() for name, value in model.named_parameters()}
-    assert difference(found, exact) < 0.1
+    exact = step(*build(kind, device), autocast=False)
+    assert difference(found, exact) < 0.15
