@@ -86,11 +86,18 @@ def videomae_v2_step(size: str, frames: int, attention: str) -> Built:
 
 
 def lvmae_classifier(
-    frames: int, layers: int, training: bool, recompute: bool = True, checkpointing: str = "none"
+    frames: int,
+    layers: int,
+    training: bool,
+    recompute: bool = True,
+    checkpointing: str = "none",
+    keep_ratio: float = 1.0,
 ) -> Built:
+    """A classifier that looks at a share `keep_ratio` of the tokens, chosen by learned scores. They are computed here, in every step."""
     from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
 
-    config = LVMAEConfig(num_frames=frames, num_hidden_layers=layers, recompute_activations=recompute, **LABELS)
+    fields: dict[str, Any] = {"recompute_activations": recompute, "token_keep_ratio": keep_ratio, **LABELS}
+    config = LVMAEConfig(num_frames=frames, num_hidden_layers=layers, **fields)
     model = LVMAEForVideoClassification(config).train(training)
     checkpoint(model, checkpointing)
     return classifier_work(model, frames, training)
