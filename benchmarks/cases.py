@@ -160,9 +160,7 @@ def chosen_cases(args: Namespace) -> Iterator[Case]:
         for frames, keep_ratio in ((128, 1.0), (128, 0.25), (128, 0.125), (512, 0.0625)):
             fields = {"frames": frames, "layers": args.layers, "training": training, "keep_ratio": keep_ratio}
             kept = "all tokens" if keep_ratio == 1 else f"{keep_ratio:.3g} of the tokens"
-            yield Case(
-                group, f"{frames} frames, {kept}", partial(models.lvmae_classifier, **fields), backward=training
-            )
+            yield Case(group, f"{frames} frames, {kept}", partial(models.lvmae_classifier, **fields), backward=training)
 
 
 def memory_cases(args: Namespace) -> Iterator[Case]:

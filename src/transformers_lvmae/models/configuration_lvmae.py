@@ -1,5 +1,6 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
+import copy
 import math
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -188,6 +189,22 @@ class LVMAEConfig(PreTrainedConfig):
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    def for_frames(self, num_frames: int) -> "LVMAEConfig":
+        """Return this config for clips of another length, with as many visible, decoded and kept tokens as now.
+
+        A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
+        `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        """
+        share = self.num_frames / num_frames
+        config = copy.deepcopy(self)
+        config.num_frames = num_frames
+        for name in ("mask_ratio", "decoder_mask_ratio"):
+            setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
+        for name in ("decoder_random_ratio", "token_keep_ratio", "token_random_ratio"):
+            setattr(config, name, round(getattr(self, name) * share, 9))
+        config.validate_architecture()
+        return config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
