@@ -5,19 +5,15 @@ The most important groups come first, because time may run out. The first case o
 
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import model_work as models
 from cases import Case
 
-from transformers_lvmae import LVMAEConfig
-
 
 # Clips of a step: enough for a large GPU to have work.
 BATCHES = {"pretraining": 8, "fine-tuning": 2, "inference": 4, "tokenizer": 4}
-CAN_CHOOSE_TOKENS = "token_keep_ratio" in {field.name for field in fields(LVMAEConfig)}
 
 
 def gpu_cases(args: Namespace) -> list[Case]:
@@ -55,8 +51,7 @@ def classifier_cases(size: str, frames: int) -> Iterator[Case]:
             "V-JEPA 2": partial(models.vjepa2_classifier, **fields),
             "LVMAE": partial(models.lvmae_classifier, **fields),
         }
-        if CAN_CHOOSE_TOKENS:
-            builds["LVMAE, a quarter of the tokens"] = partial(models.lvmae_classifier, **fields, keep_ratio=0.25)
+        builds["LVMAE, a quarter of the tokens"] = partial(models.lvmae_classifier, **fields, keep_ratio=0.25)
         if training and size == "base":
             builds["LVMAE, MLP checkpointed"] = partial(models.lvmae_classifier, **fields, checkpointing="mlp")
         for name, build in builds.items():

@@ -109,7 +109,8 @@ def lvmae_classifier(
     batch: int = 1,
     keep_ratio: float = 1.0,
 ) -> Built:
-    """A classifier with `layers` of its size's layers, or all of them. `keep_ratio` is the share of the tokens that it looks at."""
+    """A classifier with `layers` of its size's layers, or all of them. It looks at a share `keep_ratio` of the tokens, chosen by learned
+    scores, which are computed here, in every step."""
     from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
 
     fields = {"recompute_activations": recompute, "token_keep_ratio": keep_ratio, **encoder(size, layers), **LABELS}

@@ -510,8 +510,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "sinusoidal_positions(torch.cat([visible, decoded], dim=1)",
-        "sinusoidal_positions(torch.cat([decoded, visible], dim=1)",
+        "self.config, torch.cat([visible, decoded], dim=1)",
+        "self.config, torch.cat([decoded, visible], dim=1)",
         LVMAE + "decoding_all_hidden_pixels_is_videomaes_pretraining",
     ),
     (
