@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import gpu
 import gpu_cases
@@ -124,6 +125,7 @@ def test_the_tests_are_a_row_and_run_again_until_they_pass(code, text, status, t
         "passed": code == 0,
     }
     assert len(runs) == (1 if code == 0 else 2)
+    assert [Path(word).name for word in runs[0][7:]] == ["test_on_device.py"]
 
 
 def test_a_machine_without_a_gpu_or_packages_is_told_so(monkeypatch, tmp_path):
