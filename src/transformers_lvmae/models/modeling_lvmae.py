@@ -263,6 +263,23 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class LVMAELayerNorm(nn.LayerNorm):
+    """A LayerNorm in front of Linears. Under autocast, it returns the dtype that they compute in.
+
+    On a GPU, autocast would make norms float32: one cast before the norm, and one after it for each Linear, of q, k and v. The kernel
+    takes its sums in float32 in any case.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        device = hidden_states.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
+            return super().forward(hidden_states)
+        with torch.autocast(device, enabled=False):
+            weights = self.weight.to(hidden_states.dtype), self.bias.to(hidden_states.dtype)
+            normed = nn.functional.layer_norm(hidden_states, self.normalized_shape, *weights, self.eps)
+        return normed.to(torch.get_autocast_dtype(device))
+
+
 class LVMAEAttention(nn.Module):
     """Multi-head attention over all tokens; as in VideoMAE, the key has no bias. Encoder and decoder pass their own sizes."""
 
@@ -356,9 +373,9 @@ class LVMAELayer(GradientCheckpointingLayer):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, hidden_size, num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LVMAEDropPath(drop_path_rate)
@@ -420,7 +437,7 @@ class LVMAEDecoder(nn.Module):
             LVMAELayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.layernorm = LVMAELayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
         self.recompute = config.recompute_activations
         self.gradient_checkpointing = False
@@ -843,9 +860,9 @@ class LVMAEClassAttention(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, config.hidden_size, config.num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
     def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
