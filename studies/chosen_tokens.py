@@ -68,7 +68,8 @@ class Clips:
     def __init__(self, rows: Any, config: LVMAEConfig, selectors: dict[str, LVMAETokenSelector]):
         processor = processor_for(config)
         clips = ByteVideoClips(rows, processor, config.num_frames, sampling=FrameSampling(), label_column="label")
-        pixels, labels, scores = [], [], {name: [] for name in selectors}
+        pixels, labels = [], []
+        scores: dict[str, list[torch.Tensor]] = {name: [] for name in selectors}
         for item in DataLoader(clips, batch_size=1):
             pixels.append(item["pixel_values_videos"])
             labels.append(item["labels"])
@@ -83,7 +84,7 @@ class Clips:
         clips = self.pixels[rows]
         if selection is None:
             return {"pixel_values_videos": self.scale.normalize(clips)}
-        selector = model.lvmae.token_selector
+        selector: Any = model.lvmae.token_selector
         scores = self.scores[selection][rows] if selection in self.scores else None
         kept = selector(clips, scores)
         count = int(kept[0].sum())
@@ -173,7 +174,7 @@ def plot(results: list[dict[str, Any]], chance: float, path: Path) -> None:
             for ratio in ratios
         ]
         means, errors = [values.mean() for values in groups], [interval(values) for values in groups]
-        style = {"marker": markers[selection], "color": colors[selection], "capsize": 3}
+        style: dict[str, Any] = {"marker": markers[selection], "color": colors[selection], "capsize": 3}
         if ratios:
             axes.errorbar(ratios, means, errors, label=selection, **style)
     whole = np.array([r["accuracy"] for r in results if r["selection"] == "all tokens"])
@@ -196,15 +197,16 @@ def main() -> None:
     splits = load_video_dataset(args.dataset_name, label_column="label")
     train_rows, test_rows = (select_split(splits, name, None, ["label"]) for name in ("train", "test"))
     num_labels = len(train_rows.features["label"].names)
-    config = LVMAEConfig(**SIZES, num_frames=args.num_frames, num_labels=num_labels, tube_drop_ratio=0.0)
+    sizes = {**SIZES, "num_labels": num_labels, "num_frames": args.num_frames}
+    config = LVMAEConfig(**sizes, tube_drop_ratio=0.0)
     tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer)
-    selectors = {}
+    selectors: dict[str, Any] = {}
     for name in set(args.selections) - {"random", "uniform"}:
         fields = {**config.to_dict(), "token_keep_ratio": 0.5, "token_selection": name}
-        model = LVMAEForVideoClassification(LVMAEConfig(**fields)).eval()
+        scoring = LVMAEForVideoClassification(LVMAEConfig(**fields)).eval()
         if name == "learned":
-            model.set_token_scorer(tokenizer)
-        selectors[name] = model.lvmae.token_selector
+            scoring.set_token_scorer(tokenizer)
+        selectors[name] = scoring.lvmae.token_selector
     path = args.output_dir / "results.jsonl"
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(result["selection"], result["keep_ratio"], result["seed"]) for result in results}
@@ -220,9 +222,9 @@ def main() -> None:
                     "token_keep_ratio": ratio,
                     "token_selection": name if name in ("random", "uniform") else "motion",
                 }
-                chosen = {"tube_drop_ratio": args.tube_drop} if selection is None else chosen
-                fields = LVMAEConfig(**{**config.to_dict(), **chosen})
-                model, seconds = train(fields, sets["train"], selection, args, seed)
+                changed = {"tube_drop_ratio": args.tube_drop} if selection is None else chosen
+                row_config = LVMAEConfig(**{**config.to_dict(), **changed})
+                model, seconds = train(row_config, sets["train"], selection, args, seed)
                 result = {"selection": name, "keep_ratio": ratio, "seed": seed, "steps": args.steps}
                 result |= {"accuracy": accuracy(model, sets["test"], selection), "cpu_seconds": round(seconds, 1)}
                 with open(path, "a", encoding="utf-8") as file:

@@ -36,7 +36,7 @@ from transformers_lvmae.data import (
     processor_for,
 )
 from transformers_lvmae.data.broken_videos import read_broken_videos
-from transformers_lvmae.models.masking import mask_to_indices
+from transformers_lvmae.models.masking import cut_visible_tubelets, mask_to_indices
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache import (
@@ -154,7 +154,7 @@ def test_drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_ma
         # The tubelets under the new mask, from the clip that the codes were made of.
         flying.train_dataset.set_epoch(epoch - 2)
         clip = flying.train_dataset[4]["pixel_values_videos"]
-        tubelets = serving.train_dataset.visible_tubelets(clip, later["bool_masked_pos"][4])
+        tubelets = cut_visible_tubelets(clip, MODEL.grid_size, later["bool_masked_pos"][4])
         assert torch.equal(serving.train_dataset[4]["visible_tubelets"], tubelets)
 
 

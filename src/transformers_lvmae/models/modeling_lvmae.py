@@ -42,6 +42,7 @@ from .masking import (
     tube_visible_count,
 )
 from .recomputation import apply_linears, recompute_in_backward
+from .token_scores import TokenScorer
 from .token_selection import LVMAETokenSelector
 
 
@@ -494,6 +495,12 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         # transformers adds those of the parts. But a head that misses weights of its own must say so, although the encoder drops them.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
+    @property
+    def token_scorer(self) -> TokenScorer | None:
+        """The scorer of `token_selection="learned"`; None if the model looks at all tokens, or chooses them otherwise."""
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        return None if encoder.token_selector is None else encoder.token_selector.scorer
+
     @torch.no_grad()
     def set_token_scorer(self, tokenizer: Any) -> None:
         """Take the scorer of a trained tokenizer ([`FSQMagViTModel`]) for `token_selection="learned"`: its sizes and its weights.
@@ -501,12 +508,10 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a model that does not choose tokens by learned scores; a tokenizer with another token grid.
         """
-        encoder: Any = getattr(self, self.base_model_prefix, self)
-        selector: LVMAETokenSelector | None = encoder.token_selector
-        if selector is None or selector.scorer is None:
+        if self.token_scorer is None:
             raise ValueError(
-                f"Got token_keep_ratio={self.config.token_keep_ratio} and token_selection={self.config.token_selection!r}, expected a "
-                "ratio below 1 and 'learned': load the model with them."
+                f"Got a tokenizer for token_keep_ratio={self.config.token_keep_ratio} and "
+                f"token_selection={self.config.token_selection!r}, expected a ratio below 1 and 'learned': set them or leave it out."
             )
         tokens = tokenizer.config.grid_size[1:], tokenizer.config.tubelet_size, tokenizer.config.num_channels
         expected = self.config.grid_size[1:], self.config.tubelet_size, self.config.num_channels
@@ -517,8 +522,11 @@ class LVMAEPreTrainedModel(PreTrainedModel):
             )
         self.config.scorer_patch_size = tokenizer.config.patch_size
         self.config.scorer_hidden_size = tokenizer.config.scorer_hidden_size
-        weight = selector.scorer.conv1.weight
-        selector.scorer = copy.deepcopy(tokenizer.scorer).requires_grad_(False).to(weight.device, weight.dtype)
+        weight = self.token_scorer.conv1.weight
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        encoder.token_selector.scorer = (
+            copy.deepcopy(tokenizer.scorer).requires_grad_(False).to(weight.device, weight.dtype)
+        )
 
     def activation_checkpointing_enable(
         self,

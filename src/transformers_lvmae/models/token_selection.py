@@ -6,6 +6,7 @@ pixels.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,20 @@ def fixed_noise(count: int, device: torch.device | str | None = None) -> torch.T
     """
     numbers = torch.arange(1, count + 1, device=device)
     return (numbers * numbers * 7919 + numbers * 104729) % 1_000_003 / 1_000_003
+
+
+def check_processor(config: LVMAEConfig, processor: Any) -> None:
+    """Raise ValueError if a model that chooses tokens by pixels does not know how a processor normalizes them. No processor is no error."""
+    if processor is None or config.token_keep_ratio == 1 or config.token_selection in NOISE_SCORES:
+        return
+    names = ("image_mean", "image_std")
+    got, expected = ([list(getattr(owner, name)) for name in names] for owner in (processor, config))
+    if got != expected or not (processor.do_normalize and processor.do_rescale):
+        raise ValueError(
+            f"Got a processor with image_mean and image_std {got}, do_rescale={processor.do_rescale} and "
+            f"do_normalize={processor.do_normalize}, expected normalized clips by the model's {expected}, from which it restores pixels to "
+            "choose tokens: make the processor with processor_for(model.config), or correct the config."
+        )
 
 
 class LVMAETokenSelector(nn.Module):
