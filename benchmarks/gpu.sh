@@ -10,8 +10,9 @@ PYTHON="${PYTHON:-python}"
 import importlib.util, sys
 wanted = "torch torchvision transformers accelerate datasets einops av torchmetrics".split()
 missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-said = ", ".join(missing)
-sys.exit(missing and f"error: Got Python without {said}, expected the packages of pyproject.toml: run pip install --editable .[dev] where "
-         "there is a network, or set PYTHON to another interpreter.")
+if missing:
+    said = ", ".join(missing)
+    sys.exit(f"error: Got Python without {said}, expected the packages of pyproject.toml: run pip install --editable .[dev] where there is a "
+             "network, or set PYTHON to another interpreter.")
 '
 exec "$PYTHON" benchmarks/gpu.py "$@"

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import gpu
 import gpu_cases
@@ -124,6 +125,7 @@ def test_the_tests_are_a_row_and_run_again_until_they_pass(code, text, status, t
         "passed": code == 0,
     }
     assert len(runs) == (1 if code == 0 else 2)
+    assert [Path(word).name for word in runs[0][7:]] == ["test_on_device.py"]
 
 
 def test_a_machine_without_a_gpu_or_packages_is_told_so(monkeypatch, tmp_path):
@@ -135,6 +137,15 @@ def test_a_machine_without_a_gpu_or_packages_is_told_so(monkeypatch, tmp_path):
     run = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh")], env=environment, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.startswith("error: Got Python without torch, torchvision, transformers, ")
+    # With them, the program starts.
+    run = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--no_such_option"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "--no_such_option" in run.stderr
 
 
 def test_the_cases_are_those_of_all_sizes():
@@ -143,4 +154,3 @@ def test_the_cases_are_those_of_all_sizes():
     assert groups[0] == "Pre-training step, ViT-B, 128 frames, 8 clips"
     assert len(groups) == 3 * 3 + 2
     assert len({(case.group, case.name) for case in cases}) == len(cases) < 45
-    assert any(case.build.keywords.get("keep_ratio") == 0.25 for case in cases) == gpu_cases.CAN_CHOOSE_TOKENS
