@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import AutoModel, AutoVideoProcessor
+from transformers import AutoModel
 
 from transformers_lvmae import LVMAEModel
 from transformers_lvmae.command_line import CommandLine, run
@@ -29,7 +29,7 @@ from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.data.datasets import rows_fingerprint
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 from transformers_lvmae.models.credentials import mask_credentials
-from transformers_lvmae.sharing.loading import check_model_type
+from transformers_lvmae.sharing.loading import check_model_type, load_processor
 from transformers_lvmae.targets.cache import fingerprint
 
 
@@ -81,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_broken_share",
         type=float,
+        within="[0, 1]",
         default=0.1,
         help="largest share of videos that may be broken (default: %(default)s)",
     )
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = Accelerator()
     check_model_type(args.model, LVMAEModel)
     model = AutoModel.from_pretrained(args.model).to(accelerator.device)
-    processor = AutoVideoProcessor.from_pretrained(args.model)
+    processor = load_processor(args.model, model.config)
     splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
     broken = BrokenVideos(args.output_dir / "broken_videos", args.max_broken_share)
     with broken.reported():

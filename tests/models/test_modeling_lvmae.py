@@ -28,6 +28,7 @@ from transformers_lvmae.models.masking import (
     random_tube_mask,
     split_tubelets,
     topk_mask,
+    tube_visible_count,
 )
 from transformers_lvmae.models.modeling_lvmae import position_embeddings, sinusoidal_positions
 from transformers_lvmae.sharing.convert_videomae import convert_config, convert_state_dict
@@ -239,6 +240,21 @@ def test_bfloat16_stays_close_to_float32(kind):
     rounded = run(model.bfloat16(), inputs)
     assert rounded.dtype == torch.bfloat16
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("num_frames", [256, 512, 1024])
+def test_long_clips_have_as_many_tokens_as_short_ones(num_frames):
+    short = LVMAEConfig(token_keep_ratio=0.25, token_random_ratio=0.05)
+    long = short.for_frames(num_frames)
+    assert short.num_frames == 128
+    assert long.num_frames == num_frames
+    visible = [tube_visible_count(config.grid_size, config.mask_ratio) for config in (short, long)]
+    assert visible[1] == pytest.approx(visible[0], rel=0.21)  # whole tubes: 20 of 196, and 2.5 at 1,024 frames
+    assert long.token_budget == pytest.approx(short.token_budget, abs=1)
+    kept = [config.kept_token_counts(config.seq_length) for config in (short, long)]
+    assert kept[0] == pytest.approx(kept[1], abs=1)
+    with pytest.raises(StrictDataclassFieldValidationError, match="token_keep_ratio"):
+        LVMAEConfig().for_frames(64)  # it would need twice as many tokens as the clip has
 
 
 @every_model

@@ -5,6 +5,7 @@ ECOSYSTEM = "tests/models/test_ecosystem.py::test_"
 FSQ = "tests/models/test_fsq.py::test_"
 LABEL_SETS = "tests/models/test_label_sets.py::test_"
 MASKING = "tests/models/test_masking.py::test_"
+MIXED_PRECISION = "tests/models/test_mixed_precision.py::test_"
 PROCESSING = "tests/models/test_processing.py::test_"
 RECOMPUTATION = "tests/models/test_recomputation.py::test_"
 TOKENIZER = "tests/models/test_modeling_fsq_magvit.py::test_"
@@ -345,13 +346,13 @@ MUTATIONS = [
         TOKENIZER + "the_decoder_doubles_what_the_encoder_halves_in_reverse_order",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "        features = features.float()\n",
         "",
         TOKENIZER + "distances_of_half_precision_are_computed_in_float32",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         ".sum(dim=1) + 1e-6).sqrt()",
         ".sum(dim=1)).sqrt()",
         TOKENIZER + "distances_are_euclidean_and_the_first_slot_has_its_rule",
@@ -447,7 +448,7 @@ MUTATIONS = [
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "padding=(0, stride - 1, stride - 1),",
         'padding=(0, stride - 1, stride - 1),\n            padding_mode="replicate",',
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
@@ -593,8 +594,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "if self.training and self.config.tube_drop_ratio > 0:",
-        "if self.config.tube_drop_ratio > 0:",
+        "if self.training and ratio > 0:",
+        "if ratio > 0:",
         LVMAE + "tubes_are_dropped_in_training_only",
     ),
     (
@@ -605,8 +606,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "pooler_output=hidden_states.mean(dim=1))",
-        "pooler_output=hidden_states[:, 0])",
+        "pooler_output=hidden_states.mean(dim=1),",
+        "pooler_output=hidden_states[:, 0],",
         ECOSYSTEM + "the_pooled_output_is_the_mean_and_the_last_hidden_state_is_normed",
     ),
     (
@@ -620,6 +621,18 @@ MUTATIONS = [
         "layer.mlp_checkpointing = mlp_only and layer.gradient_checkpointing",
         "layer.mlp_checkpointing = mlp_only",
         RECOMPUTATION + "mlp_checkpointing_is_every_n_layers_and_can_be_taken_back",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        'if device == "meta" or not torch.is_autocast_enabled(device):',
+        "if True:",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "return normed.to(torch.get_autocast_dtype(device))",
+        "return normed.float()",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
     ),
     # Recomputation
     (
@@ -640,7 +653,7 @@ MUTATIONS = [
         "ctx.save_for_backward(tensor)",
         RECOMPUTATION + "what_changes_in_place_before_backward_is_an_error_as_in_a_plain_step",
     ),
-    ("models/recomputation.py", " or tensor.numel() < SMALLEST_NUMEL", "", RECOMPUTATION + "small_outputs_are_kept"),
+    ("models/recomputation.py", " or _is_small(tensor)", "", RECOMPUTATION + "small_outputs_are_kept"),
     (
         "models/recomputation.py",
         "create_graph=torch.is_grad_enabled()))",

@@ -147,6 +147,8 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
         "modeling_lvmae",
         "recomputation",
         "fsq",
+        "token_scores",
+        "token_selection",
         "video_io",
         "video_processing_lvmae",
         "video_seeking",

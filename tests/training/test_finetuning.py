@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from builders import CLIPS, SCRIPTS, load_script, tiny_config
+from builders import CLIPS, SCRIPTS, assert_same, load_script, tiny_config, tiny_tokenizer_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from transformers_lvmae import (
+    FSQMagViTModel,
     LVMAEClassificationArguments,
     LVMAEClassificationTrainer,
     LVMAEConfig,
@@ -51,6 +52,15 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     LVMAEForPreTraining(tiny_config(num_labels=2)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """Options that choose tokens by the scorer of a tokenizer."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    FSQMagViTModel(tiny_tokenizer_config()).save_pretrained(folder)
+    return ["--tokenizer", str(folder), "--token_keep_ratio", "0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +106,22 @@ def accuracy(model, dataset):
     return sum(hits) / len(hits)
 
 
-def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, monkeypatch, capsys):
-    """Each adapter is saved alone, loads on top of the untouched base, judges as the script said, and can be merged."""
+def test_one_base_is_adapted_to_several_datasets(script, base, halves, chosen, tmp_path, monkeypatch, capsys):
+    """Each adapter is saved alone, loads on top of the untouched base, judges as the script said, and can be merged.
+
+    One brings the scorer that the base does not have.
+    """
     before = (base / "model.safetensors").read_bytes()
-    for name, dataset, classes, options in (("clips", CLIPS, 8, RECIPE.split()), ("halves", halves, 2, [])):
+    adapters = (("clips", CLIPS, 8, RECIPE.split()), ("halves", halves, 2, []), ("chosen", halves, 2, chosen))
+    for name, dataset, classes, options in adapters:
         output = tmp_path / name
         metrics = run(script, monkeypatch, output, dataset, base, *options)
         printed = capsys.readouterr().out
         adapter = load_file(output / "adapter_model.safetensors")
+        scorer = {key.split("scorer.")[1]: adapter.pop(key) for key in list(adapter) if "token_selector.scorer." in key}
+        assert_same(
+            scorer, dict(FSQMagViTModel.from_pretrained(chosen[1]).scorer.state_dict()) if name == "chosen" else {}
+        )
         assert all("lora_" in key or "classifier" in key for key in adapter)
         assert not (output / "model.safetensors").exists()
         model = load_adapted(base, output)
@@ -142,8 +160,9 @@ def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, mon
     assert (base / "model.safetensors").read_bytes() == before
 
 
-def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, tmp_path, monkeypatch):
-    options = [*RECIPE.split(), "--ema_decay", "0.5", "--max_train_samples", "8"]
+@pytest.mark.parametrize("chooses", [False, True])
+def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, chosen, chooses, tmp_path, monkeypatch):
+    options = [*RECIPE.split(), "--ema_decay", "0.5", "--max_train_samples", "8", *(chosen if chooses else [])]
     run(script, monkeypatch, tmp_path / "whole", CLIPS, base, *options)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     run(script, monkeypatch, tmp_path / "resumed", CLIPS, base, *options)
@@ -151,7 +170,7 @@ def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, tmp_path, 
     halfway = load_file(tmp_path / "whole" / "checkpoint-2" / "adapter_model.safetensors")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value)
-        assert not torch.equal(halfway[key], value)
+        assert torch.equal(halfway[key], value) == ("scorer" in key)
 
 
 def test_class_attention_is_trained_whole(script, tmp_path):

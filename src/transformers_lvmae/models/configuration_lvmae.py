@@ -1,5 +1,6 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
+import copy
 import math
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -111,6 +112,19 @@ class LVMAEConfig(PreTrainedConfig):
             one CaiT class-attention layer (the paper's choice for ViT-L).
         tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see in training
             (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). In evaluation it sees all.
+        token_keep_ratio (`float`, defaults to 1): share of the tokens that [`LVMAEModel`] and the classifier look at, in training and in
+            evaluation; at least one token. Pre-training has its own mask and does not use it.
+        token_selection (`str`, defaults to `"learned"`): which tokens are kept with `token_keep_ratio` below 1.
+
+            - `"learned"`: the most important tokens. The tokenizer's scorer becomes part of the model, frozen
+              ([`LVMAEModel.set_token_scorer`]);
+            - `"motion"`, `"everest"`: the tokens with the largest frame difference, or distance of their pixels from the previous slot's;
+            - `"random"`, `"uniform"`: random tokens, or whole time slots, nearly evenly spaced.
+        token_random_ratio (`float`, defaults to 0): share of all tokens that are drawn at random. It is a part of `token_keep_ratio`; the
+            scores choose the rest.
+        scorer_patch_size, scorer_hidden_size (`int`, default 8 and 64): the scorer's pixels per side of a token, and its channels, as in the
+            tokenizer's config. Clips are resized for it.
+        image_mean, image_std (`list[float]`, default ImageNet's): by what the processor standardizes pixels. Scores need pixels in [0, 1].
         label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels, such as EPIC-Kitchens' verb and noun:
             the name of each set, and the range [first, end) of its classes among the `num_labels` outputs. Together they cover
             all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
@@ -159,6 +173,13 @@ class LVMAEConfig(PreTrainedConfig):
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
     tube_drop_ratio: float | int = SHARE(default=0.2)
+    token_keep_ratio: float | int = interval(min=0, max=1, exclude_min=True)(default=1.0)
+    token_selection: Literal["learned", "motion", "everest", "random", "uniform"] = "learned"
+    token_random_ratio: float | int = interval(min=0, max=1)(default=0.0)
+    scorer_patch_size: int = SIZE(default=8)
+    scorer_hidden_size: int = SIZE(default=64)
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     label_sets: dict[str, list[int]] | None = None
     recompute_activations: bool = True
 
@@ -168,6 +189,22 @@ class LVMAEConfig(PreTrainedConfig):
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    def for_frames(self, num_frames: int) -> "LVMAEConfig":
+        """Return this config for clips of another length, with as many visible, decoded and kept tokens as now.
+
+        A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
+        `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        """
+        share = self.num_frames / num_frames
+        config = copy.deepcopy(self)
+        config.num_frames = num_frames
+        for name in ("mask_ratio", "decoder_mask_ratio"):
+            setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
+        for name in ("decoder_random_ratio", "token_keep_ratio", "token_random_ratio"):
+            setattr(config, name, round(getattr(self, name) * share, 9))
+        config.validate_architecture()
+        return config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
@@ -248,6 +285,12 @@ class LVMAEConfig(PreTrainedConfig):
         drawn = int(round(self.decoder_random_ratio * seq_length, 6))
         return (chosen, drawn) if DECODER_MASKS[self.decoder_mask].random_besides else (chosen + drawn, 0)
 
+    def kept_token_counts(self, candidates: int) -> tuple[int, int]:
+        """Return how many of `candidates` tokens are kept by scores, and how many at random, rounded down; at least one in all."""
+        kept = max(1, int(round(self.token_keep_ratio * candidates, 6)))
+        drawn = int(round(self.token_random_ratio * candidates, 6))
+        return kept - drawn, drawn
+
     @property
     def target_size(self) -> int:
         """How many numbers the decoder predicts for a token."""
@@ -293,6 +336,11 @@ class LVMAEConfig(PreTrainedConfig):
             )
         self._check_parameters()
         self._check_label_sets()
+        if self.token_random_ratio > self.token_keep_ratio:
+            raise ValueError(
+                f"Got token_random_ratio={self.token_random_ratio} and token_keep_ratio={self.token_keep_ratio}, expected at most as "
+                "many random tokens as are kept: lower token_random_ratio."
+            )
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
@@ -306,6 +354,12 @@ class LVMAEConfig(PreTrainedConfig):
                 f"Got image_size={self.image_size}, expected one side or (height, width), from patch_size={self.patch_size} to "
                 f"{2**16} pixels: correct it."
             )
+        for name in ("image_mean", "image_std"):
+            if self.token_keep_ratio < 1 and len(getattr(self, name)) != self.num_channels:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)} for {self.num_channels} channels, expected one number a channel: take the "
+                    "processor's."
+                )
         grid = self.position_grid_size
         if grid is not None and (len(grid) != 3 or not all(1 <= tokens <= 2**16 for tokens in grid)):
             raise ValueError(

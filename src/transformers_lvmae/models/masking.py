@@ -146,6 +146,21 @@ def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> tor
     return tubelets[rows, indices // (height * width), indices // width % height, indices % width]
 
 
+def cut_visible_tubelets(
+    clip: torch.Tensor, grid_size: tuple[int, int, int], bool_masked_pos: torch.Tensor
+) -> torch.Tensor:
+    """Cut the visible tubelets out of a clip (T, C, H, W): (V, tubelet_size, C, patch_size, patch_size), by ascending position.
+
+    Args:
+        grid_size: tokens (t, h, w) of the clip.
+        bool_masked_pos: (N,), True = hidden.
+    """
+    slots, rows, _ = grid_size
+    tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
+    visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
+    return gather_tubelets(tubelets, visible)[0]
+
+
 def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
     """Keep the k highest scores along the last axis: bool of the same shape, True for exactly k in every row, despite ties.
 

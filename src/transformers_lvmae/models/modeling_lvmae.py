@@ -9,6 +9,7 @@
 - the model takes masks and target codes as plain tensors, and never holds the tokenizer that they come from.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,19 @@ from .masking import (
     tube_visible_count,
 )
 from .recomputation import apply_linears, recompute_in_backward
+from .token_scores import TokenScorer
+from .token_selection import LVMAETokenSelector
+
+
+@dataclass
+class LVMAEModelOutput(BaseModelOutputWithPooling):
+    """
+    Args:
+        visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): the positions of the tokens in
+            `last_hidden_state`, ascending; None = all tokens.
+    """
+
+    visible_positions: torch.Tensor | None = None
 
 
 @dataclass
@@ -252,6 +266,23 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class LVMAELayerNorm(nn.LayerNorm):
+    """A LayerNorm in front of Linears. Under autocast, it returns the dtype that they compute in.
+
+    On a GPU, autocast would make norms float32: one cast before the norm, and one after it for each Linear, of q, k and v. The kernel
+    takes its sums in float32 in any case.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        device = hidden_states.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
+            return super().forward(hidden_states)
+        with torch.autocast(device, enabled=False):
+            weights = self.weight.to(hidden_states.dtype), self.bias.to(hidden_states.dtype)
+            normed = nn.functional.layer_norm(hidden_states, self.normalized_shape, *weights, self.eps)
+        return normed.to(torch.get_autocast_dtype(device))
+
+
 class LVMAEAttention(nn.Module):
     """Multi-head attention over all tokens; as in VideoMAE, the key has no bias. Encoder and decoder pass their own sizes."""
 
@@ -345,9 +376,9 @@ class LVMAELayer(GradientCheckpointingLayer):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, hidden_size, num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LVMAEDropPath(drop_path_rate)
@@ -409,7 +440,7 @@ class LVMAEDecoder(nn.Module):
             LVMAELayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.layernorm = LVMAELayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
         self.recompute = config.recompute_activations
         self.gradient_checkpointing = False
@@ -466,6 +497,39 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         # transformers adds those of the parts. But a head that misses weights of its own must say so, although the encoder drops them.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
+    @property
+    def token_scorer(self) -> TokenScorer | None:
+        """The scorer of `token_selection="learned"`; None if the model looks at all tokens, or chooses them otherwise."""
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        return None if encoder.token_selector is None else encoder.token_selector.scorer
+
+    @torch.no_grad()
+    def set_token_scorer(self, tokenizer: Any) -> None:
+        """Take the scorer of a trained tokenizer ([`FSQMagViTModel`]) for `token_selection="learned"`: its sizes and its weights.
+
+        Raises:
+            ValueError: a model that does not choose tokens by learned scores; a tokenizer with another token grid.
+        """
+        if self.token_scorer is None:
+            raise ValueError(
+                f"Got a tokenizer for token_keep_ratio={self.config.token_keep_ratio} and "
+                f"token_selection={self.config.token_selection!r}, expected a ratio below 1 and 'learned': set them or leave it out."
+            )
+        tokens = tokenizer.config.grid_size[1:], tokenizer.config.tubelet_size, tokenizer.config.num_channels
+        expected = self.config.grid_size[1:], self.config.tubelet_size, self.config.num_channels
+        if tokens != expected:
+            raise ValueError(
+                f"Got a tokenizer with (rows, columns), frames of a token and channels {tokens}, expected {expected}: load the "
+                "tokenizer with another image_size, or build the model with another tubelet_size or patch_size."
+            )
+        self.config.scorer_patch_size = tokenizer.config.patch_size
+        self.config.scorer_hidden_size = tokenizer.config.scorer_hidden_size
+        weight = self.token_scorer.conv1.weight
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        encoder.token_selector.scorer = (
+            copy.deepcopy(tokenizer.scorer).requires_grad_(False).to(weight.device, weight.dtype)
+        )
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -497,6 +561,9 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LVMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+        if isinstance(module, LVMAETokenSelector):
+            for name, values in module.pixel_statistics().items():
+                init.copy_(getattr(module, name), values)
         if isinstance(module, LVMAEClassAttention):
             init.normal_(module.class_token, std=self.config.initializer_range)
 
@@ -504,13 +571,21 @@ class LVMAEPreTrainedModel(PreTrainedModel):
 class LVMAEModel(LVMAEPreTrainedModel):
     """The encoder: a ViT with full space-time attention over the visible tubelets of a clip."""
 
-    # Parts of the other two classes: their folders load here without a warning for each weight.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^pooler\.", r"^fc_norm\.", r"^classifier\."]
+    # Parts of the other two classes: their folders load here without a warning for each weight. The scorer, if all tokens are wanted.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"^pooler\.",
+        r"^fc_norm\.",
+        r"^classifier\.",
+        r"token_selector\.",
+    ]
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
         self.embeddings = LVMAEEmbeddings(config)
         self.encoder = LVMAEEncoder(config)
+        # Without it the encoder sees all tokens that no mask hides.
+        self.token_selector = LVMAETokenSelector(config) if config.token_keep_ratio < 1 else None
         self.layernorm: nn.Module = nn.Identity()
         if config.final_layer_norm:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -518,6 +593,28 @@ class LVMAEModel(LVMAEPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
+
+    def choose_visible(
+        self,
+        pixel_values_videos: torch.Tensor,
+        importance_scores: torch.Tensor | None = None,
+        dropped: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Choose the tokens that the encoder sees by `config.token_selection`: int64 (B, K), ascending.
+
+        Args:
+            dropped: bool (B, N), True = in a tube that training drops ([`LVMAETokenSelector`]).
+        """
+        if self.token_selector is None:
+            raise ValueError(
+                f"Got importance_scores and config.token_keep_ratio={self.config.token_keep_ratio}, expected a ratio below 1: leave "
+                "them out, or load the model with a token_keep_ratio."
+            )
+        grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+        kept = self.token_selector(pixel_values_videos, importance_scores, dropped)
+        ratio = self.config.tube_drop_ratio if dropped is not None else 0
+        count = sum(self.config.kept_token_counts(tube_visible_count(grid_size, ratio)))
+        return mask_to_indices(kept, "chosen tokens", count)
 
     def index_visible(
         self,
@@ -553,14 +650,16 @@ class LVMAEModel(LVMAEPreTrainedModel):
         num_visible: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
+        importance_scores: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> LVMAEModelOutput:
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
                 [`LVMAEVideoProcessor`] returns them, standardized by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
-                number in every row. Without it the encoder sees every token.
+                number in every row. Without it, the encoder sees every token, or the share `config.token_keep_ratio` that
+                `config.token_selection` chooses.
             num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this
                 number, an accelerator need not wait for a count of the mask. Under torch.compile, the default follows from
                 `config.mask_ratio`.
@@ -569,28 +668,37 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 (`masking.gather_tubelets`), normalized in the same way. They take the place of `pixel_values_videos`.
             visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): what `index_visible`
                 returned for the other arguments, which are then not checked again.
+            importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores that choose the tokens, in place of
+                those of `config.token_selection`; higher = keep first. Only with `config.token_keep_ratio` below 1 and without a mask.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position, and
             `pooler_output` of shape `(batch_size, hidden_size)`, its mean over the tokens: one vector for each clip. The last of
             `hidden_states`, as in transformers' vision models, is what the final LayerNorm reads, and `last_hidden_state` what it
-            returns.
+            returns. `visible_positions`, int64 of shape `(batch_size, visible tokens)`, says which tokens these are; None = all.
 
         Raises:
             ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
                 pixels; a mask of another shape or with different counts per row; tubelets without a mask, or another
-                number of tubelets than it leaves visible; both clips and tubelets.
+                number of tubelets than it leaves visible; both clips and tubelets; scores of another shape, or for a model that
+                sees all tokens.
         """
         if bool_masked_pos is None and visible_positions is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
             self.embeddings.patch_embeddings.grid_size(clips)
+            if self.token_selector is not None or importance_scores is not None:
+                visible_positions = self.choose_visible(clips, importance_scores)
         if bool_masked_pos is not None and visible_positions is None:
             visible_positions = self.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         pixels = pixel_values_videos if visible_tubelets is None else visible_tubelets
         hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
         recompute = self.config.recompute_activations and self.config.final_layer_norm
         hidden_states = recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+        return LVMAEModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states.mean(dim=1),
+            visible_positions=visible_positions,
+        )
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
@@ -762,9 +870,9 @@ class LVMAEClassAttention(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, config.hidden_size, config.num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
     def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -786,9 +894,8 @@ class LVMAEMeanPooling(nn.Module):
 class LVMAEForVideoClassification(LVMAEPreTrainedModel):
     """The encoder, a pooling of its tokens, a LayerNorm and a linear classifier."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"^decoder\."
-    ]  # fine-tuning starts from a pre-trained encoder and has no decoder
+    # Fine-tuning starts from a pre-trained encoder and has no decoder. A classifier of all tokens needs no scorer.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"token_selector\."]
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
@@ -802,15 +909,20 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        num_visible: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
+        importance_scores: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
-        In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip.
+        In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip. With
+        `config.token_keep_ratio` below 1, it sees this share of their tokens, in evaluation of all tokens. A given `bool_masked_pos`
+        takes the place of both. Arguments that are not listed are those of [`LVMAEModel`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
                 `config.label_sets`, the shape is `(batch_size, label sets)`: one class id for each set, counted from 0 in each.
                 With `config.problem_type="single_label_classification"`, labels may also be probabilities of shape
@@ -825,14 +937,11 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         Raises:
             ValueError: as [`LVMAEModel`]; labels whose shape does not fit `config.label_sets`.
         """
-        dropped = num_visible = None
-        if self.training and self.config.tube_drop_ratio > 0:
-            grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
-            dropped = random_tube_mask(
-                pixel_values_videos.shape[0], grid_size, self.config.tube_drop_ratio, device=pixel_values_videos.device
-            )
-            num_visible = tube_visible_count(grid_size, self.config.tube_drop_ratio)
-        outputs = self.lvmae(pixel_values_videos, dropped, num_visible, **kwargs)
+        inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
+        if bool_masked_pos is None:
+            clips = clips_without_mask(pixel_values_videos, visible_tubelets)
+            inputs["visible_positions"] = self.choose_visible(clips, importance_scores)
+        outputs = self.lvmae(bool_masked_pos=bool_masked_pos, num_visible=num_visible, **inputs, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
         if self.config.label_sets is not None:
@@ -841,6 +950,18 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         loss = None if labels is None else self.forward_loss(logits, labels, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def choose_visible(self, clips: torch.Tensor, importance_scores: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the positions of the tokens that the encoder sees, int64 (B, K), ascending; None for all tokens."""
+        grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(clips)
+        dropped, ratio = None, self.config.tube_drop_ratio
+        if self.training and ratio > 0:
+            dropped = random_tube_mask(clips.shape[0], grid_size, ratio, device=clips.device)
+        if self.lvmae.token_selector is not None or importance_scores is not None:
+            return self.lvmae.choose_visible(clips, importance_scores, dropped)
+        return (
+            None if dropped is None else self.lvmae.index_visible(clips, dropped, tube_visible_count(grid_size, ratio))
         )
 
     def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:

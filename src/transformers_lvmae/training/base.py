@@ -199,7 +199,7 @@ class VideoTrainer(GuardedTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self._run_folder
-        may_write = may_write_card(folder)
+        may_write = self.args.should_save and may_write_card(folder)  # all processes come here, and one writes
         super()._save(output_dir, state_dict)
         if may_write:  # replace the empty template that peft may have written
             Path(folder, "README.md").unlink(missing_ok=True)
