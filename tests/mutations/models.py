@@ -468,6 +468,42 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
+        "+ 0.5) * (length / tokens) - 0.5",
+        "+ 0.0) * (length / tokens)",
+        LVMAE + "at_another_size_a_token_keeps_its_place",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "slowest = math.pi / (2 * max(length, 2))",
+        "slowest = 1e-4",
+        LVMAE + "factorized_positions_are_sines_of_each_axis",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "axis.floor().clamp(0, max(length - 2, 0))",
+        "axis.floor()",
+        LVMAE + "flattened_positions_are_interpolated_between_trained_ones",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "logits = self.forward_decoder(encoded, visible, decoded, grid_size=grid_size, **kwargs)",
+        "logits = self.forward_decoder(encoded, visible, decoded, **kwargs)",
+        LVMAE + "other_clips_need_no_surgery",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        '{"position_embedding": "flattened", **config_dict}',
+        "{**config_dict}",
+        LVMAE + "a_config_without_the_field_is_flattened",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        "            config.position_grid_size = trained\n",
+        "            pass\n",
+        LVMAE + "a_saved_model_s_positions_keep_their_grid",
+    ),
+    (
+        "models/modeling_lvmae.py",
         "pixels.transpose(2, 3).flatten(2)",
         "pixels.flatten(2)",
         LVMAE + "encoder_is_videomaes",

@@ -9,7 +9,9 @@ LOSSES = "tests/training/test_tokenizer_losses.py::test_"
 MIXING = "tests/data/test_transforms.py::test_"
 PRETRAINING = "tests/training/test_pretraining.py::test_"
 RUNS = "tests/training/test_runs.py::test_"
+EXPLAINED = "tests/targets/test_explained_variance.py::test_"
 TRAINERS = "tests/training/test_trainers.py::test_"
+VERSION_0_1 = "tests/test_version_0_1.py::test_"
 
 MUTATIONS = [
     # Waiting for the device
@@ -450,6 +452,18 @@ MUTATIONS = [
         "return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter",
         "return parameter",
         PRETRAINING + "everest_sees_whole_weights_where_fsdp_shares_them_out",
+    ),
+    (
+        "training/base.py",
+        "            keep_positions(trainer, checkpoint)\n",
+        "",
+        VERSION_0_1 + "a_pretraining_run_goes_on_with_its_cache",
+    ),
+    (
+        "training/pretraining.py",
+        "kept[readable] if readable.any() else readable",
+        "None",
+        EXPLAINED + "clips_that_cannot_be_read_explain_nothing",
     ),
     # The run's folder
     (

@@ -153,8 +153,10 @@ def interpolated_positions(axes: list[torch.Tensor], trained: tuple[int, int, in
         low = axis.floor().clamp(0, max(length - 2, 0))
         ends = (low, low + 1 - axis), (low + 1, axis - low)
         corners = [(index * length + end, weight * share) for index, weight in corners for end, share in ends]
-    vectors = [weight.float().unsqueeze(-1) * sinusoidal_positions(index, size) for index, weight in corners]
-    return torch.stack(vectors).sum(dim=0)
+    vectors = torch.zeros((), device=axes[0].device)
+    for index, weight in corners:
+        vectors = vectors + weight.float().unsqueeze(-1) * sinusoidal_positions(index, size)
+    return vectors
 
 
 class LVMAEPatchEmbeddings(nn.Module):
