@@ -174,6 +174,23 @@ def test_still_clips_are_sampled_all_over():
         assert (shares - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 * len(shares) / 12544)
 
 
+@pytest.mark.parametrize("half", ["weights", "autocast"])
+def test_half_precision_chooses_the_same_tokens(half):
+    """Bright features that hardly move: in bfloat16 their differences would be rounded away."""
+    model = build()
+    with torch.no_grad():
+        model.token_scorer.conv2.bias.fill_(20)
+    pixels = clips(1)[:, :1].repeat(2, 8, 1, 1, 1)
+    pixels[:, ::2, :, 8:24, 8:24] += 0.1
+    expected = model.lvmae.choose_visible(pixels)
+    if half == "weights":
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+        found = model.lvmae.choose_visible(pixels)
+    same = [len(set(one) & set(two)) for one, two in zip(found.tolist(), expected.tolist())]
+    assert min(same) >= 15
+
+
 def test_saving_and_loading_need_nothing_else(tmp_path):
     model, pixels = build(), clips()
     model.save_pretrained(tmp_path)

@@ -141,16 +141,17 @@ class LVMAETokenSelector(nn.Module):
         return fixed_noise(tokens, clips.device).expand(clips.shape[0], -1)
 
     def _unit_pixels(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return clips in [0, 1]."""
+        """Return clips in [0, 1], float32."""
         if not clips.is_floating_point():
             return clips.float() / 255
-        return (clips * self.deviation.to(clips.dtype) + self.mean.to(clips.dtype)).clamp(0, 1)
+        return (clips.float() * self.deviation.float() + self.mean.float()).clamp(0, 1)
 
     def _window_scores(self, clips: torch.Tensor) -> torch.Tensor:
-        """Score clips in [0, 1]: (B, t, h, w)."""
+        """Score clips in [0, 1]: (B, t, h, w). All is float32, because differences of rounded features are noise."""
         if self.scorer is None:
             grid_size = self.grid_size(clips)
             return PIXEL_SCORES[self.config.token_selection](clips, grid_size).unflatten(1, grid_size)
         clips = tokenizer_view(clips, self.config.scorer_patch_size / self.config.patch_size).transpose(1, 2)
+        weights = {name: weight.float() for name, weight in self.scorer.named_parameters()}
         with maybe_autocast(clips.device.type, enabled=False):
-            return self.scorer.distances(self.scorer(clips.to(self.scorer.conv1.weight.dtype)))
+            return self.scorer.distances(torch.func.functional_call(self.scorer, weights, (clips,)))
