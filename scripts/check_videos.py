@@ -22,6 +22,7 @@ from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import FrameSampling, load_video_dataset
 from transformers_lvmae.data.arguments import VideoAccessArguments
 from transformers_lvmae.data.datasets import segment_of
+from transformers_lvmae.files import write_aside
 from transformers_lvmae.models.video_io import decode_video
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.models.video_sources import VideoAccess, video_name
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{split}: {len(named)} of {len(rows)} videos {what}", *named.values(), sep="\n")
             faults |= named
     if args.report:
-        args.report.write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
+        write_aside(args.report, json.dumps(faults, indent=2) + "\n")
     return 1 if faults else 0
 
 

@@ -81,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_broken_share",
         type=float,
+        within="[0, 1]",
         default=0.1,
         help="largest share of videos that may be broken (default: %(default)s)",
     )

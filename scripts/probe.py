@@ -24,6 +24,7 @@ from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.evaluation.features import TokenFeatures, load_features, split_settings
 from transformers_lvmae.evaluation.probe import ProbeData, attentive_probe, class_ids, linear_probe, split_by_video
+from transformers_lvmae.files import write_aside
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         "seeds": seeds,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_aside(args.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     if best[1] is not None:
         save_classifier(best[1], encoder, config, args.output_dir)
     account = f"on {len(videos):,} of {results['test_videos_total']:,} videos"

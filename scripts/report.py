@@ -16,6 +16,7 @@ from transformers import default_data_collator, pipeline
 from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEVideoProcessor
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import MaskedVideoClips, VideoReading, load_video_dataset, select_split
+from transformers_lvmae.files import write_aside
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
@@ -91,7 +92,7 @@ def main() -> None:
     row = rows[drawn[0]]
     answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
     table = results_table(args.run)
-    (args.run / "report.md").write_text(table + "\n")
+    write_aside(args.run / "report.md", table + "\n")
     print(f"\n{row['video']['path']} is {row['label']}; the pipeline says")
     print(*(f"  {answer['label']} {answer['score']:.3f}" for answer in answers), sep="\n")
     print(f"\n{table}\n\nPictures: {args.run / 'pictures'}")

@@ -46,6 +46,7 @@ WRONG = {
         "--shard_size 0",
         "--frame_stride 0",
         "--stride_seconds 2",
+        "--max_broken_share 2",
     ],
     "finetune": [
         *("--layer_decay 0", "--mixup_alpha -1", "--ema_decay 1", "--lora_rank 0", "--random_erasing_prob 2"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import transformers_lvmae
 from transformers_lvmae.files import digest, is_full_disk, write_aside
 
 
@@ -27,6 +28,23 @@ def test_a_killed_write_leaves_the_former_file(tmp_path, monkeypatch):
     write_aside(path, "newest")
     assert path.read_text() == "newest"
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_file_that_a_function_writes_is_whole_or_absent(tmp_path):
+    def half(part):
+        part.write_text("ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_aside(tmp_path / "table", half)
+    assert not (tmp_path / "table").exists()
+    write_aside(tmp_path / "table", lambda part: part.write_text("whole"))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_the_package_writes_no_text_in_place():
+    source = Path(transformers_lvmae.__file__).parent
+    assert [path.name for path in source.rglob("*.py") if ".write_text(" in path.read_text()] == ["files.py"]
 
 
 def test_a_digest_is_of_the_whole_file(tmp_path):

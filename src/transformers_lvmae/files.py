@@ -3,14 +3,23 @@
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def write_aside(path: str | os.PathLike, text: str) -> None:
-    """Write a text file under another name and rename it, so that a killed process leaves the former file or the new one."""
+def write_aside(path: str | os.PathLike, content: str | Callable[[Path], Any]) -> None:
+    """Write a file under another name and rename it, so that a killed process leaves the former file or the new one.
+
+    Args:
+        content: the text, or a function that writes the file under the name that it gets.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    if isinstance(content, str):
+        part.write_text(content, encoding="utf-8")
+    else:
+        content(part)
     os.replace(part, path)
 
 

@@ -243,6 +243,7 @@ def test_wrong_scores_and_tokenizers():
 
 def test_one_graph_without_reading_the_mask():
     """torch.compile breaks its graph where Python reads a number of a tensor."""
+    torch.compiler.reset()
     model, pixels = build(), clips()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -5,6 +5,7 @@ ECOSYSTEM = "tests/models/test_ecosystem.py::test_"
 FSQ = "tests/models/test_fsq.py::test_"
 LABEL_SETS = "tests/models/test_label_sets.py::test_"
 MASKING = "tests/models/test_masking.py::test_"
+MIXED_PRECISION = "tests/models/test_mixed_precision.py::test_"
 PROCESSING = "tests/models/test_processing.py::test_"
 RECOMPUTATION = "tests/models/test_recomputation.py::test_"
 TOKENIZER = "tests/models/test_modeling_fsq_magvit.py::test_"
@@ -509,8 +510,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "sinusoidal_positions(torch.cat([visible, decoded], dim=1)",
-        "sinusoidal_positions(torch.cat([decoded, visible], dim=1)",
+        "self.config, torch.cat([visible, decoded], dim=1)",
+        "self.config, torch.cat([decoded, visible], dim=1)",
         LVMAE + "decoding_all_hidden_pixels_is_videomaes_pretraining",
     ),
     (
@@ -585,6 +586,18 @@ MUTATIONS = [
         "layer.mlp_checkpointing = mlp_only",
         RECOMPUTATION + "mlp_checkpointing_is_every_n_layers_and_can_be_taken_back",
     ),
+    (
+        "models/modeling_lvmae.py",
+        'if device == "meta" or not torch.is_autocast_enabled(device):',
+        "if True:",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "return normed.to(torch.get_autocast_dtype(device))",
+        "return normed.float()",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
+    ),
     # Recomputation
     (
         "models/recomputation.py",
@@ -604,7 +617,7 @@ MUTATIONS = [
         "ctx.save_for_backward(tensor)",
         RECOMPUTATION + "what_changes_in_place_before_backward_is_an_error_as_in_a_plain_step",
     ),
-    ("models/recomputation.py", " or tensor.numel() < SMALLEST_NUMEL", "", RECOMPUTATION + "small_outputs_are_kept"),
+    ("models/recomputation.py", " or _is_small(tensor)", "", RECOMPUTATION + "small_outputs_are_kept"),
     (
         "models/recomputation.py",
         "create_graph=torch.is_grad_enabled()))",

@@ -11,17 +11,26 @@ do not belong in a list.
 """
 
 import argparse
+import compileall
+import contextlib
 import importlib.util
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from queue import Queue
+from py_compile import PycInvalidationMode
 from typing import NamedTuple
 
+import pytest
+
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before a library is imported
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -57,32 +66,66 @@ def make_copy(folder: Path) -> Path:
     for path in ROOT.glob("*.*"):
         if path.is_file():
             shutil.copy(path, folder)
+    # A changed file is known by its bytes: its time may be that of the former change.
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     return folder
 
 
-def is_noticed(mutation: Mutation, copy: Path) -> bool:
-    """Make a change in a copy, run its tests, and take the change back; return whether a test failed."""
+def run_tests(tests: list[str], copy: Path, output: Path, seconds: float) -> int:
+    """Run tests in a fork of this process, which has imported the libraries; return the exit code, 1 if it takes too long."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()  # with the processes that the tests start
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = sys.path[0] = str(copy / "src")
+        code = 3  # an error of pytest itself
+        try:
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+            sys.stdout.flush()
+            files = {name: getattr(module, "__file__", None) or str(copy) for name, module in sys.modules.items()}
+            names = [name for name, file in files.items() if not file.startswith(str(copy))]
+            output.with_suffix(".modules").write_text("\n".join(names))
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    if not ended[0]:
+        os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(ended[1]) if ended[0] else 1
+
+
+def prepare(tests: list[str], folder: Path) -> None:
+    """Refuse tests that fail without a change, and import the libraries that they use: that takes longer than most tests."""
+    output = folder / "first.txt"
+    if code := run_tests(tests, make_copy(folder / "first"), output, 3600):
+        raise SystemExit(
+            f"Got exit code {code} of the tests without a change, expected 0:\n{output.read_text()[-4000:]}"
+        )
+    for name in output.with_suffix(".modules").read_text().split():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def is_noticed(mutation: Mutation, folder: Path) -> bool:
+    """Make a change in this process's copy, run its tests, and take the change back; return whether a test failed."""
+    copy, output = folder / str(os.getpid()), folder / f"{os.getpid()}.txt"
+    if not copy.exists():
+        shutil.copytree(folder / "first", copy)
     path = copy / mutation.file
     code = path.read_text(encoding="utf-8")
     path.write_text(code.replace(mutation.old, mutation.new, 1), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(copy / "src"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()]
     try:
-        run = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, timeout=LONGEST_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return True
+        result = run_tests(mutation.tests.split(), copy, output, LONGEST_SECONDS)
     finally:
         path.write_text(code, encoding="utf-8")
-    if run.returncode not in (0, 1, 2):  # 1: a test failed, 2: the changed code cannot be imported
-        raise RuntimeError(f"Got exit code {run.returncode} of {command}, expected 0 or 1: {run.stdout[-2000:]!r}")
-    return run.returncode != 0
+    if result > 2:  # 1: a test failed, 2: the changed code cannot be imported, below 0: it crashed
+        raise RuntimeError(f"Got exit code {result} of {mutation.tests}, expected 0 or 1: {output.read_text()[-2000:]}")
+    return result != 0
 
 
 def main() -> int:
@@ -97,31 +140,19 @@ def main() -> int:
         for number, mutation in enumerate(read_list(name))
         if args.only is None or number in args.only
     ]
-    copies: Queue = Queue()
-    survivors = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.j) as pool:
-        for number in range(args.j):
-            copies.put(make_copy(Path(folder, str(number))))
-
-        def judge(item: tuple[str, int, Mutation]) -> tuple[tuple[str, int, Mutation], bool]:
-            copy = copies.get()
-            try:
-                return item, is_noticed(item[2], copy)
-            finally:
-                copies.put(copy)
-
-        for count, (item, noticed) in enumerate(pool.map(judge, chosen), start=1):
-            name, number, mutation = item
-            print(
-                f"{count}/{len(chosen)} {name} {number} {'noticed' if noticed else 'SURVIVED'} {mutation.file}",
-                flush=True,
-            )
-            if not noticed:
-                survivors.append(item)
-                print(f"    {mutation.old!r}\n -> {mutation.new!r}", flush=True)
-    print(
-        f"{len(chosen) - len(survivors)} of {len(chosen)} changes were noticed ({1 - len(survivors) / len(chosen):.1%})."
-    )
+    mutations = [mutation for _, _, mutation in chosen]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(sorted({test for mutation in mutations for test in mutation.tests.split()}), Path(folder))
+        with ProcessPoolExecutor(args.j, get_context("fork")) as pool:
+            results = pool.map(partial(is_noticed, folder=Path(folder)), mutations)
+            for count, ((name, number, mutation), noticed) in enumerate(zip(chosen, results), start=1):
+                verdict = "noticed" if noticed else "SURVIVED"
+                print(f"{count}/{len(chosen)} {name} {number} {verdict} {mutation.file}", flush=True)
+                if not noticed:
+                    survivors += 1
+                    print(f"    {mutation.old!r}\n -> {mutation.new!r}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} changes were noticed ({1 - survivors / len(chosen):.1%}).")
     return 1 if survivors else 0
 
 

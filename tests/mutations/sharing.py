@@ -68,8 +68,8 @@ MUTATIONS = [
     # files.py
     (
         "files.py",
-        '    part.write_text(text, encoding="utf-8")\n    os.replace(part, path)',
-        '    path.write_text(text, encoding="utf-8")',
+        'part = path.with_name(f".{path.name}.part")',
+        "part = path",
         "tests/test_files.py::test_a_killed_write_leaves_the_former_file",
     ),
     (
@@ -134,7 +134,7 @@ MUTATIONS = [
         "for key, nbytes in kept.items())",
         f"{COST}::test_a_storage_is_counted_once_and_weights_not_at_all",
     ),
-    ("cost.py", "saved_bytes=saved + rounded", "saved_bytes=saved", f"{COST}::test_pretraining_step -ktiny"),
+    ("cost.py", "saved_bytes=saved + rounded", "saved_bytes=saved", f"{COST}::test_pretraining_step"),
     (
         "cost.py",
         "                weakref.finalize(storage, self._change, -storage.nbytes())\n",
@@ -145,7 +145,7 @@ MUTATIONS = [
         "cost.py",
         '{"mlp_only": checkpointing == "mlp"}',
         '{"mlp_only": checkpointing == "layer"}',
-        f"{COST}::test_pretraining_step -ktiny",
+        f"{COST}::test_pretraining_step",
     ),
     (
         "cost.py",

@@ -3,6 +3,7 @@
 BROKEN = "tests/training/test_broken_evaluation.py::test_"
 CHECKPOINTS = "tests/training/test_checkpoints.py::test_"
 FINETUNING = "tests/training/test_finetuning.py::test_"
+HOST_WAITS = "tests/training/test_host_waits.py::test_"
 LABEL_SETS = "tests/models/test_label_sets.py::test_"
 LOSSES = "tests/training/test_tokenizer_losses.py::test_"
 MIXING = "tests/data/test_transforms.py::test_"
@@ -11,6 +12,20 @@ RUNS = "tests/training/test_runs.py::test_"
 TRAINERS = "tests/training/test_trainers.py::test_"
 
 MUTATIONS = [
+    # Waiting for the device
+    (
+        "training/pretraining.py",
+        'batch["num_visible"] = int((~batch["bool_masked_pos"][0]).sum())',
+        "pass",
+        HOST_WAITS + "pretraining",
+    ),
+    ("targets/builder.py", 'batch["num_decoded"] = chosen + drawn', "pass", HOST_WAITS + "pretraining"),
+    (
+        "training/divergence.py",
+        "self.flags.append(_is_finite(value if torch.is_tensor(value) else torch.full((), value)))",
+        "self.flags.append(torch.tensor(bool(_is_finite(value))))",
+        HOST_WAITS + "the_tokenizer",
+    ),
     # Arguments and rates
     (
         "training/learning_rates.py",

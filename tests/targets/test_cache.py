@@ -553,6 +553,26 @@ def test_targets_are_the_same_under_autocast(rows, tokenizer):
     assert_same(built_again, built)
 
 
+@pytest.mark.slow
+def test_what_bfloat16_would_change():
+    """The default tokenizer with random weights: why no option makes targets under autocast."""
+    tokenizer = FSQMagViTModel(FSQMagViTConfig()).eval()
+    brightness, noise = torch.rand(2, 16, 3, 1, 1), torch.rand(2, 16, 3, 112, 112)
+    with torch.no_grad():
+        exact = tokenizer.encode((brightness + noise) / 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = tokenizer.encode((brightness + noise) / 2)
+    tokens = (rounded.code_indices != exact.code_indices).float().mean().item()
+    channels = (rounded.codes - exact.codes != 0).float().mean().item()
+    best, second = (output.importance_scores.topk(157, dim=1).indices for output in (exact, rounded))
+    kept = sum(torch.isin(*pair).float().mean().item() for pair in zip(best, second)) / 2
+    print(
+        f"other codes: {tokens:.1%} of tokens, {channels:.1%} of channels; of the best tenth, {kept:.1%} are the same"
+    )
+    assert 0.03 < tokens < 0.15
+    assert 0.9 < kept < 1
+
+
 def test_a_tokenizer_whose_scores_are_not_finite_writes_nothing(rows, tmp_path):
     broken = FSQMagViTModel(TOKENIZER)
     torch.nn.init.constant_(broken.scorer.conv1.weight, float("nan"))

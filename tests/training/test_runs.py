@@ -299,6 +299,15 @@ def train_once(folder):
     trainer.end()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_the_process_that_saves_writes(stage, splits, tmp_path, monkeypatch):
+    """`Trainer` calls `_save` on all processes."""
+    trainer = make_trainer(stage, splits, tmp_path / "run")
+    monkeypatch.setattr(type(trainer.args), "should_save", False)
+    trainer.save_model(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 @pytest.mark.slow
 def test_four_processes_are_one_for_the_same_global_batch(splits, tmp_path):
     launch(tmp_path, 4, train_once)

@@ -14,6 +14,8 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import logging
 
+from ..files import write_aside
+
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +100,7 @@ def report_broken_videos(folder: str | os.PathLike) -> dict[str, str]:
     broken = read_broken_videos(folder)
     if broken:
         path = Path(folder).with_suffix(".json")
-        path.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
+        write_aside(path, json.dumps(broken, indent=2) + "\n")
         faults = "\n".join(broken.values())
         logger.warning(
             f"{len(broken)} videos cannot be read, or seem to be truncated or damaged. In place of one that cannot be read, training took another; "

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..data.annotation_files import find_annotations, the_file
 from ..data.tables import read_rows
+from ..files import write_aside
 from .accuracy import JOINT_NAME, topk_accuracies
-from .features import write_aside
 from .prediction_files import read_predictions
 from .reports import log_probabilities
 
@@ -155,7 +155,7 @@ def write_ssv2_submission(path: str | os.PathLike, predictions: str | os.PathLik
     writer = csv.writer(text, delimiter=";", lineterminator="\n")
     for video, scores in zip(rows["id"], rows["probabilities"]):
         writer.writerow([video, *np.argsort(-np.asarray(scores), kind="stable")[:ANSWERS_SUBMITTED]])
-    write_aside(Path(path), lambda part: part.write_text(text.getvalue()))
+    write_aside(Path(path), text.getvalue())
     return len(rows["id"])
 
 

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, logging
 from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
+from ..files import write_aside
 from ..models.video_io import decode_video, video_name
 from ..models.video_seeking import VideoReadError
 
@@ -178,14 +179,7 @@ class ShardedSplit:
                 )
         elif write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_aside(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
-
-
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with another name in the same folder, then rename the file to `path`: `path` is complete or does not exist."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
+            write_aside(path, json.dumps(settings, indent=2) + "\n")
 
 
 @torch.no_grad()

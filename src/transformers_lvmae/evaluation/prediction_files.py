@@ -8,9 +8,10 @@ import datasets
 import numpy as np
 import pyarrow.parquet as parquet
 
+from ..files import write_aside
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.video_sources import video_name
-from .features import is_scalar, write_aside
+from .features import is_scalar
 from .views import Predictions, VideoViews, labels_of
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
+from ..files import write_aside
 from ..models.configuration_lvmae import LVMAEConfig
 from ..models.credentials import mask_credentials
 from .accuracy import predicts, ranks, topk_accuracies
@@ -193,10 +194,10 @@ def write_evaluation(
         "metrics": metrics,
         "by_length": accuracies_by_length(predictions, config),
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_aside(folder / "results.json", json.dumps(results, indent=2) + "\n")
     entries = eval_results(metrics, about["dataset"], about["split"])
     card = ModelCardData(model_name=Path(about["model"]).name, eval_results=entries)
-    (folder / "model_card.yaml").write_text(card.to_yaml() + "\n")
+    write_aside(folder / "model_card.yaml", card.to_yaml() + "\n")
     for label_set, (probabilities, labels, names) in by_label_set(predictions, config).items():
         suffix = "" if config.label_sets is None else f"_{label_set}"
         counts = confusion_counts(probabilities, labels)

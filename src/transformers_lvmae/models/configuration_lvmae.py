@@ -1,5 +1,6 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
+import copy
 import math
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -66,6 +67,15 @@ class LVMAEConfig(PreTrainedConfig):
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of the LayerNorms, as in the original VideoMAE.
         qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key projection has none, as in
             VideoMAE.
+        position_embedding (`"factorized"` or `"flattened"`, defaults to `"factorized"`): the sines that say where a token lies.
+
+            - `"factorized"`: sines of time, row and column, each in a third of the vector;
+            - `"flattened"`: sines of the token's number in the clip (VideoMAE, the paper, and version 0.1). A saved config without
+              this field is read as flattened.
+        position_grid_size (`tuple[int]`, *optional*): the token grid (t, h, w) that positions are scaled to, by default
+            `grid_size`. A clip of any other size and length spans this grid: a token keeps its place in the picture, and its time as
+            a share of the clip, which by default spans the whole video. `from_pretrained(..., image_size=...)` and other overrides of
+            the clips' size keep the saved model's grid.
         final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE classifiers that pool the mean
             have none; `scripts/convert_videomae.py` sets this field.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
@@ -146,6 +156,8 @@ class LVMAEConfig(PreTrainedConfig):
     initializer_range: float = interval(min=0, max=1)(default=0.02)
     layer_norm_eps: float = interval(min=0, max=1, exclude_min=True)(default=1e-6)
     qv_bias: bool = True
+    position_embedding: Literal["factorized", "flattened"] = "factorized"
+    position_grid_size: list[int] | tuple[int, ...] | None = None
     final_layer_norm: bool = True
     decoder_hidden_size: int = SIZE(default=384)
     decoder_num_hidden_layers: int = DEPTH(default=4)
@@ -177,6 +189,33 @@ class LVMAEConfig(PreTrainedConfig):
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    def for_frames(self, num_frames: int) -> "LVMAEConfig":
+        """Return this config for clips of another length, with as many visible, decoded and kept tokens as now.
+
+        A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
+        `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        """
+        share = self.num_frames / num_frames
+        config = copy.deepcopy(self)
+        config.num_frames = num_frames
+        for name in ("mask_ratio", "decoder_mask_ratio"):
+            setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
+        for name in ("decoder_random_ratio", "token_keep_ratio", "token_random_ratio"):
+            setattr(config, name, round(getattr(self, name) * share, 9))
+        config.validate_architecture()
+        return config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """Build a saved config. Version 0.1 had flattened positions. Overrides of the clips' size keep the saved grid of positions."""
+        saved = {"position_embedding": "flattened", **config_dict}
+        trained = cls(**saved).position_grid
+        made = super().from_dict(saved, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        if config.position_grid != trained and "position_grid_size" not in kwargs:
+            config.position_grid_size = trained
+        return made
 
     @staticmethod
     def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:
@@ -210,6 +249,12 @@ class LVMAEConfig(PreTrainedConfig):
         """Tokens (t, h, w) of a clip of `num_frames` frames of `image_size` pixels."""
         height, width = self.frame_size
         return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    @property
+    def position_grid(self) -> tuple[int, int, int]:
+        """The grid (t, h, w) that positions are scaled to."""
+        slots, height, width = self.position_grid_size or self.grid_size
+        return slots, height, width
 
     @property
     def seq_length(self) -> int:
@@ -272,6 +317,11 @@ class LVMAEConfig(PreTrainedConfig):
                 raise ValueError(
                     f"Got {name}={size} with {heads}={number}, expected an even multiple of it: change one."
                 )
+            if self.position_embedding == "factorized" and size < 6:
+                raise ValueError(
+                    f"Got {name}={size} with position_embedding='factorized', expected at least 6, a sine and a cosine for each axis: "
+                    "widen it or use 'flattened'."
+                )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
@@ -310,6 +360,12 @@ class LVMAEConfig(PreTrainedConfig):
                     f"Got {name}={getattr(self, name)} for {self.num_channels} channels, expected one number a channel: take the "
                     "processor's."
                 )
+        grid = self.position_grid_size
+        if grid is not None and (len(grid) != 3 or not all(1 <= tokens <= 2**16 for tokens in grid)):
+            raise ValueError(
+                f"Got position_grid_size={grid}, expected the tokens (t, h, w) of a clip: leave it out for those of num_frames and "
+                "image_size."
+            )
         if not 2 <= min(self.levels, default=0) <= max(self.levels) <= 2**16 or self.codebook_size >= 2**63:
             raise ValueError(
                 f"Got levels={tuple(self.levels)}, expected 2 to {2**16} levels in each channel and fewer than 2^63 codes: take the "

@@ -3,7 +3,8 @@
 "Extending Video Masked Autoencoders to 128 frames" (NeurIPS 2024). Notable choices:
 - visible tubelets are gathered before they are projected by a Linear, so hidden ones cost nothing; with cached targets, the model
   does not even need the hidden tubelets;
-- sine and cosine positions are computed for the tokens of each batch and never stored: any clip length and frame size works;
+- sine and cosine positions are computed for the tokens of each batch and never stored. They are places in the clip, in units of the
+  grid that the weights were trained on: any clip length and frame size works;
 - outputs of norms and activations are recomputed in backward (recomputation.py): a third less memory, the same gradients;
 - the model takes masks and target codes as plain tensors, and never holds the tokenizer that they come from.
 """
@@ -87,7 +88,73 @@ def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
     device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float64) / size
     angles = positions.to(device, torch.float64).unsqueeze(-1) / 10000**exponents
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float().to(positions.device)
+    return sines_and_cosines(angles).to(positions.device)
+
+
+def sines_and_cosines(angles: torch.Tensor) -> torch.Tensor:
+    """Return sine and cosine of each angle, one after the other: (..., angles) -> float32 (..., 2 * angles)."""
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float()
+
+
+def position_embeddings(
+    config: LVMAEConfig, positions: torch.Tensor, grid_size: tuple[int, int, int] | None, size: int
+) -> torch.Tensor:
+    """Return the vectors of tokens at these positions, as `config.position_embedding` says: int64 (...) -> float32 (..., size).
+
+    A token keeps its place in the clip at another picture size or length: its time, row and column are scaled to
+    `config.position_grid`, the grid that the weights were trained on. In this grid itself, the scale is exactly 1.
+
+    Args:
+        positions: numbers of tokens in the order of `grid_size`.
+        grid_size: tokens (t, h, w) of the clip; None is `config.grid_size`.
+        size: width of the encoder or of the decoder.
+    """
+    grid_size, trained = grid_size or config.grid_size, config.position_grid
+    if config.position_embedding == "flattened" and grid_size == trained:
+        return sinusoidal_positions(positions, size)
+    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
+    cells = grid_size[1] * grid_size[2]
+    places = positions // cells, positions // grid_size[2] % grid_size[1], positions % grid_size[2]
+    axes = [
+        (place.to(device, torch.float64) + 0.5) * (length / tokens) - 0.5
+        for place, tokens, length in zip(places, grid_size, trained)
+    ]
+    embed = factorized_positions if config.position_embedding == "factorized" else interpolated_positions
+    return embed(axes, trained, size).to(positions.device)
+
+
+def factorized_positions(axes: list[torch.Tensor], trained: tuple[int, int, int], size: int) -> torch.Tensor:
+    """Return sines and cosines of time, row and column, one part of the vector after the other: float32 (..., size).
+
+    Each axis has a third of the vector; what does not divide is time's, the longest axis. The frequencies of an axis fall in equal
+    ratios from 1 radian a token, as in VideoMAE, to a quarter of a turn over the trained length: then the slowest sine grows with the
+    coordinate, and no frequency is so slow that it tells nothing. So 20 numbers resolve 8 rows, and 24 numbers 512 slots.
+
+    Args:
+        axes: time, row and column of each token in tokens of the trained grid, float64 (...), which may be fractions.
+        trained: the trained grid (t, h, w).
+    """
+    third = size // 6 * 2
+    parts = []
+    for axis, length, width in zip(axes, trained, (size - 2 * third, third, third)):
+        steps = torch.linspace(0, 1, width // 2, device=axis.device, dtype=torch.float64)
+        slowest = math.pi / (2 * max(length, 2))
+        parts.append(sines_and_cosines(axis.unsqueeze(-1) * slowest**steps))
+    return torch.cat(parts, dim=-1)
+
+
+def interpolated_positions(axes: list[torch.Tensor], trained: tuple[int, int, int], size: int) -> torch.Tensor:
+    """Interpolate VideoMAE's table between the trained tokens around each place, linearly in each axis; arguments as above.
+
+    A fraction of a row in the flattened index itself would be another column.
+    """
+    corners = [(torch.zeros_like(axes[0]), torch.ones_like(axes[0]))]  # flattened index, weight
+    for axis, length in zip(axes, trained):
+        low = axis.floor().clamp(0, max(length - 2, 0))
+        ends = (low, low + 1 - axis), (low + 1, axis - low)
+        corners = [(index * length + end, weight * share) for index, weight in corners for end, share in ends]
+    vectors = [weight.float().unsqueeze(-1) * sinusoidal_positions(index, size) for index, weight in corners]
+    return torch.stack(vectors).sum(dim=0)
 
 
 class LVMAEPatchEmbeddings(nn.Module):
@@ -155,14 +222,17 @@ class LVMAEEmbeddings(nn.Module):
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
+        self.config = config
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed as [`LVMAEPatchEmbeddings.forward`] does, and add the positions. Tubelets need `positions`."""
+        """Embed as [`LVMAEPatchEmbeddings.forward`] does, and add the positions. Tubelets need `positions`, in `config.grid_size`."""
         embeddings = self.patch_embeddings(pixels, positions)
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
-        return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
+        grid_size = self.patch_embeddings.grid_size(pixels) if pixels.ndim == 5 else None
+        vectors = position_embeddings(self.config, positions, grid_size, embeddings.shape[-1])
+        return embeddings + vectors.to(embeddings.dtype)
 
 
 def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
@@ -192,6 +262,23 @@ def eager_attention_forward(
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class LVMAELayerNorm(nn.LayerNorm):
+    """A LayerNorm in front of Linears. Under autocast, it returns the dtype that they compute in.
+
+    On a GPU, autocast would make norms float32: one cast before the norm, and one after it for each Linear, of q, k and v. The kernel
+    takes its sums in float32 in any case.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        device = hidden_states.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
+            return super().forward(hidden_states)
+        with torch.autocast(device, enabled=False):
+            weights = self.weight.to(hidden_states.dtype), self.bias.to(hidden_states.dtype)
+            normed = nn.functional.layer_norm(hidden_states, self.normalized_shape, *weights, self.eps)
+        return normed.to(torch.get_autocast_dtype(device))
 
 
 class LVMAEAttention(nn.Module):
@@ -287,9 +374,9 @@ class LVMAELayer(GradientCheckpointingLayer):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, hidden_size, num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LVMAEDropPath(drop_path_rate)
@@ -343,6 +430,7 @@ class LVMAEDecoder(nn.Module):
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
+        self.config = config
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
@@ -350,17 +438,27 @@ class LVMAEDecoder(nn.Module):
             LVMAELayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.layernorm = LVMAELayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
         self.recompute = config.recompute_activations
         self.gradient_checkpointing = False
 
     def forward(
-        self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        encoded: torch.Tensor,
+        visible: torch.Tensor,
+        decoded: torch.Tensor,
+        grid_size: tuple[int, int, int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Predict logits (B, K, target_size) from encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K)."""
+        """Predict logits (B, K, target_size) from encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K).
+
+        Positions count in `grid_size` (t, h, w), by default `config.grid_size`.
+        """
         (hidden_states,) = apply_linears(encoded, self.embed)
-        positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
+        positions = position_embeddings(
+            self.config, torch.cat([visible, decoded], dim=1), grid_size, hidden_states.shape[-1]
+        )
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
         hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
         for layer in self.layers[:-1]:
@@ -657,7 +755,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         targets = self._wanted_targets(target_codes, target_latents, bool_decoded_pos)
         inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
         encoded = self.forward_encoder(visible, **inputs, **kwargs)
-        logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
+        patches = self.lvmae.embeddings.patch_embeddings
+        grid_size = None if pixel_values_videos is None else patches.grid_size(pixel_values_videos)
+        logits = self.forward_decoder(encoded, visible, decoded, grid_size=grid_size, **kwargs)
         targets = self.gather_targets(pixel_values_videos, targets, decoded)
         losses = (
             None
@@ -687,7 +787,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def forward_decoder(
         self, encoded: BaseModelOutputWithPooling, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size)."""
+        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size); `grid_size` as in the decoder."""
         return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
 
     def _wanted_targets(
@@ -768,9 +868,9 @@ class LVMAEClassAttention(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, config.hidden_size, config.num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
     def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:

@@ -86,7 +86,10 @@ class TargetBuilder:
             return self._build(dict(batch))
 
     def full_precision(self) -> AbstractContextManager:
-        """Switch autocast off: targets and scores are the same with and without mixed precision, so those of a cache are too."""
+        """Switch autocast off: targets and scores are the same with and without mixed precision, so those of a cache are too.
+
+        bfloat16 would give one token in 15 another code (tests/targets/test_cache.py). A GPU's convolutions take TF32 in any case.
+        """
         return maybe_autocast(torch.device(self.device).type, enabled=False)
 
     def _build(self, batch: Batch) -> Batch:

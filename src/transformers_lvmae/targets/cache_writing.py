@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.clips import VideoClips
+from ..files import write_aside
 from ..models.token_scores import compact_scores
 from .builder import ClipViews, TargetBuilder
 from .cache import (
@@ -146,9 +147,7 @@ def begin_cache(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / MANIFEST_NAME
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(part, path)
+        write_aside(path, json.dumps(manifest, indent=2) + "\n")
     begun = json.loads(path.read_text())
     differing = sorted(name for name in manifest if json.loads(json.dumps(manifest[name])) != begun.get(name))
     if differing:

@@ -91,6 +91,9 @@ class VideoTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
+        if self.accelerator_config is None and torch.cuda.is_available() and not self.use_cpu:
+            # Pinned batches are copied while the device works on the one before. Else a step waits for its copy.
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         if self.data_seed is None:
             self.data_seed = self.seed  # the order of the rows is the same on all processes, whatever they draw

@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,9 +148,7 @@ class GuardedTrainer(Trainer):
     def save_state(self) -> None:
         """Write the run's state beside the model; the file is never half."""
         if self.is_world_process_zero():
-            part = Path(self._run_folder, f".{TRAINER_STATE_NAME}.part")
-            self.state.save_to_json(str(part))
-            os.replace(part, part.with_name(TRAINER_STATE_NAME))
+            write_aside(Path(self._run_folder, TRAINER_STATE_NAME), lambda part: self.state.save_to_json(str(part)))
 
 
 def read_results(path: Path) -> dict[str, float]:
