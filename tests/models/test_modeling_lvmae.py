@@ -226,7 +226,9 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
         encoder = getattr(model, "lvmae", model)
         clips, masked = inputs["pixel_values_videos"], inputs.get("bool_masked_pos")
         visible = None if masked is None else encoder.index_visible(clips, masked)
-        states = encoder.embeddings(clips, visible if encoder.token_selector is None else encoder.choose_visible(clips))
+        states = encoder.embeddings(
+            clips, visible if encoder.token_selector is None else encoder.choose_visible(clips)[0]
+        )
         expected = [states]
         for layer in encoder.encoder.layers:
             states = layer(states)

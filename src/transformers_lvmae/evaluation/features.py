@@ -33,6 +33,7 @@ from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
 from ..files import write_aside
+from ..models.modeling_lvmae import mean_of_tokens
 from ..models.video_io import decode_video, video_name
 from ..models.video_seeking import VideoReadError
 
@@ -199,16 +200,22 @@ def encode_clips(
     Args:
         model: [`LVMAEModel`], on its device.
         pool: return the mean of the tokens, float32 (n, D); otherwise all tokens, float16 (n, N, D). Features that are not finite,
-            for example too large for float16, raise ValueError.
+            for example too large for float16, and tokens whose number differs from clip to clip, raise ValueError.
         autocast: makes the context of the forward pass: `accelerator.autocast`.
     """
+    if not pool and model.config.token_score_threshold is not None:
+        raise ValueError(
+            f"Got token_score_threshold={model.config.token_score_threshold} and tokens to write, expected as many of every clip: extract "
+            "without --tokens, or set the config's threshold to null."
+        )
     model.eval()
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
         with autocast():
             outputs = model(batch["pixel_values_videos"].to(model.device))
         tokens, positions = outputs.last_hidden_state, outputs.visible_positions
         readable = batch.get("is_readable", torch.ones(len(tokens))).bool()
-        features = (tokens.float().mean(dim=1) if pool else tokens.half())[readable.to(tokens.device)]
+        pooled = mean_of_tokens(tokens.float(), outputs.token_mask) if pool else tokens.half()
+        features = pooled[readable.to(tokens.device)]
         if not features.isfinite().all():
             raise ValueError(
                 f"Got features up to {features.abs().max().item():.3g}, expected finite numbers below 65,504: extract clip features "

@@ -106,6 +106,16 @@ def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> 
     return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
+def mask_to_padded_indices(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions of True in each row, ascending, and padding up to the longest row's number K: bool (B, N) -> int64, bool (B, K).
+
+    The second tensor is False where a position is padding. An accelerator waits for K.
+    """
+    longest = int(mask.sum(dim=1).max())
+    positions = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    return positions, mask.gather(1, positions)
+
+
 def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
     counts = mask.sum(dim=1).tolist()
     if min(counts) != max(counts) or counts[0] == 0:
