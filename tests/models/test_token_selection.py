@@ -7,7 +7,7 @@ import torch
 from builders import tiny_config, tiny_tokenizer_config
 from transformers import AutoModel, AutoModelForVideoClassification
 
-from transformers_lvmae import FSQMagViTModel, LVMAEForVideoClassification, LVMAEModel
+from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
 from transformers_lvmae.models.masking import gather_tubelets, mask_to_indices, random_tube_mask, split_tubelets
 from transformers_lvmae.models.token_scores import compact_scores, everest, frame_difference, tokenizer_view
 from transformers_lvmae.models.token_selection import WINDOW_SLOTS, LVMAETokenSelector, fixed_noise
@@ -266,6 +266,16 @@ def test_saving_and_loading_need_nothing_else(tmp_path):
     whole, info = LVMAEModel.from_pretrained(tmp_path, token_keep_ratio=1.0, output_loading_info=True)
     assert whole(pixels).last_hidden_state.shape[1] == TOKENS
     assert not info["unexpected_keys"]
+
+
+def test_pre_training_has_no_scorer(tmp_path):
+    """Its random weights would pass for a trained scorer's in fine-tuning."""
+    model = build(LVMAEForPreTraining)
+    model.save_pretrained(tmp_path)
+    loaded, info = LVMAEForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert loaded.config.token_keep_ratio == 0.25
+    assert {name for name in info["missing_keys"] if "token_selector" in name}
+    assert model(clips(1)).logits.shape[0] == 1
 
 
 def test_gradients_reach_everything_but_the_scorer():

@@ -752,6 +752,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
         self.lvmae = LVMAEModel(config)
+        self.lvmae.token_selector = None  # it has masks of its own, and must not save a scorer that nobody trained
         self.decoder = LVMAEDecoder(config)
         self.post_init()
 
