@@ -262,8 +262,8 @@ MUTATIONS = [
     ),
     (
         "models/masking.py",
-        "order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))",
-        "order = importance_scores.argsort(dim=1, descending=True, stable=True)",
+        'topk_mask(noise.masked_fill(scores != last, float("-inf")), rest)',
+        'topk_mask(scores.masked_fill(scores != last, float("-inf")), rest)',
         MASKING + "tied_scores_are_decoded_everywhere_alike",
     ),
     (
@@ -582,8 +582,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "query_states=states[:, :1], **kwargs",
-        "query_states=class_token, **kwargs",
+        "query_states=queries, **masked",
+        "query_states=class_token, **masked",
         LVMAE + "class_attention_pools_with_one_query",
     ),
     (
@@ -606,7 +606,25 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "pooler_output=hidden_states.mean(dim=1),",
+        "(tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)",
+        "tokens.mean(dim=1)",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "attention_mask = padding_mask(self.config, token_mask, hidden_states)",
+        "attention_mask = None",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/token_selection.py",
+        'values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))',
+        "pass",
+        "tests/models/test_token_selection.py::test_a_threshold_keeps_at_least_one_token_a_clip",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "pooler_output=mean_of_tokens(hidden_states, token_mask),",
         "pooler_output=hidden_states[:, 0],",
         ECOSYSTEM + "the_pooled_output_is_the_mean_and_the_last_hidden_state_is_normed",
     ),

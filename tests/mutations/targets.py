@@ -236,7 +236,7 @@ MUTATIONS = [
         CACHE + "drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_masks",
     ),
     (
-        "targets/cache.py",
+        "models/masking.py",
         "mask_to_indices(~bool_masked_pos.unsqueeze(0)",
         "mask_to_indices(bool_masked_pos.unsqueeze(0)",
         CACHE + "visible_tubelets_give_the_whole_clips_loss_and_gradients",

@@ -281,8 +281,8 @@ MUTATIONS = [
     ),
     (
         "training/classification.py",
-        "labels = shares @ labels",
-        "labels = shares.T @ labels",
+        '"labels": shares @ labels}',
+        '"labels": shares.T @ labels}',
         TRAINERS + "mixed_clips_cost_what_a_naive_loop_says",
     ),
     (
@@ -299,9 +299,21 @@ MUTATIONS = [
     ),
     (
         "training/classification.py",
-        "clips = torch.where(noise.isnan(), clips, noise)",
-        "clips = torch.where(noise.isnan(), noise, clips)",
+        "pixels = torch.where(noise.isnan(), pixels, noise)",
+        "pixels = torch.where(noise.isnan(), noise, pixels)",
         FINETUNING + "clips_travel_as_bytes_and_give_the_same_pixels",
+    ),
+    (
+        "training/classification.py",
+        "positions % patches[0, 0, :, :, 0, 0, 0, 0].numel()",
+        "positions % 1",
+        "tests/data/test_chosen_clips.py::test_the_worker_chooses_what_the_model_would",
+    ),
+    (
+        "training/classification.py",
+        "module.requires_grad_(False)",
+        "pass",
+        FINETUNING + "one_base_is_adapted_to_several_datasets",
     ),
     (
         "training/classification.py",
