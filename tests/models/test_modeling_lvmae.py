@@ -30,7 +30,7 @@ from transformers_lvmae.models.masking import (
     topk_mask,
     tube_visible_count,
 )
-from transformers_lvmae.models.modeling_lvmae import position_embeddings, sinusoidal_positions
+from transformers_lvmae.models.positions import position_embeddings, sinusoidal_positions
 from transformers_lvmae.sharing.convert_videomae import convert_config, convert_state_dict
 from transformers_lvmae.training.arguments import ModelArguments
 

@@ -455,31 +455,31 @@ MUTATIONS = [
     ),
     # The autoencoder
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "dtype=torch.float64) / size",
         "dtype=torch.float32) / size",
         LVMAE + "positions_are_exact_at_the_end_of_a_long_clip",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "torch.stack([angles.sin(), angles.cos()], dim=-1)",
         "torch.stack([angles.cos(), angles.sin()], dim=-1)",
         LVMAE + "positions_are_videomaes_table",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "+ 0.5) * (length / tokens) - 0.5",
         "+ 0.0) * (length / tokens)",
         LVMAE + "at_another_size_a_token_keeps_its_place",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "slowest = math.pi / (2 * max(length, 2))",
         "slowest = 1e-4",
         LVMAE + "factorized_positions_are_sines_of_each_axis",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "axis.floor().clamp(0, max(length - 2, 0))",
         "axis.floor()",
         LVMAE + "flattened_positions_are_interpolated_between_trained_ones",

@@ -149,6 +149,7 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
         "modeling_lvmae",
         "recomputation",
         "fsq",
+        "positions",
         "token_scores",
         "token_selection",
         "video_io",
