@@ -251,6 +251,7 @@ def cache_cases(args: Namespace) -> Iterator[Case]:
         "normalised float32": "floats",
         "uint8": "bytes",
         "visible uint8 tubelets and cached targets": "visible",
+        "a quarter of the uint8 tubelets, chosen by learned scores": "chosen",
     }
     for name, form in forms.items():
         build = partial(data.worker_item, picture=(340, 256), form=form)

@@ -235,12 +235,14 @@ def worker_item(picture: tuple[int, int], form: str) -> Built:
     """What a data loader's worker makes of a video for ViT-B at 128 frames, and sends.
 
     Args:
-        form: "floats", "bytes", or "visible": only the visible tubelets, with cached targets.
+        form: "floats", "bytes", or "visible": only the visible tubelets, with cached targets; "chosen": a quarter of the tubelets, for
+            fine-tuning, chosen by learned scores in the worker.
     """
     from datasets import Dataset, Video
 
     from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig
-    from transformers_lvmae.data import VideoClips, processor_for
+    from transformers_lvmae.data import ChosenVideoClips, VideoClips, processor_for
+    from transformers_lvmae.models.token_selection import LVMAETokenSelector
     from transformers_lvmae.targets.cache import clips_to_train_on
     from transformers_lvmae.training.pretraining import collate_masked_clips
 
@@ -254,4 +256,7 @@ def worker_item(picture: tuple[int, int], form: str) -> Built:
     clips: VideoClips = clips_to_train_on(rows, processor_for(config), config, cache)
     if form == "floats":
         clips = VideoClips(rows, processor_for(config), config.num_frames)
+    if form == "chosen":
+        selector = LVMAETokenSelector(LVMAEConfig(token_keep_ratio=0.25))
+        clips = ChosenVideoClips(rows, processor_for(config), config.num_frames, selector=selector)
     return None, lambda: collate_masked_clips([clips[0]])

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ class FineTuningModelArguments(ModelArguments):
             )
             model, missing = loaded[0], loaded[1]["missing_keys"]
         else:
-            model = LVMAEForVideoClassification(LVMAEConfig.from_size(self.model_size, **overrides))
+            model = LVMAEForVideoClassification(LVMAEConfig.from_size(cast(Any, self.model_size), **overrides))
         if self.token_selection is not None and model.config.token_keep_ratio == 1:
             raise ValueError(
                 f"Got token_selection={self.token_selection!r} and token_keep_ratio=1, expected a ratio below 1: add --token_keep_ratio."
@@ -187,13 +187,18 @@ def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
 
 
 def clips_maker(model: LVMAEForVideoClassification, mixes: bool) -> Callable[..., ByteVideoClips]:
-    """Return the class of the clips for a model. Its tokens are chosen in the workers, which then send no others, unless clips are mixed."""
+    """Return what makes the clips for a model. If it chooses tokens, workers choose and send no others, if they can."""
     selector = model.lvmae.token_selector
-    if selector is None or mixes:
-        if selector is not None:
-            print(
-                "Workers send whole clips, because MixUp and CutMix mix them. The model chooses its tokens afterwards."
-            )
+    if selector is None:
+        return ByteVideoClips
+    reasons = {
+        "MixUp and CutMix mix them": mixes,
+        "a threshold compares them": model.config.token_score_threshold is not None,
+    }
+    if any(reasons.values()):
+        print(
+            f"Workers send whole clips, because {next(filter(reasons.get, reasons))}; the model chooses its tokens afterwards."
+        )
         return ByteVideoClips
     print("Workers choose the tokens, and send no others.")
     return partial(ChosenVideoClips, selector=selector)

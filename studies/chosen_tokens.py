@@ -50,6 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("output_dir", type=Path, help="folder of results")
     parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the tokenizer, for learned scores")
     parser.add_argument("--num_frames", type=int, default=128, help="frames of a clip (default: %(default)s)")
+    parser.add_argument("--image_mean", type=float, default=0.16, help="of all channels (default: %(default)s)")
+    parser.add_argument("--image_std", type=float, default=0.2, help="of all channels (default: %(default)s)")
     parser.add_argument("--selections", nargs="+", choices=SELECTIONS, default=SELECTIONS, help="default: all")
     parser.add_argument(
         "--keep_ratios", nargs="+", type=float, default=[1, 0.25, 0.125, 0.0625], help="shares (default: %(default)s)"
@@ -198,6 +200,7 @@ def main() -> None:
     train_rows, test_rows = (select_split(splits, name, None, ["label"]) for name in ("train", "test"))
     num_labels = len(train_rows.features["label"].names)
     sizes = {**SIZES, "num_labels": num_labels, "num_frames": args.num_frames}
+    sizes |= {"image_mean": 3 * [args.image_mean], "image_std": 3 * [args.image_std]}
     config = LVMAEConfig(**sizes, tube_drop_ratio=0.0)
     tokenizer = FSQMagViTModel.from_pretrained(args.tokenizer)
     selectors: dict[str, Any] = {}

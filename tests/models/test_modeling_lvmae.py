@@ -30,7 +30,7 @@ from transformers_lvmae.models.masking import (
     topk_mask,
     tube_visible_count,
 )
-from transformers_lvmae.models.modeling_lvmae import position_embeddings, sinusoidal_positions
+from transformers_lvmae.models.positions import position_embeddings, sinusoidal_positions
 from transformers_lvmae.sharing.convert_videomae import convert_config, convert_state_dict
 from transformers_lvmae.training.arguments import ModelArguments
 
@@ -47,6 +47,11 @@ MODELS = {
         LVMAEForVideoClassification,
         AutoModelForVideoClassification,
         {"tube_drop_ratio": 0, "pooling": "class_attention"},
+    ),
+    "chosen": (
+        LVMAEForVideoClassification,
+        AutoModelForVideoClassification,
+        {"tube_drop_ratio": 0, "token_keep_ratio": 0.25, "scorer_patch_size": 4},
     ),
 }
 every_model = pytest.mark.parametrize("kind", MODELS)
@@ -86,6 +91,11 @@ def inputs_for(model, rows: int = 2) -> dict[str, torch.Tensor]:
     return inputs
 
 
+def fixed_scores(kind: str) -> dict[str, torch.Tensor]:
+    """Scores that no draw and no rounding changes, for a model that chooses tokens."""
+    return {"importance_scores": torch.arange(128.0).view(2, 64)} if kind == "chosen" else {}
+
+
 def main_output(outputs) -> torch.Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
@@ -105,7 +115,7 @@ def scalar(outputs) -> torch.Tensor:
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
     model.zero_grad()
     scalar(model(**inputs)).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 # Every class
@@ -165,7 +175,7 @@ def test_built_on_meta_and_initialized_equals_built_directly(kind):
 @every_model
 def test_gradient_checkpointing_changes_nothing(kind):
     model = build(kind).train()
-    inputs = inputs_for(model)
+    inputs = {**inputs_for(model), **fixed_scores(kind)}
     plain = gradients(model, inputs)
     for reentrant in (False, True):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -215,7 +225,10 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
         outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
         encoder = getattr(model, "lvmae", model)
         clips, masked = inputs["pixel_values_videos"], inputs.get("bool_masked_pos")
-        states = encoder.embeddings(clips, None if masked is None else encoder.index_visible(clips, masked))
+        visible = None if masked is None else encoder.index_visible(clips, masked)
+        states = encoder.embeddings(
+            clips, visible if encoder.token_selector is None else encoder.choose_visible(clips)[0]
+        )
         expected = [states]
         for layer in encoder.encoder.layers:
             states = layer(states)
@@ -235,7 +248,7 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
 @every_model
 def test_bfloat16_stays_close_to_float32(kind):
     model = build(kind)
-    inputs = inputs_for(model)
+    inputs = {**inputs_for(model), **fixed_scores(kind)}
     exact = run(model, inputs)
     rounded = run(model.bfloat16(), inputs)
     assert rounded.dtype == torch.bfloat16
@@ -263,9 +276,10 @@ def test_long_clips_have_as_many_tokens_as_short_ones(num_frames):
 )
 def test_other_clips_need_no_surgery(kind, frames, size, channels):
     """The weights fit any length and size; what comes out is what a model configured for it gives."""
-    model = build(kind, num_channels=channels)
+    fields = {"num_channels": channels, "image_mean": (0.5,) * channels, "image_std": (0.2,) * channels}
+    model = build(kind, **fields)
     trained = {"position_grid_size": model.config.grid_size}
-    fitting = build(kind, num_channels=channels, num_frames=frames, image_size=size, **trained)
+    fitting = build(kind, **fields, num_frames=frames, image_size=size, **trained)
     fitting.load_state_dict(model.state_dict())
     inputs = inputs_for(fitting)
     assert torch.equal(run(model, inputs), run(fitting, inputs))

@@ -7,7 +7,7 @@ import torch
 from builders import tiny_config, tiny_tokenizer_config
 from transformers import AutoModel, AutoModelForVideoClassification
 
-from transformers_lvmae import FSQMagViTModel, LVMAEForVideoClassification, LVMAEModel
+from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
 from transformers_lvmae.models.masking import gather_tubelets, mask_to_indices, random_tube_mask, split_tubelets
 from transformers_lvmae.models.token_scores import compact_scores, everest, frame_difference, tokenizer_view
 from transformers_lvmae.models.token_selection import WINDOW_SLOTS, LVMAETokenSelector, fixed_noise
@@ -174,6 +174,86 @@ def test_still_clips_are_sampled_all_over():
         assert (shares - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 * len(shares) / 12544)
 
 
+@pytest.mark.parametrize("half", ["weights", "autocast"])
+def test_half_precision_chooses_the_same_tokens(half):
+    """Bright features that hardly move: in bfloat16 their differences would be rounded away."""
+    model = build()
+    with torch.no_grad():
+        model.token_scorer.conv2.bias.fill_(20)
+    pixels = clips(1)[:, :1].repeat(2, 8, 1, 1, 1)
+    pixels[:, ::2, :, 8:24, 8:24] += 0.1
+    expected, _ = model.lvmae.choose_visible(pixels)
+    if half == "weights":
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+        found, _ = model.lvmae.choose_visible(pixels)
+    same = [len(set(one) & set(two)) for one, two in zip(found.tolist(), expected.tolist())]
+    assert min(same) >= 15
+
+
+LENGTHS = (5, 16, 1)
+
+
+def scores_above(*lengths: int) -> torch.Tensor:
+    """Scores (B, N) of which the given number in each row is above 0.5."""
+    generator = torch.Generator().manual_seed(3)
+    order = torch.rand(len(lengths), TOKENS, generator=generator).argsort(1).argsort(1)
+    return 1 - (order + 0.5) / (2 * torch.tensor(lengths).unsqueeze(1))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pooling", ["mean", "class_attention"])
+def test_a_padded_batch_equals_each_clip_alone(pooling, attention):
+    model = build(token_score_threshold=0.5, pooling=pooling, attn_implementation=attention, hidden_size=64)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    pixels, scores = clips(3), scores_above(*LENGTHS)
+    with torch.no_grad():
+        together, encoded = (
+            model(pixels, importance_scores=scores).logits,
+            model.lvmae(pixels, importance_scores=scores),
+        )
+        assert encoded.token_mask.sum(1).tolist() == list(LENGTHS)
+        for row, length in enumerate(LENGTHS):
+            alone = model(pixels[[row]], bool_masked_pos=scores[[row]] < 0.5)
+            torch.testing.assert_close(together[[row]], alone.logits, rtol=1e-4, atol=1e-5)
+            own = model.lvmae(pixels[[row]], scores[[row]] < 0.5)
+            assert torch.equal(encoded.visible_positions[row, :length], own.visible_positions[0])
+            torch.testing.assert_close(
+                encoded.last_hidden_state[[row], :length], own.last_hidden_state, rtol=1e-4, atol=1e-5
+            )
+            torch.testing.assert_close(encoded.pooler_output[[row]], own.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_threshold_keeps_at_least_one_token_a_clip_and_at_most_the_budget_of_a_batch():
+    selector = LVMAETokenSelector(config("motion", token_score_threshold=0.5)).eval()
+    pixels = clips(3)
+    scores = scores_above(5, 16, 1)
+    assert torch.equal(selector(pixels, scores), scores >= 0.5)
+    assert selector(pixels, scores - 1).sum(1).tolist() == [1, 1, 1]
+    assert torch.equal(selector(pixels, scores - 1), scores == scores.amax(1, keepdim=True))
+    # 60 tokens of one clip pass; a batch keeps 3 x 16: one of each clip, and the best.
+    scores = scores_above(60, 1, 2)
+    scores[1:] = scores[1:].clamp(max=0.4)
+    kept = selector(pixels, scores)
+    assert kept.sum(1).tolist() == [46, 1, 1]
+    assert torch.equal(kept[:1], kept_by(scores[:1], 46))
+    # As many of every clip: the same as without a threshold.
+    equal = scores_above(16, 16, 16)
+    assert torch.equal(selector(pixels, equal), LVMAETokenSelector(config("motion")).eval()(pixels, equal))
+    dropped = random_tube_mask(3, GRID, 0.5)
+    selector.config.tube_drop_ratio = 0.5
+    assert not (selector(pixels, scores_above(60, 60, 60), dropped) & dropped).any()
+
+
+def test_a_classifier_learns_with_a_threshold():
+    model = build(token_score_threshold=0.3, token_selection="motion", pooling="class_attention").train()
+    model.activation_checkpointing_enable()
+    model(clips(), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
 def test_saving_and_loading_need_nothing_else(tmp_path):
     model, pixels = build(), clips()
     model.save_pretrained(tmp_path)
@@ -186,6 +266,16 @@ def test_saving_and_loading_need_nothing_else(tmp_path):
     whole, info = LVMAEModel.from_pretrained(tmp_path, token_keep_ratio=1.0, output_loading_info=True)
     assert whole(pixels).last_hidden_state.shape[1] == TOKENS
     assert not info["unexpected_keys"]
+
+
+def test_pre_training_has_no_scorer(tmp_path):
+    """Its random weights would pass for a trained scorer's in fine-tuning."""
+    model = build(LVMAEForPreTraining)
+    model.save_pretrained(tmp_path)
+    loaded, info = LVMAEForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert loaded.config.token_keep_ratio == 0.25
+    assert {name for name in info["missing_keys"] if "token_selector" in name}
+    assert model(clips(1)).logits.shape[0] == 1
 
 
 def test_gradients_reach_everything_but_the_scorer():
@@ -202,6 +292,11 @@ def test_gradients_reach_everything_but_the_scorer():
         ({"token_random_ratio": 0.5}, "token_random_ratio=0.5"),
         ({"token_keep_ratio": 0.0}, "token_keep_ratio"),
         ({"image_mean": (0.5,)}, "image_mean"),
+        (
+            {"token_score_threshold": 0.1, "token_keep_ratio": 1.0},
+            "token_score_threshold=0.1 with token_keep_ratio=1.0",
+        ),
+        ({"token_score_threshold": 0.1, "token_random_ratio": 0.1}, "no random"),
     ],
 )
 def test_settings_that_do_not_fit(fields, message):

@@ -262,8 +262,8 @@ MUTATIONS = [
     ),
     (
         "models/masking.py",
-        "order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))",
-        "order = importance_scores.argsort(dim=1, descending=True, stable=True)",
+        'topk_mask(noise.masked_fill(scores != last, float("-inf")), rest)',
+        'topk_mask(scores.masked_fill(scores != last, float("-inf")), rest)',
         MASKING + "tied_scores_are_decoded_everywhere_alike",
     ),
     (
@@ -455,16 +455,52 @@ MUTATIONS = [
     ),
     # The autoencoder
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "dtype=torch.float64) / size",
         "dtype=torch.float32) / size",
         LVMAE + "positions_are_exact_at_the_end_of_a_long_clip",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "torch.stack([angles.sin(), angles.cos()], dim=-1)",
         "torch.stack([angles.cos(), angles.sin()], dim=-1)",
         LVMAE + "positions_are_videomaes_table",
+    ),
+    (
+        "models/positions.py",
+        "+ 0.5) * (length / tokens) - 0.5",
+        "+ 0.0) * (length / tokens)",
+        LVMAE + "at_another_size_a_token_keeps_its_place",
+    ),
+    (
+        "models/positions.py",
+        "slowest = math.pi / (2 * max(length, 2))",
+        "slowest = 1e-4",
+        LVMAE + "factorized_positions_are_sines_of_each_axis",
+    ),
+    (
+        "models/positions.py",
+        "axis.floor().clamp(0, max(length - 2, 0))",
+        "axis.floor()",
+        LVMAE + "flattened_positions_are_interpolated_between_trained_ones",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "logits = self.forward_decoder(encoded, visible, decoded, grid_size=grid_size, **kwargs)",
+        "logits = self.forward_decoder(encoded, visible, decoded, **kwargs)",
+        LVMAE + "other_clips_need_no_surgery",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        '{"position_embedding": "flattened", **config_dict}',
+        "{**config_dict}",
+        LVMAE + "a_config_without_the_field_is_flattened",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        "            config.position_grid_size = trained\n",
+        "            pass\n",
+        LVMAE + "a_saved_model_s_positions_keep_their_grid",
     ),
     (
         "models/modeling_lvmae.py",
@@ -546,8 +582,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "query_states=states[:, :1], **kwargs",
-        "query_states=class_token, **kwargs",
+        "query_states=queries, **masked",
+        "query_states=class_token, **masked",
         LVMAE + "class_attention_pools_with_one_query",
     ),
     (
@@ -570,7 +606,25 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "pooler_output=hidden_states.mean(dim=1),",
+        "(tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)",
+        "tokens.mean(dim=1)",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "attention_mask = padding_mask(self.config, token_mask, hidden_states)",
+        "attention_mask = None",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/token_selection.py",
+        'values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))',
+        "pass",
+        "tests/models/test_token_selection.py::test_a_threshold_keeps_at_least_one_token_a_clip",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "pooler_output=mean_of_tokens(hidden_states, token_mask),",
         "pooler_output=hidden_states[:, 0],",
         ECOSYSTEM + "the_pooled_output_is_the_mean_and_the_last_hidden_state_is_normed",
     ),

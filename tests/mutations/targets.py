@@ -1,6 +1,7 @@
 """Changes of `targets/`."""
 
 CACHE = "tests/targets/test_cache.py::test_"
+EXPLAINED = "tests/targets/test_explained_variance.py::test_"
 PIXELS = "tests/targets/test_pixels.py::test_"
 PRETRAINING = "tests/training/test_pretraining.py::test_"
 RUNS = "tests/training/test_runs.py::test_"
@@ -9,6 +10,31 @@ TRAINERS = "tests/training/test_trainers.py::test_"
 VERSION_0_1 = "tests/test_version_0_1.py::test_"
 
 MUTATIONS = [
+    # Explained variance
+    (
+        "targets/explained_variance.py",
+        "(distance * len(order) + order).argmin(dim=-1)",
+        "(distance * len(order) - order).argmin(dim=-1)",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
+    (
+        "targets/explained_variance.py",
+        "error=widened(errors).sum()",
+        "error=widened(errors).mean()",
+        EXPLAINED + "an_evaluation_has_the_shares_of_its_own_predictions",
+    ),
+    (
+        "targets/explained_variance.py",
+        'sums["around_clip"] / clips + between.mean()',
+        "between.mean()",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
+    (
+        "targets/explained_variance.py",
+        "(widened(predicted) - widened(targets)).square()",
+        "(widened(predicted) - widened(targets)).abs()",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
     # Targets and masks on the fly
     (
         "targets/builder.py",
@@ -210,7 +236,7 @@ MUTATIONS = [
         CACHE + "drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_masks",
     ),
     (
-        "targets/cache.py",
+        "models/masking.py",
         "mask_to_indices(~bool_masked_pos.unsqueeze(0)",
         "mask_to_indices(bool_masked_pos.unsqueeze(0)",
         CACHE + "visible_tubelets_give_the_whole_clips_loss_and_gradients",

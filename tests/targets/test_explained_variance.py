@@ -188,5 +188,15 @@ def test_an_evaluation_has_the_shares_of_its_own_predictions(kind, tmp_path):
     assert json.dumps(metrics)
 
 
+def test_clips_that_cannot_be_read_explain_nothing(tmp_path):
+    trainer = make_trainer("pretraining", load_video_dataset(CLIPS, label_column="label"), tmp_path)
+    batch = trainer.data_collator([trainer.eval_dataset[number] for number in range(3)])
+    trainer.model.eval()
+    for readable, clips in (([True, False, True], 2), ([False, False, False], 0)):
+        trainer._explained["evaluation"] = ExplainedVariance()
+        trainer.prediction_step(trainer.model, {**batch, "is_readable": torch.tensor(readable)}, True)
+        assert trainer._explained["evaluation"].sums["clips"] == clips
+
+
 def _chosen(array, arrays):
     return [array[row][arrays[2][row] & arrays[3][row]] for row in range(len(array))]

@@ -122,6 +122,10 @@ class LVMAEConfig(PreTrainedConfig):
             - `"random"`, `"uniform"`: random tokens, or whole time slots, nearly evenly spaced.
         token_random_ratio (`float`, defaults to 0): share of all tokens that are drawn at random. It is a part of `token_keep_ratio`; the
             scores choose the rest.
+        token_score_threshold (`float`, *optional*): keep the tokens whose score is at least this, at least one of a clip, so that a clip
+            where more happens keeps more. If more than a share `token_keep_ratio` of a batch's tokens reach it, the batch's best are
+            kept. Only then does a clip's result depend on the clips beside it. Scores of `"motion"` lie in [0, 1]; learned ones have no
+            fixed range.
         scorer_patch_size, scorer_hidden_size (`int`, default 8 and 64): the scorer's pixels per side of a token, and its channels, as in the
             tokenizer's config. Clips are resized for it.
         image_mean, image_std (`list[float]`, default ImageNet's): by what the processor standardizes pixels. Scores need pixels in [0, 1].
@@ -176,6 +180,7 @@ class LVMAEConfig(PreTrainedConfig):
     token_keep_ratio: float | int = interval(min=0, max=1, exclude_min=True)(default=1.0)
     token_selection: Literal["learned", "motion", "everest", "random", "uniform"] = "learned"
     token_random_ratio: float | int = interval(min=0, max=1)(default=0.0)
+    token_score_threshold: float | int | None = None
     scorer_patch_size: int = SIZE(default=8)
     scorer_hidden_size: int = SIZE(default=64)
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -340,6 +345,12 @@ class LVMAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got token_random_ratio={self.token_random_ratio} and token_keep_ratio={self.token_keep_ratio}, expected at most as "
                 "many random tokens as are kept: lower token_random_ratio."
+            )
+        if self.token_score_threshold is not None and (self.token_keep_ratio == 1 or self.token_random_ratio > 0):
+            raise ValueError(
+                f"Got token_score_threshold={self.token_score_threshold} with token_keep_ratio={self.token_keep_ratio} and "
+                f"token_random_ratio={self.token_random_ratio}, expected a keep ratio below 1 (the most that a batch keeps) and no random "
+                "tokens: change them."
             )
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(

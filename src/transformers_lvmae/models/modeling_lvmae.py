@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -37,10 +38,12 @@ from .masking import (
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
+    mask_to_padded_indices,
     random_tube_mask,
     split_tubelets,
     tube_visible_count,
 )
+from .positions import position_embeddings
 from .recomputation import apply_linears, recompute_in_backward
 from .token_scores import TokenScorer
 from .token_selection import LVMAETokenSelector
@@ -52,9 +55,12 @@ class LVMAEModelOutput(BaseModelOutputWithPooling):
     Args:
         visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): the positions of the tokens in
             `last_hidden_state`, ascending; None = all tokens.
+        token_mask (`torch.BoolTensor` of the same shape, *optional*): False where a token is padding, because the clip has fewer than
+            another (`config.token_score_threshold`); None = no padding.
     """
 
     visible_positions: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -78,83 +84,6 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     bool_decoded_pos: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Return sines and cosines of positions, interleaved as in VideoMAE's table: (...) -> float32 (..., size).
-
-    They are computed in float64, because at position 12,543 a float32 angle is off by a thousandth.
-    """
-    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
-    exponents = torch.arange(0, size, 2, device=device, dtype=torch.float64) / size
-    angles = positions.to(device, torch.float64).unsqueeze(-1) / 10000**exponents
-    return sines_and_cosines(angles).to(positions.device)
-
-
-def sines_and_cosines(angles: torch.Tensor) -> torch.Tensor:
-    """Return sine and cosine of each angle, one after the other: (..., angles) -> float32 (..., 2 * angles)."""
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float()
-
-
-def position_embeddings(
-    config: LVMAEConfig, positions: torch.Tensor, grid_size: tuple[int, int, int] | None, size: int
-) -> torch.Tensor:
-    """Return the vectors of tokens at these positions, as `config.position_embedding` says: int64 (...) -> float32 (..., size).
-
-    A token keeps its place in the clip at another picture size or length: its time, row and column are scaled to
-    `config.position_grid`, the grid that the weights were trained on. In this grid itself, the scale is exactly 1.
-
-    Args:
-        positions: numbers of tokens in the order of `grid_size`.
-        grid_size: tokens (t, h, w) of the clip; None is `config.grid_size`.
-        size: width of the encoder or of the decoder.
-    """
-    grid_size, trained = grid_size or config.grid_size, config.position_grid
-    if config.position_embedding == "flattened" and grid_size == trained:
-        return sinusoidal_positions(positions, size)
-    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
-    cells = grid_size[1] * grid_size[2]
-    places = positions // cells, positions // grid_size[2] % grid_size[1], positions % grid_size[2]
-    axes = [
-        (place.to(device, torch.float64) + 0.5) * (length / tokens) - 0.5
-        for place, tokens, length in zip(places, grid_size, trained)
-    ]
-    embed = factorized_positions if config.position_embedding == "factorized" else interpolated_positions
-    return embed(axes, trained, size).to(positions.device)
-
-
-def factorized_positions(axes: list[torch.Tensor], trained: tuple[int, int, int], size: int) -> torch.Tensor:
-    """Return sines and cosines of time, row and column, one part of the vector after the other: float32 (..., size).
-
-    Each axis has a third of the vector; what does not divide is time's, the longest axis. The frequencies of an axis fall in equal
-    ratios from 1 radian a token, as in VideoMAE, to a quarter of a turn over the trained length: then the slowest sine grows with the
-    coordinate, and no frequency is so slow that it tells nothing. So 20 numbers resolve 8 rows, and 24 numbers 512 slots.
-
-    Args:
-        axes: time, row and column of each token in tokens of the trained grid, float64 (...), which may be fractions.
-        trained: the trained grid (t, h, w).
-    """
-    third = size // 6 * 2
-    parts = []
-    for axis, length, width in zip(axes, trained, (size - 2 * third, third, third)):
-        steps = torch.linspace(0, 1, width // 2, device=axis.device, dtype=torch.float64)
-        slowest = math.pi / (2 * max(length, 2))
-        parts.append(sines_and_cosines(axis.unsqueeze(-1) * slowest**steps))
-    return torch.cat(parts, dim=-1)
-
-
-def interpolated_positions(axes: list[torch.Tensor], trained: tuple[int, int, int], size: int) -> torch.Tensor:
-    """Interpolate VideoMAE's table between the trained tokens around each place, linearly in each axis; arguments as above.
-
-    A fraction of a row in the flattened index itself would be another column.
-    """
-    corners = [(torch.zeros_like(axes[0]), torch.ones_like(axes[0]))]  # flattened index, weight
-    for axis, length in zip(axes, trained):
-        low = axis.floor().clamp(0, max(length - 2, 0))
-        ends = (low, low + 1 - axis), (low + 1, axis - low)
-        corners = [(index * length + end, weight * share) for index, weight in corners for end, share in ends]
-    vectors = [weight.float().unsqueeze(-1) * sinusoidal_positions(index, size) for index, weight in corners]
-    return torch.stack(vectors).sum(dim=0)
 
 
 class LVMAEPatchEmbeddings(nn.Module):
@@ -245,6 +174,28 @@ def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelet
     return pixel_values_videos
 
 
+def padding_mask(
+    config: LVMAEConfig, token_mask: torch.Tensor | None, queries: torch.Tensor, tokens: torch.Tensor | None = None
+) -> Any:
+    """Return the attention implementation's mask that hides padding from queries (B, M, D): None if there is none.
+
+    Args:
+        token_mask: bool (B, N), False = padding.
+        tokens: (B, N, D), if they are not the queries.
+    """
+    if token_mask is None:
+        return None
+    return create_bidirectional_mask(config, queries, token_mask, encoder_hidden_states=tokens)
+
+
+def mean_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean over tokens that are no padding: (B, N, D) and bool (B, N) -> (B, D)."""
+    if token_mask is None:
+        return tokens.mean(dim=1)
+    shares = token_mask / token_mask.sum(dim=1, keepdim=True)
+    return (tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -304,18 +255,14 @@ class LVMAEAttention(nn.Module):
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
         first_query: int = 0,
-        attention_mask: None = None,
+        attention_mask: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
 
-        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. An `attention_mask`, which
-        peft passes as None, raises ValueError.
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. `attention_mask` is None, or
+        hides padding ([`padding_mask`]).
         """
-        if attention_mask is not None:
-            raise ValueError(
-                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
-            )
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
@@ -325,7 +272,15 @@ class LVMAEAttention(nn.Module):
         name, dropout = self.config._attn_implementation, self.dropout if self.training else 0.0
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         output, weights = attend(
-            self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=dropout, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            is_causal=self.is_causal,
+            scaling=self.scaling,
+            dropout=dropout,
+            **kwargs,
         )
         return self.out_proj(output.flatten(2)), weights
 
@@ -597,8 +552,8 @@ class LVMAEModel(LVMAEPreTrainedModel):
         pixel_values_videos: torch.Tensor,
         importance_scores: torch.Tensor | None = None,
         dropped: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Choose the tokens that the encoder sees by `config.token_selection`: int64 (B, K), ascending.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose the tokens that the encoder sees by `config.token_selection`: int64 (B, K), ascending, and the `token_mask` if rows differ.
 
         Args:
             dropped: bool (B, N), True = in a tube that training drops ([`LVMAETokenSelector`]).
@@ -610,9 +565,11 @@ class LVMAEModel(LVMAEPreTrainedModel):
             )
         grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values_videos)
         kept = self.token_selector(pixel_values_videos, importance_scores, dropped)
+        if self.config.token_score_threshold is not None:
+            return mask_to_padded_indices(kept)
         ratio = self.config.tube_drop_ratio if dropped is not None else 0
         count = sum(self.config.kept_token_counts(tube_visible_count(grid_size, ratio)))
-        return mask_to_indices(kept, "chosen tokens", count)
+        return mask_to_indices(kept, "chosen tokens", count), None
 
     def index_visible(
         self,
@@ -649,6 +606,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
         visible_tubelets: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
         importance_scores: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LVMAEModelOutput:
         r"""
@@ -668,34 +626,44 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 returned for the other arguments, which are then not checked again.
             importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores that choose the tokens, in place of
                 those of `config.token_selection`; higher = keep first. Only with `config.token_keep_ratio` below 1 and without a mask.
+            token_mask (`torch.BoolTensor` of shape `(batch_size, visible tokens)`, *optional*): False where one of `visible_positions` is
+                padding, to which no token attends.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position, and
             `pooler_output` of shape `(batch_size, hidden_size)`, its mean over the tokens: one vector for each clip. The last of
             `hidden_states`, as in transformers' vision models, is what the final LayerNorm reads, and `last_hidden_state` what it
             returns. `visible_positions`, int64 of shape `(batch_size, visible tokens)`, says which tokens these are; None = all.
+            With `config.token_score_threshold`, clips differ in their number of tokens; `token_mask` says which are no padding.
 
         Raises:
             ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
                 pixels; a mask of another shape or with different counts per row; tubelets without a mask, or another
                 number of tubelets than it leaves visible; both clips and tubelets; scores of another shape, or for a model that
-                sees all tokens.
+                sees all tokens; an `attention_mask`.
         """
+        if kwargs.pop("attention_mask", None) is not None:  # peft passes None
+            raise ValueError(
+                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
+            )
         if bool_masked_pos is None and visible_positions is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
             self.embeddings.patch_embeddings.grid_size(clips)
             if self.token_selector is not None or importance_scores is not None:
-                visible_positions = self.choose_visible(clips, importance_scores)
+                visible_positions, token_mask = self.choose_visible(clips, importance_scores)
         if bool_masked_pos is not None and visible_positions is None:
             visible_positions = self.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         pixels = pixel_values_videos if visible_tubelets is None else visible_tubelets
-        hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
+        hidden_states = self.embeddings(pixels, visible_positions)
+        attention_mask = padding_mask(self.config, token_mask, hidden_states)
+        hidden_states = self.encoder(hidden_states, attention_mask=attention_mask, **kwargs)
         recompute = self.config.recompute_activations and self.config.final_layer_norm
         hidden_states = recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
         return LVMAEModelOutput(
             last_hidden_state=hidden_states,
-            pooler_output=hidden_states.mean(dim=1),
+            pooler_output=mean_of_tokens(hidden_states, token_mask),
             visible_positions=visible_positions,
+            token_mask=token_mask,
         )
 
 
@@ -708,6 +676,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
         self.lvmae = LVMAEModel(config)
+        self.lvmae.token_selector = None  # it has masks of its own, and must not save a scorer that nobody trained
         self.decoder = LVMAEDecoder(config)
         self.post_init()
 
@@ -873,20 +842,28 @@ class LVMAEClassAttention(nn.Module):
         self.layer_norm2 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
-    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Pool tokens: (B, N, D) -> (B, D)."""
+    def forward(
+        self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Pool tokens: (B, N, D) -> (B, D); `token_mask` (B, N) is False where one is padding."""
         class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         states = self.layer_norm1(torch.cat([class_token, tokens], dim=1))
-        attended, _ = self.attention(states, query_states=states[:, :1], **kwargs)
+        queries = states[:, :1]
+        if token_mask is not None:
+            token_mask = torch.cat([torch.ones_like(token_mask[:, :1]), token_mask], dim=1)
+        masked = {**kwargs, "attention_mask": padding_mask(self.attention.config, token_mask, queries, states)}
+        attended, _ = self.attention(states, query_states=queries, **masked)
         class_token = class_token + attended
         class_token = class_token + self.mlp(self.layer_norm2(class_token))
         return class_token.squeeze(1)
 
 
 class LVMAEMeanPooling(nn.Module):
-    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Pool tokens: (B, N, D) -> (B, D)."""
-        return tokens.mean(dim=1)
+    def forward(
+        self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Pool tokens: (B, N, D) -> (B, D); `token_mask` (B, N) is False where one is padding."""
+        return mean_of_tokens(tokens, token_mask)
 
 
 class LVMAEForVideoClassification(LVMAEPreTrainedModel):
@@ -938,9 +915,9 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
         if bool_masked_pos is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
-            inputs["visible_positions"] = self.choose_visible(clips, importance_scores)
+            inputs["visible_positions"], inputs["token_mask"] = self.choose_visible(clips, importance_scores)
         outputs = self.lvmae(bool_masked_pos=bool_masked_pos, num_visible=num_visible, **inputs, **kwargs)
-        pooled = self.pooler(outputs.last_hidden_state, **kwargs)
+        pooled = self.pooler(outputs.last_hidden_state, outputs.token_mask, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
         if self.config.label_sets is not None:
             parts = [logits[:, part].float().log_softmax(dim=-1) for part in self.config.label_slices.values()]
@@ -950,17 +927,19 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def choose_visible(self, clips: torch.Tensor, importance_scores: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the positions of the tokens that the encoder sees, int64 (B, K), ascending; None for all tokens."""
+    def choose_visible(
+        self, clips: torch.Tensor, importance_scores: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the positions of the tokens that the encoder sees, int64 (B, K), ascending, None for all tokens; and the `token_mask`."""
         grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(clips)
         dropped, ratio = None, self.config.tube_drop_ratio
         if self.training and ratio > 0:
             dropped = random_tube_mask(clips.shape[0], grid_size, ratio, device=clips.device)
         if self.lvmae.token_selector is not None or importance_scores is not None:
             return self.lvmae.choose_visible(clips, importance_scores, dropped)
-        return (
-            None if dropped is None else self.lvmae.index_visible(clips, dropped, tube_visible_count(grid_size, ratio))
-        )
+        if dropped is None:
+            return None, None
+        return self.lvmae.index_visible(clips, dropped, tube_visible_count(grid_size, ratio)), None
 
     def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the cross-entropy of logits (B, num_labels); with label sets, its mean over the sets.

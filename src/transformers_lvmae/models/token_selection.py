@@ -13,7 +13,7 @@ from torch import nn
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_lvmae import LVMAEConfig
-from .masking import adaptive_decoder_mask, tube_visible_count
+from .masking import adaptive_decoder_mask, topk_mask, tube_visible_count
 from .token_scores import (
     NOISE_SCORES,
     PIXEL_SCORES,
@@ -34,6 +34,17 @@ def fixed_noise(count: int, device: torch.device | str | None = None) -> torch.T
     """
     numbers = torch.arange(1, count + 1, device=device)
     return (numbers * numbers * 7919 + numbers * 104729) % 1_000_003 / 1_000_003
+
+
+def keep_above(scores: torch.Tensor, threshold: float, budget: int) -> torch.Tensor:
+    """Keep the tokens whose score reaches the threshold, and each clip's best: bool (B, N), of scores (B, N).
+
+    Args:
+        budget: of more than this number of tokens in the batch, the best are kept; at least B.
+    """
+    values = scores.masked_fill(scores < threshold, float("-inf"))
+    values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))
+    return topk_mask(values.flatten(), budget).view_as(values) & (values > float("-inf"))
 
 
 def check_processor(config: LVMAEConfig, processor: Any) -> None:
@@ -82,7 +93,7 @@ class LVMAETokenSelector(nn.Module):
         dropped: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the tokens that are kept, the same number for every clip: bool (B, N).
+        """Return the tokens that are kept: bool (B, N). Every clip keeps the same number, unless `config.token_score_threshold` is set.
 
         Args:
             clips: (B, T, C, H, W), uint8, or standardized by `config.image_mean` and `config.image_std`.
@@ -101,11 +112,15 @@ class LVMAETokenSelector(nn.Module):
                 "score the clip's own grid."
             )
         torch._assert_async(scores.isfinite().all(), "Expected importance_scores that are finite: correct them.")
-        scores = compact_scores(scores)
+        if config.token_score_threshold is None:
+            scores = compact_scores(scores)
         if dropped is not None:
             candidates = tube_visible_count(grid_size, config.tube_drop_ratio)
             scores, noise = (values.masked_fill(dropped, float("-inf")) for values in (scores, noise))
-        return adaptive_decoder_mask(scores, *config.kept_token_counts(candidates), noise)
+        counts = config.kept_token_counts(candidates)
+        if config.token_score_threshold is None:
+            return adaptive_decoder_mask(scores, *counts, noise)
+        return keep_above(scores, config.token_score_threshold, batch_size * sum(counts))
 
     def grid_size(self, clips: torch.Tensor) -> GridSize:
         """Return the tokens (t, h, w) of clips (B, T, C, H, W)."""
@@ -141,16 +156,17 @@ class LVMAETokenSelector(nn.Module):
         return fixed_noise(tokens, clips.device).expand(clips.shape[0], -1)
 
     def _unit_pixels(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return clips in [0, 1]."""
+        """Return clips in [0, 1], float32."""
         if not clips.is_floating_point():
             return clips.float() / 255
-        return (clips * self.deviation.to(clips.dtype) + self.mean.to(clips.dtype)).clamp(0, 1)
+        return (clips.float() * self.deviation.float() + self.mean.float()).clamp(0, 1)
 
     def _window_scores(self, clips: torch.Tensor) -> torch.Tensor:
-        """Score clips in [0, 1]: (B, t, h, w)."""
+        """Score clips in [0, 1]: (B, t, h, w). All is float32, because differences of rounded features are noise."""
         if self.scorer is None:
             grid_size = self.grid_size(clips)
             return PIXEL_SCORES[self.config.token_selection](clips, grid_size).unflatten(1, grid_size)
         clips = tokenizer_view(clips, self.config.scorer_patch_size / self.config.patch_size).transpose(1, 2)
+        weights = {name: weight.float() for name, weight in self.scorer.named_parameters()}
         with maybe_autocast(clips.device.type, enabled=False):
-            return self.scorer.distances(self.scorer(clips.to(self.scorer.conv1.weight.dtype)))
+            return self.scorer.distances(torch.func.functional_call(self.scorer, weights, (clips,)))
