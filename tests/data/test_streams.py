@@ -98,11 +98,12 @@ def test_a_clip_depends_on_seed_epoch_and_video_alone(rows):
 
 
 def test_rows_of_a_stream_draw_differently(rows):
-    """Other segments of one video, and other videos without a name, draw other numbers."""
+    """Other segments of one video, and other videos without a name or with the same, draw other numbers."""
     clips = stream(rows, augmentation=ClipAugmentation(min_crop_scale=0.3)).clips
     row = next(iter(rows))
     others = [row, {**row, "start": 0.2}, {**row, "end": 0.9}]
-    others += [{"video": {"path": None, "bytes": path.read_bytes()}} for path in sorted(CLIPS.glob("train/*.mp4"))[:2]]
+    videos = [path.read_bytes() for path in sorted(CLIPS.glob("train/*.mp4"))[:2]]
+    others += [{"video": {"path": name, "bytes": video}} for name in (None, "clip.mp4") for video in videos]
     seen = []
     for one in others:
         maker = VideoStream(clips, 4)

@@ -252,7 +252,9 @@ def test_bfloat16_stays_close_to_float32(kind):
     exact = run(model, inputs)
     rounded = run(model.bfloat16(), inputs)
     assert rounded.dtype == torch.bfloat16
-    assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+    assert (
+        rounded.float() - exact
+    ).norm() < 2**-6 * exact.norm()  # numbers are rounded to 2**-8; 0.3 to 1.3 % were seen
 
 
 @pytest.mark.parametrize("num_frames", [256, 512, 1024])

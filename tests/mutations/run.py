@@ -82,7 +82,7 @@ def run_tests(tests: list[str], copy: Path, output: Path, seconds: float) -> int
         os.environ["PYTHONPATH"] = sys.path[0] = str(copy / "src")
         code = 3  # an error of pytest itself
         try:
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+            code = int(pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", *tests]))
             sys.stdout.flush()
             files = {name: getattr(module, "__file__", None) or str(copy) for name, module in sys.modules.items()}
             names = [name for name, file in files.items() if not file.startswith(str(copy))]

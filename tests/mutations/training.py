@@ -209,7 +209,7 @@ MUTATIONS = [
         "training/base.py",
         "num_items_in_batch if model.training else None)",
         "num_items_in_batch)",
-        BROKEN + "two_processes_give_the_numbers_of_one",
+        BROKEN + "a_loss_in_evaluation_is_the_mean_over_the_clips_of_its_process",
     ),
     (
         "training/base.py",

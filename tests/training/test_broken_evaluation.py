@@ -11,6 +11,7 @@ import pytest
 import torch
 from builders import CLIPS, MODEL, TESTS, TOKENIZER, load_script
 from datasets import Dataset, DatasetDict
+from transformers import Trainer
 
 from transformers_lvmae import (
     FSQMagViTModel,
@@ -203,6 +204,16 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     np.testing.assert_allclose(predictions, trainer.predict(trainer.eval_dataset).predictions, rtol=1e-4, atol=1e-5)
     trainer.eval_dataset.rows = trainer.eval_dataset.rows.select(WHOLE_BATCHES)
     assert metrics["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_a_loss_in_evaluation_is_the_mean_over_the_clips_of_its_process(data, tmp_path, monkeypatch):
+    """Trainer would divide it by a count over all processes, of whose clips some cannot be read."""
+    counts = []
+    monkeypatch.setattr(Trainer, "compute_loss", lambda self, model, inputs, outputs, count: counts.append(count))
+    trainer = trainer_of("one label", rows_of(data), tmp_path)
+    for training in (True, False):
+        trainer.compute_loss(trainer.model.train(training), {}, num_items_in_batch=5)
+    assert counts == [5, None]
 
 
 def test_evaluation_still_raises_where_it_is_asked_to(data, tmp_path):

@@ -279,7 +279,7 @@ def killable(output_dir, kill_at=None):
 @pytest.mark.slow
 def test_a_killed_run_of_two_processes_ends_as_if_it_had_not_been(tmp_path):
     """Weights, optimizer, schedule, each process's random numbers and the losses, bit for bit."""
-    train = "from transformers_lvmae.training.trainer import train_and_save\nkill_at = int(sys.argv[2]) or None\n"
+    train = "from transformers_lvmae.training.base import train_and_save\nkill_at = int(sys.argv[2]) or None\n"
     train += "trainer = killable(sys.argv[1], kill_at)\ntrain_and_save(trainer)\ntrainer.end()\n"
     with pytest.raises(AssertionError):
         on_two_processes(tmp_path, train, tmp_path / "killed", 7)
