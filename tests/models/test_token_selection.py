@@ -248,7 +248,7 @@ def test_a_threshold_keeps_at_least_one_token_a_clip_and_at_most_the_budget_of_a
 
 
 def test_a_classifier_learns_with_a_threshold():
-    model = build(token_score_threshold=0.3, token_selection="motion", pooling="class_attention").train()
+    model = build(token_score_threshold=0.3, selection="motion", pooling="class_attention").train()
     model.activation_checkpointing_enable()
     model(clips(), labels=torch.tensor([0, 1])).loss.backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
