@@ -246,6 +246,19 @@ def test_a_truncated_file_says_so(name, tmp_path):
     assert "expected" in cut.fault
 
 
+def test_damage_that_shows_only_when_its_frame_is_decoded_is_said(tmp_path):
+    path = tmp_path / "h264.mkv"
+    write(path, "libx264", {"g": "10"})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    path.write_bytes(data)
+    _, begun = decode_video(path, lambda metadata: [0])
+    assert begun.fault is None
+    _, played = decode_video(path, lambda metadata: range(metadata.total_num_frames))
+    assert played.fault is not None
+
+
 @pytest.mark.parametrize("name", ["h264.mkv", "vp8.webm"])
 def test_a_segment_that_a_truncated_file_ends_in_says_so(name, tmp_path):
     """Without demuxing the whole file for segments that end before."""
