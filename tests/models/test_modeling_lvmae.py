@@ -263,6 +263,7 @@ def test_long_clips_have_as_many_tokens_as_short_ones(num_frames):
     long = short.for_frames(num_frames)
     assert short.num_frames == 128
     assert long.num_frames == num_frames
+    assert long.position_grid == short.position_grid
     visible = [tube_visible_count(config.grid_size, config.mask_ratio) for config in (short, long)]
     assert visible[1] == pytest.approx(visible[0], rel=0.21)  # whole tubes: 20 of 196, and 2.5 at 1,024 frames
     assert long.token_budget == pytest.approx(short.token_budget, abs=1)

@@ -200,9 +200,11 @@ class LVMAEConfig(PreTrainedConfig):
 
         A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
         `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        Positions stay scaled to the present grid, so that weights of this config fit.
         """
         share = self.num_frames / num_frames
         config = copy.deepcopy(self)
+        config.position_grid_size = list(self.position_grid)
         config.num_frames = num_frames
         for name in ("mask_ratio", "decoder_mask_ratio"):
             setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
