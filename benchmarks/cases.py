@@ -153,6 +153,16 @@ def finetune_cases(args: Namespace) -> Iterator[Case]:
                 yield Case(group, name, partial(models.lvmae_classifier, **fields, **variant), backward=training)
 
 
+def chosen_cases(args: Namespace) -> Iterator[Case]:
+    """A classifier on chosen tokens, and long clips at the budget of short ones."""
+    for training in (False, True):
+        group = f"{'Fine-tuning step' if training else 'Forward'} on chosen tokens, ViT-B"
+        for frames, keep_ratio in ((128, 1.0), (128, 0.25), (128, 0.125), (512, 0.0625)):
+            fields = {"frames": frames, "layers": args.layers, "training": training, "keep_ratio": keep_ratio}
+            kept = "all tokens" if keep_ratio == 1 else f"{keep_ratio:.3g} of the tokens"
+            yield Case(group, f"{frames} frames, {kept}", partial(models.lvmae_classifier, **fields), backward=training)
+
+
 def memory_cases(args: Namespace) -> Iterator[Case]:
     """Measured and counted peaks of whole fine-tuning steps."""
     kinds: dict[str, dict[str, Any]] = {
@@ -241,6 +251,7 @@ def cache_cases(args: Namespace) -> Iterator[Case]:
         "normalised float32": "floats",
         "uint8": "bytes",
         "visible uint8 tubelets and cached targets": "visible",
+        "a quarter of the uint8 tubelets, chosen by learned scores": "chosen",
     }
     for name, form in forms.items():
         build = partial(data.worker_item, picture=(340, 256), form=form)
@@ -251,6 +262,7 @@ GROUPS: dict[str, Callable[[Namespace], Iterator[Case]]] = {
     "step": step_cases,
     "budget": budget_cases,
     "finetune": finetune_cases,
+    "chosen": chosen_cases,
     "memory": memory_cases,
     "tokenizer": tokenizer_cases,
     "tokenizers": tokenizers_cases,

@@ -84,8 +84,15 @@ def decode_only(picture: tuple[int, int], clips: int) -> Built:
     return None, work
 
 
+def start_decoder(path: str) -> None:
+    """Decode one frame, so that the process that decodes is there before the measurement, as it is in all but the first clip of a run."""
+    from transformers_lvmae.models.video_io import decode_video
+
+    decode_video(path, lambda metadata: range(1))
+
+
 def load_clips(picture: tuple[int, int], clips: int, uint8: bool, workers: int = 0) -> Built:
-    """What training reads: decode, sample, resize, crop; uint8 or normalized float pixels, in this process or in workers."""
+    """What training reads: decode, sample, resize, crop; uint8 or normalized float pixels, in this process or in new workers."""
     from torch.utils.data import DataLoader
 
     from transformers_lvmae import LVMAEConfig
@@ -97,6 +104,7 @@ def load_clips(picture: tuple[int, int], clips: int, uint8: bool, workers: int =
     rows: Any = [{"video": video_file(picture)}] * clips
     dataset = (Uint8Clips if uint8 else VideoClips)(rows, processor_for(LVMAEConfig()), 128)
     loader = DataLoader(dataset, batch_size=1, num_workers=workers)
+    start_decoder(video_file(picture))
 
     def work() -> None:
         for _ in loader:
@@ -113,6 +121,7 @@ def load_segment(share: float, seek: bool) -> Built:
 
     path = long_video_file()
     first = int(share * 8900)
+    start_decoder(path)
 
     def seek_to() -> None:
         decode_video(path, lambda metadata: range(64), start=first / 30, end=first / 30 + 70 / 30)
@@ -226,17 +235,20 @@ def worker_item(picture: tuple[int, int], form: str) -> Built:
     """What a data loader's worker makes of a video for ViT-B at 128 frames, and sends.
 
     Args:
-        form: "floats", "bytes", or "visible": only the visible tubelets, with cached targets.
+        form: "floats", "bytes", or "visible": only the visible tubelets, with cached targets; "chosen": a quarter of the tubelets, for
+            fine-tuning, chosen by learned scores in the worker.
     """
     from datasets import Dataset, Video
 
     from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel, LVMAEConfig
-    from transformers_lvmae.data import VideoClips, processor_for
+    from transformers_lvmae.data import ChosenVideoClips, VideoClips, processor_for
+    from transformers_lvmae.models.token_selection import LVMAETokenSelector
     from transformers_lvmae.targets.cache import clips_to_train_on
     from transformers_lvmae.training.pretraining import collate_masked_clips
 
     config = LVMAEConfig()
     rows = Dataset.from_dict({"video": [video_file(picture)]}).cast_column("video", Video(decode=False))
+    start_decoder(video_file(picture))
     cache = None
     if form == "visible":
         tokenizer = FSQMagViTModel(FSQMagViTConfig.from_size("tiny"))
@@ -244,4 +256,7 @@ def worker_item(picture: tuple[int, int], form: str) -> Built:
     clips: VideoClips = clips_to_train_on(rows, processor_for(config), config, cache)
     if form == "floats":
         clips = VideoClips(rows, processor_for(config), config.num_frames)
+    if form == "chosen":
+        selector = LVMAETokenSelector(LVMAEConfig(token_keep_ratio=0.25))
+        clips = ChosenVideoClips(rows, processor_for(config), config.num_frames, selector=selector)
     return None, lambda: collate_masked_clips([clips[0]])

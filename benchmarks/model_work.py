@@ -1,6 +1,6 @@
 """Work of models: each function builds a model with random weights and returns (model, one piece of work on one clip).
 
-Inputs are built before the clock starts. Precision is float32, the batch one clip unless a case says otherwise.
+Inputs are built before the clock starts, on torch's default device. Precision is float32, the batch one clip unless a case says otherwise.
 """
 
 from collections.abc import Callable
@@ -8,23 +8,32 @@ from typing import Any
 
 import torch
 
-from transformers_lvmae.models.masking import random_tube_mask, topk_mask
+from transformers_lvmae.models.masking import random_tube_mask, topk_mask, tube_visible_count
 
 
 Built = tuple[Any, Callable[[], Any]]
 ENCODERS: dict[str, dict[str, Any]] = {
-    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
-    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_hidden_layers": 12},
+    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12},
+    "large": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24},
 }
 DECODERS: dict[str, dict[str, Any]] = {
     "small": {"decoder_hidden_size": 192, "decoder_num_attention_heads": 3, "decoder_intermediate_size": 768},
     "base": {"decoder_hidden_size": 384, "decoder_num_attention_heads": 6, "decoder_intermediate_size": 1536},
+    "large": {"decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_intermediate_size": 2048},
 }
 LABELS: dict[str, Any] = {"num_labels": 48}  # Diving48's
 
 
 def lvmae_step(
-    size: str, frames: int, attention: str, budget: float = 0.15, recompute: bool = True, checkpointing: str = "none"
+    size: str,
+    frames: int,
+    attention: str,
+    budget: float = 0.15,
+    recompute: bool = True,
+    checkpointing: str = "none",
+    batch: int = 1,
+    compiled: bool = False,
 ) -> Built:
     """A pre-training step with given codes. `budget` is the share of all tokens that is decoded; 1 decodes every hidden token."""
     from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
@@ -33,11 +42,16 @@ def lvmae_step(
     config = LVMAEConfig.from_size(size, num_frames=frames, **fields)  # type: ignore[arg-type]
     model = LVMAEForPreTraining(config).train()
     checkpoint(model, checkpointing)
-    masked = random_tube_mask(1, config.grid_size, config.mask_ratio)
-    decoded = masked if budget == 1 else topk_mask(torch.rand(1, config.seq_length), int(budget * config.seq_length))
-    codes = torch.rand(1, config.seq_length, config.target_size) * 2 - 1
-    clip = torch.randn(1, config.num_frames, 3, 224, 224)
-    return model, lambda: model(clip, masked, decoded, codes).loss
+    if compiled:
+        model.compile(fullgraph=True)
+    num_decoded = int(budget * config.seq_length)
+    masked = random_tube_mask(batch, config.grid_size, config.mask_ratio)
+    decoded = masked if budget == 1 else topk_mask(torch.rand(batch, config.seq_length), num_decoded)
+    codes = torch.rand(batch, config.seq_length, config.target_size) * 2 - 1
+    clips = torch.randn(batch, config.num_frames, 3, 224, 224)
+    # The Trainer passes these numbers too, so that no accelerator waits for a count.
+    counts = tube_visible_count(config.grid_size, config.mask_ratio), num_decoded
+    return model, lambda: model(clips, masked, decoded, codes, *counts).loss
 
 
 def checkpoint(model: Any, checkpointing: str) -> None:
@@ -53,11 +67,11 @@ def videomae_model(size: str, frames: int, attention: str) -> Any:
     return VideoMAEForPreTraining(config).train()
 
 
-def videomae_step(size: str, frames: int, attention: str) -> Built:
+def videomae_step(size: str, frames: int, attention: str, batch: int = 1) -> Built:
     model = videomae_model(size, frames, attention)
-    masked = random_tube_mask(1, (frames // 2, 14, 14), 0.9)
-    clip = torch.randn(1, frames, 3, 224, 224)
-    return model, lambda: model(clip, bool_masked_pos=masked).loss
+    masked = random_tube_mask(batch, (frames // 2, 14, 14), 0.9)
+    clips = torch.randn(batch, frames, 3, 224, 224)
+    return model, lambda: model(clips, bool_masked_pos=masked).loss
 
 
 def videomae_v2_step(size: str, frames: int, attention: str) -> Built:
@@ -86,37 +100,51 @@ def videomae_v2_step(size: str, frames: int, attention: str) -> Built:
 
 
 def lvmae_classifier(
-    frames: int, layers: int, training: bool, recompute: bool = True, checkpointing: str = "none"
+    frames: int,
+    layers: int | None,
+    training: bool,
+    recompute: bool = True,
+    checkpointing: str = "none",
+    size: str = "base",
+    batch: int = 1,
+    keep_ratio: float = 1.0,
 ) -> Built:
+    """A classifier with `layers` of its size's layers, or all of them. It looks at a share `keep_ratio` of the tokens, chosen by learned
+    scores, which are computed here, in every step."""
     from transformers_lvmae import LVMAEConfig, LVMAEForVideoClassification
 
-    config = LVMAEConfig(num_frames=frames, num_hidden_layers=layers, recompute_activations=recompute, **LABELS)
-    model = LVMAEForVideoClassification(config).train(training)
+    fields = {"recompute_activations": recompute, "token_keep_ratio": keep_ratio, **encoder(size, layers), **LABELS}
+    model = LVMAEForVideoClassification(LVMAEConfig(num_frames=frames, **fields)).train(training)
     checkpoint(model, checkpointing)
-    return classifier_work(model, frames, training)
+    return classifier_work(model, frames, training, batch)
 
 
-def videomae_classifier(frames: int, layers: int, training: bool) -> Built:
+def encoder(size: str, layers: int | None) -> dict[str, Any]:
+    return ENCODERS[size] if layers is None else {**ENCODERS[size], "num_hidden_layers": layers}
+
+
+def videomae_classifier(frames: int, layers: int | None, training: bool, size: str = "base", batch: int = 1) -> Built:
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-    config = VideoMAEConfig(num_frames=frames, num_hidden_layers=layers, **LABELS)
-    return classifier_work(VideoMAEForVideoClassification(config).train(training), frames, training)
+    config = VideoMAEConfig(num_frames=frames, **encoder(size, layers), **LABELS)
+    return classifier_work(VideoMAEForVideoClassification(config).train(training), frames, training, batch)
 
 
-def vjepa2_classifier(frames: int, layers: int, training: bool) -> Built:
-    """V-JEPA 2 in ViT-B's shape, with its own attentive pooling."""
+def vjepa2_classifier(frames: int, layers: int | None, training: bool, size: str = "base", batch: int = 1) -> Built:
+    """V-JEPA 2 in a ViT's shape, with its own attentive pooling."""
     from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
-    sizes: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": layers, "mlp_ratio": 4}
+    sizes = {**encoder(size, layers), "mlp_ratio": 4}
+    del sizes["intermediate_size"]
     config = VJEPA2Config(frames_per_clip=frames, crop_size=224, **sizes, **LABELS)
-    return classifier_work(VJEPA2ForVideoClassification(config).train(training), frames, training)
+    return classifier_work(VJEPA2ForVideoClassification(config).train(training), frames, training, batch)
 
 
-def classifier_work(model: Any, frames: int, training: bool) -> Built:
-    clip, labels = torch.randn(1, frames, 3, 224, 224), torch.zeros(1, dtype=torch.long)
+def classifier_work(model: Any, frames: int, training: bool, batch: int) -> Built:
+    clips, labels = torch.randn(batch, frames, 3, 224, 224), torch.zeros(batch, dtype=torch.long)
     if training:
-        return model, lambda: model(clip, labels=labels).loss
-    return model, lambda: model(clip).logits
+        return model, lambda: model(clips, labels=labels).loss
+    return model, lambda: model(clips).logits
 
 
 def lvmae_fine_tuning(
@@ -156,12 +184,26 @@ def add_lora(model: Any, rank: int) -> Any:
     return get_peft_model(model, LoraConfig(r=rank, **layers)) if rank else model
 
 
-def tokenizer_encode(frames: int, size: str = "base") -> Built:
+def tokenizer_encode(frames: int, size: str = "base", batch: int = 1) -> Built:
     from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
 
     model = FSQMagViTModel(FSQMagViTConfig.from_size(size)).eval()  # type: ignore[arg-type]
-    clip = torch.rand(1, frames, 3, *model.config.frame_size)
-    return model, lambda: model.encode(clip).codes
+    clips = torch.rand(batch, frames, 3, *model.config.frame_size)
+
+    def work() -> Any:
+        with torch.autocast(clips.device.type, enabled=False):  # as targets are made
+            return model.encode(clips).codes
+
+    return model, work
+
+
+def tokenizer_step(batch: int = 1) -> Built:
+    """A training step of the default tokenizer on clips of one window, without perceptual and adversarial terms."""
+    from transformers_lvmae import FSQMagViTConfig, FSQMagViTModel
+
+    model = FSQMagViTModel(FSQMagViTConfig()).train()
+    clips = torch.rand(batch, model.config.window_size, 3, *model.config.frame_size)
+    return model, lambda: model(clips).loss
 
 
 def cosmos_encode(frames: int) -> Built:

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--cases", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups of cases (default: all)"
     )
     parser.add_argument(
-        "--sizes", nargs="+", choices=list(ENCODERS), default=list(ENCODERS), help="ViTs of the pre-training step"
+        "--sizes", nargs="+", choices=list(ENCODERS), default=["small", "base"], help="ViTs of the pre-training step"
     )
     parser.add_argument(
         "--frames", nargs="+", type=int, default=[16, 32, 64, 128], help="frames of the pre-training step's clips"

@@ -16,6 +16,9 @@ COLUMNS = [
     ("GFLOP", "flops", 1e9, 0),
     ("build CPU s", "build_cpu", 1, 1),
     ("MB sent", "sent", 1e6, 2),
+    ("ms a clip", "ms", 1, 1),
+    ("clips/s", "clips_per_second", 1, 1),
+    ("peak GiB", "device_peak", 2**30, 2),
 ]
 FIGURES = [*(column[1] for column in COLUMNS), "gemm_rate"]
 
@@ -56,12 +59,15 @@ def table(group: str, rows: dict[str, dict[str, float]], repeats: dict[str, int]
     """One group in Markdown. In brackets: the ratio to its first row."""
     columns = [column for column in COLUMNS if any(column[1] in row for row in rows.values())]
     first = next(iter(rows.values()))
-    head = ["", *(column[0] for column in columns), "of GEMM bound", "runs"]
+    bounded = any({"flops", "cpu"} <= row.keys() for row in rows.values())
+    head = ["", *(column[0] for column in columns), *(["of GEMM bound"] if bounded else []), "runs"]
     lines = [f"### {group}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, row in rows.items():
-        bound = f"{row['flops'] / row['cpu'] / row['gemm_rate']:.0%}" if {"flops", "cpu"} <= row.keys() else ""
         cells = [figure_with_ratio(row, first, *column[1:]) for column in columns]
-        lines.append(f"| {' | '.join([name, *cells, bound, str(repeats[name])])} |")
+        if bounded:
+            known = {"flops", "cpu"} <= row.keys()
+            cells.append(f"{row['flops'] / row['cpu'] / row['gemm_rate']:.0%}" if known else "")
+        lines.append(f"| {' | '.join([name, *cells, str(repeats[name])])} |")
     return "\n".join(lines)
 
 

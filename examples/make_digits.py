@@ -3,11 +3,12 @@
     python examples/make_digits.py data/digits-motion --task motion
     python examples/make_digits.py data/digits-flash --task flash --train 1200 --test 360
     python examples/make_digits.py data/digits-grain --task motion --nuisance grain
+    python examples/make_digits.py data/digits-long --task flash --num_frames 512 --event_length 1
     load_dataset("videofolder", data_dir="data/digits-motion")
 
 The class of a clip is
 motion: how the digit moves (8 classes); a few frames show it.
-flash:  how often the digit turns white for 2 frames, 0 to 5 times at random moments.
+flash:  how often the digit turns white for 2 frames (--event_length), 0 to 5 times at random moments.
 hop:    how often the digit hops away for 2 frames and comes back, 0 to 5 times.
 
 A nuisance changes many pixels without information on the class. Everything else is as in the set without it:
@@ -44,7 +45,7 @@ CLASSES = {
     "flash": tuple(f"flashes_{count}" for count in range(MAX_EVENTS + 1)),
     "hop": tuple(f"hops_{count}" for count in range(MAX_EVENTS + 1)),
 }
-EVENT_LENGTH = 2  # frames
+EVENT_LENGTH = 2  # frames, if not said otherwise
 EVENT_SPACING = 6  # smallest number of frames from one event's start to the next one's
 EVENT_MARGIN = 4  # frames before the first and after the last event
 NUISANCES = ("grain", "flicker", "camera")
@@ -74,6 +75,7 @@ class DigitScene:
     split_number: int
     index: int
     nuisance: str | None = None
+    event_length: int = EVENT_LENGTH
 
     @functools.cached_property
     def label(self) -> int:
@@ -94,7 +96,8 @@ class DigitScene:
     def event_starts(self) -> list[int]:
         if self.task == "motion":
             return []
-        return draw_event_starts(self.label, self.num_frames, self._generator(2)).tolist()
+        starts = draw_event_starts(self.label, self.num_frames, self._generator(2), self.event_length)
+        return starts.tolist()
 
     @property
     def attributes(self) -> dict[str, str | int | float]:
@@ -135,7 +138,8 @@ class DigitScene:
     def _path(self, rng: np.random.Generator) -> Path:
         if self.task == "motion":
             return motion_path(MOTIONS[self.label], self.image_size, self.num_frames, rng)
-        return event_path(self.task, self.event_starts, self.image_size, self.num_frames, rng)
+        events = [slice(start, start + self.event_length) for start in self.event_starts]
+        return event_path(self.task, events, self.image_size, self.num_frames, rng)
 
 
 @functools.cache
@@ -179,14 +183,13 @@ def motion_path(motion: str, image_size: int, num_frames: int, rng: np.random.Ge
     return Path(centre, size, np.zeros(num_frames, bool))
 
 
-def event_path(task: str, starts: list[int], image_size: int, num_frames: int, rng: np.random.Generator) -> Path:
-    """Return a steady drift with a flash or a hop of EVENT_LENGTH frames at each of `starts`."""
+def event_path(task: str, events: list[slice], image_size: int, num_frames: int, rng: np.random.Generator) -> Path:
+    """Return a steady drift with a flash or a hop in the frames of each event."""
     centre = rng.uniform(0, image_size, 2) + np.arange(num_frames)[:, None] * velocity(rng, 0.002, 0.006) * image_size
     size = np.full(num_frames, image_size * rng.uniform(0.36, 0.52))
     white = np.zeros(num_frames, bool)
     hops = [velocity(rng, 0.3, 0.5) * image_size for _ in range(MAX_EVENTS)]
-    for start, hop in zip(starts, hops, strict=False):
-        event = slice(start, start + EVENT_LENGTH)
+    for event, hop in zip(events, hops, strict=False):
         if task == "flash":
             white[event] = True
         else:
@@ -194,9 +197,11 @@ def event_path(task: str, starts: list[int], image_size: int, num_frames: int, r
     return Path(centre, size, white)
 
 
-def draw_event_starts(count: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+def draw_event_starts(
+    count: int, num_frames: int, rng: np.random.Generator, event_length: int = EVENT_LENGTH
+) -> np.ndarray:
     """Draw the first frames (count,) of the events, uniformly from all that keep EVENT_SPACING and EVENT_MARGIN."""
-    places = num_frames - 2 * EVENT_MARGIN - EVENT_LENGTH + 1 - (count - 1) * (EVENT_SPACING - 1)
+    places = num_frames - 2 * EVENT_MARGIN - event_length + 1 - (count - 1) * (EVENT_SPACING - 1)
     if places < count:
         raise ValueError(
             f"Got num_frames={num_frames}, expected room for {count} events {EVENT_SPACING} frames apart: use 128 frames."
@@ -293,7 +298,9 @@ def enlarge(glyph: np.ndarray) -> np.ndarray:
     return np.clip((weights @ padded @ weights.T - 0.35) / 0.3, 0, 1).astype(np.float32)
 
 
-def observer_ceiling(num_seen: int, num_frames: int = 128, num_clips: int = 30000, seed: int = 0) -> float:
+def observer_ceiling(
+    num_seen: int, num_frames: int = 128, num_clips: int = 30000, seed: int = 0, event_length: int = EVENT_LENGTH
+) -> float:
     """Estimate how often an ideal observer names the right count from `num_seen` evenly spaced frames.
 
     The observer knows how the events are drawn, and sees without error which of its frames show one. For each count it counts the
@@ -303,14 +310,16 @@ def observer_ceiling(num_seen: int, num_frames: int = 128, num_clips: int = 3000
     counts = np.arange(num_clips) % (MAX_EVENTS + 1)
     lit = np.zeros((num_clips, num_frames), bool)
     for clip, count in enumerate(counts.tolist()):
-        lit[clip, (draw_event_starts(count, num_frames, rng)[:, None] + np.arange(EVENT_LENGTH)).ravel()] = True
+        starts = draw_event_starts(count, num_frames, rng, event_length)
+        lit[clip, (starts[:, None] + np.arange(event_length)).ravel()] = True
     seen = np.zeros(num_frames, bool)
     seen[(2 * np.arange(num_seen) + 1) * num_frames // (2 * num_seen)] = True
-    posterior = placements(lit, seen) / placements(np.zeros((1, num_frames), bool), np.zeros(num_frames, bool))
+    nothing = np.zeros(num_frames, bool)
+    posterior = placements(lit, seen, event_length) / placements(nothing[None], nothing, event_length)
     return float((posterior.max(axis=1) / posterior.sum(axis=1)).mean())
 
 
-def placements(lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def placements(lit: np.ndarray, seen: np.ndarray, event_length: int = EVENT_LENGTH) -> np.ndarray:
     """Count the placements (B, counts) of each count of events that agree with `lit` (B, T) at the `seen` (T,) frames."""
     num_clips, num_frames = lit.shape
     may_be_lit, may_be_dark = lit | ~seen, ~lit | ~seen
@@ -320,8 +329,8 @@ def placements(lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
     ways = collections.deque([after_the_end] * EVENT_SPACING, maxlen=EVENT_SPACING)
     for start in reversed(range(num_frames)):
         here = ways[0] * may_be_dark[:, start, None]
-        if EVENT_MARGIN <= start <= num_frames - EVENT_MARGIN - EVENT_LENGTH:
-            event, rest = slice(start, start + EVENT_LENGTH), slice(start + EVENT_LENGTH, start + EVENT_SPACING)
+        if EVENT_MARGIN <= start <= num_frames - EVENT_MARGIN - event_length:
+            event, rest = slice(start, start + event_length), slice(start + event_length, start + EVENT_SPACING)
             agrees = may_be_lit[:, event].all(axis=1) & may_be_dark[:, rest].all(axis=1)
             here[:, 1:] += ways[-1][:, :-1] * agrees[:, None]
         ways.appendleft(here)
@@ -339,18 +348,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="height and width in pixels (default: %(default)s)")
     parser.add_argument("--num_frames", type=int, default=128, help="frames of a clip (default: %(default)s)")
+    parser.add_argument(
+        "--event_length",
+        type=int,
+        default=EVENT_LENGTH,
+        choices=range(1, EVENT_SPACING),
+        metavar="FRAMES",
+        help=f"frames of a flash or hop, 1 to {EVENT_SPACING - 1} (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def write_set(args: argparse.Namespace) -> None:
     settings = {"task": args.task, "image_size": args.image_size, "num_frames": args.num_frames, "seed": args.seed}
-    nuisance = {} if args.nuisance is None else {"nuisance": args.nuisance}
+    # Sets that were drawn before these options existed keep their arguments.
+    options = {} if args.nuisance is None else {"nuisance": args.nuisance}
+    if args.event_length != EVENT_LENGTH:
+        options["event_length"] = args.event_length
     write_videofolder(
         args.output_dir,
         {split: getattr(args, split) for split in SPLITS},
-        functools.partial(DigitScene, *settings.values(), **nuisance),
-        {"set": "digits", "version": VERSION, **settings, **nuisance},
+        functools.partial(DigitScene, *settings.values(), **options),
+        {"set": "digits", "version": VERSION, **settings, **options},
         args.workers,
     )
 
@@ -360,7 +380,7 @@ def main(argv: list[str] | None = None) -> None:
     write_set(args)
     if args.task != "motion":
         for num_seen in (args.num_frames // 8, args.num_frames // 4, args.num_frames):
-            ceiling = observer_ceiling(num_seen, args.num_frames)
+            ceiling = observer_ceiling(num_seen, args.num_frames, event_length=args.event_length)
             print(f"Best possible accuracy from {num_seen} of {args.num_frames} frames: {ceiling:.3f}")
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoVideoProcessor
 
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import VideoClips
@@ -23,7 +22,7 @@ from transformers_lvmae.evaluation.prediction_files import head_columns
 from transformers_lvmae.evaluation.views import split_probabilities
 from transformers_lvmae.models.video_seeking import VideoReadError
 from transformers_lvmae.models.video_sources import video_name
-from transformers_lvmae.sharing.loading import load_classifier
+from transformers_lvmae.sharing.loading import load_classifier, load_processor
 
 
 COLUMNS = ("video", "start", "end", "set", "rank", "label", "score")
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     model: Any = load_classifier(args.model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     rows = [{"video": video, "start": args.start, "end": args.end} for video in find_videos(args.videos)]
-    clips = VideoClips(rows, AutoVideoProcessor.from_pretrained(args.model), model.config.num_frames)
+    clips = VideoClips(rows, load_processor(args.model, model.config), model.config.num_frames)
     answers, faults = [], 0
     for number, row in enumerate(rows):
         name = video_name(row["video"])

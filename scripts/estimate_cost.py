@@ -3,6 +3,8 @@
     python scripts/estimate_cost.py pretraining --size base --batch_size 8 --precision bfloat16 --memory 24 --peak 165
     python scripts/estimate_cost.py finetuning --batch_size 8 --precision bfloat16 --checkpointing mlp --mixing
     python scripts/estimate_cost.py finetuning --checkpointing mlp --lora_rank 8 --frames 64
+    python scripts/estimate_cost.py pretraining --frames 512 --tokens_of 128
+    python scripts/estimate_cost.py finetuning --frames 512 --keep_ratio 0.0625
     python scripts/estimate_cost.py tokenizer --training
     python scripts/estimate_cost.py table                       # the table of model_cards/cost.md; a minute
 
@@ -61,8 +63,9 @@ def _step_cost(batch_size: int, **options: Any) -> StepCost:
     args = argparse.Namespace(**options)
     if args.task == "tokenizer":
         return tokenizer_cost(FSQMagViTConfig(num_frames=args.frames), batch_size, args.training)
-    sizes = {"num_frames": args.frames, "image_size": args.image_size, "num_labels": args.labels}
-    config = LVMAEConfig.from_size(args.size, **sizes)
+    fields = {"image_size": args.image_size, "num_labels": args.labels, "token_keep_ratio": args.keep_ratio}
+    config = LVMAEConfig.from_size(args.size, **fields, num_frames=args.tokens_of or args.frames)
+    config = config.for_frames(args.frames)
     common = (config, batch_size, args.precision, args.attention, args.checkpointing)
     if args.task == "pretraining":
         budget = None if args.budget is None else int(args.budget * config.seq_length)
@@ -155,6 +158,19 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         within="(0, 1]",
         help="share of all tokens that the decoder predicts, 0 to 1 (default: the config's)",
+    )
+    parser.add_argument(
+        "--keep_ratio",
+        type=float,
+        within="(0, 1]",
+        default=1.0,
+        help="share of the tokens that a classifier looks at, with learned scores (default: 1)",
+    )
+    parser.add_argument(
+        "--tokens_of",
+        type=int,
+        within="[1, inf)",
+        help="as many visible, decoded and kept tokens as a clip of this many frames has (default: of --frames)",
     )
     parser.add_argument(
         "--precision",

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import AutoVideoProcessor
 
 from transformers_lvmae.command_line import check_ranges, run
 from transformers_lvmae.data import FrameSampling, VideoReading, load_video_dataset, select_split
@@ -28,7 +27,7 @@ from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.prediction_files import write_predictions
 from transformers_lvmae.evaluation.reports import write_evaluation
 from transformers_lvmae.evaluation.views import VideoViews, check_classes, predict
-from transformers_lvmae.sharing.loading import load_classifier
+from transformers_lvmae.sharing.loading import load_classifier, load_processor
 from transformers_lvmae.training.arguments import parse_arguments
 
 
@@ -113,7 +112,7 @@ def main() -> None:
     broken = BrokenVideos(broken_folder, args.max_broken_share)
     views = VideoViews(
         rows,
-        AutoVideoProcessor.from_pretrained(args.model_name_or_path),
+        load_processor(args.model_name_or_path, model.config),
         model.config.num_frames,
         FrameSampling(args.frame_stride, args.frame_jitter, args.short_videos),
         args.temporal_views,

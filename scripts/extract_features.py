@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import AutoModel, AutoVideoProcessor
+from transformers import AutoModel
 
 from transformers_lvmae import LVMAEModel
 from transformers_lvmae.command_line import CommandLine, run
@@ -29,7 +29,7 @@ from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.data.datasets import rows_fingerprint
 from transformers_lvmae.evaluation.features import ShardedSplit, encode_clips, save_shard, sliding_rows
 from transformers_lvmae.models.credentials import mask_credentials
-from transformers_lvmae.sharing.loading import check_model_type
+from transformers_lvmae.sharing.loading import check_model_type, load_processor
 from transformers_lvmae.targets.cache import fingerprint
 
 
@@ -120,25 +120,27 @@ def extract_split(
     sampling = FrameSampling(args.frame_stride)
     # The workers of each shard record the faults. This process counts them, because it sees all shards.
     reading = VideoReading(1, args.on_error, 1.0, broken.folder, args.video_column)
-    size = (model.config.seq_length, model.config.hidden_size) if args.tokens else (model.config.hidden_size,)
+    config = model.config
+    number = config.seq_length if model.token_selector is None else sum(config.kept_token_counts(config.seq_length))
+    size = (number, config.hidden_size) if args.tokens else (config.hidden_size,)
     total = sum(len(files.rows(shard)) for shard in todo)
     progress = tqdm(total=total, unit="clip", desc=split, disable=not accelerator.is_main_process)
     progress.set_postfix(shards_done=len(shards) - len(todo))
     for shard in todo:
         clips = clips_of(args, rows.select(files.rows(shard)), broken)
         progress.total = total = total + len(clips) - len(files.rows(shard))
-        features, found = (
-            [torch.empty(0, *size, dtype=torch.half if args.tokens else torch.float)],
-            [torch.empty(0).bool()],
-        )
+        features = [torch.empty(0, *size, dtype=torch.half if args.tokens else torch.float)]
+        found, positions = [torch.empty(0).bool()], [torch.empty(0, number, dtype=torch.long)]
         source = VideoClips(clips, processor, model.config.num_frames, sampling=sampling, reading=reading)
         workers = args.batch_size, args.num_workers
-        for batch, readable in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
+        for batch, readable, chosen in encode_clips(model, source, not args.tokens, *workers, accelerator.autocast):
             features.append(batch)
             found.append(readable)
+            positions += [] if chosen is None else [chosen]
             progress.update(len(readable))
         read = [clip for clip, is_readable in zip(clips, torch.cat(found).tolist()) if is_readable]
-        save_shard(files, shard, read, torch.cat(features), rows.features, args.video_column)
+        where = None if model.token_selector is None else torch.cat(positions)
+        save_shard(files, shard, read, torch.cat(features), rows.features, args.video_column, where)
         broken.tried += len(clips)
         broken.failed += len(clips) - len(read)
         broken.check()
@@ -158,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = Accelerator()
     check_model_type(args.model, LVMAEModel)
     model = AutoModel.from_pretrained(args.model).to(accelerator.device)
-    processor = AutoVideoProcessor.from_pretrained(args.model)
+    processor = load_processor(args.model, model.config)
     splits = load_video_dataset(args.dataset_name, video_column=args.video_column)
     broken = BrokenVideos(args.output_dir / "broken_videos", args.max_broken_share)
     with broken.reported():

@@ -16,15 +16,18 @@ class names. The model card in it shows how to load them with the base model.
 """
 
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from transformers import set_seed
 
 from transformers_lvmae import (
+    FSQMagViTModel,
     LVMAEClassificationArguments,
     LVMAEClassificationTrainer,
     LVMAEConfig,
@@ -33,6 +36,7 @@ from transformers_lvmae import (
 from transformers_lvmae.command_line import check_ranges, json_object, run
 from transformers_lvmae.data import (
     ByteVideoClips,
+    ChosenVideoClips,
     ClipAugmentation,
     VideoDataArguments,
     load_video_dataset,
@@ -47,9 +51,59 @@ from transformers_lvmae.training.base import train_and_save
 
 @dataclass
 class FineTuningModelArguments(ModelArguments):
+    config_options: ClassVar[tuple[str, ...]] = ("token_keep_ratio", "token_selection")
+
     model_size: str = field(
         default="base", metadata={"help": "Size of a new model.", "choices": ["small", "base", "large", "huge"]}
     )
+    token_keep_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of a clip's tokens that the classifier looks at, above 0 and at most 1. Default: the model's own, or 1.",
+            "within": "(0, 1]",
+        },
+    )
+    token_selection: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which tokens: learned (needs --tokenizer, unless the model has a scorer), motion, everest, random or uniform. "
+            "Default: the model's own, or learned.",
+            "choices": ["learned", "motion", "everest", "random", "uniform"],
+        },
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a trained tokenizer. Its scorer becomes part of the model and chooses tokens."
+        },
+    )
+
+    def load(self, **overrides: Any) -> LVMAEForVideoClassification:
+        """Return the model to train, with other fields of the config.
+
+        Raises:
+            ValueError: tokens are chosen by learned scores, and there is no trained scorer; a tokenizer or a selection that is not used.
+        """
+        missing = ["token_selector"]
+        if self.model_name_or_path:
+            loaded: Any = load_model(
+                LVMAEForVideoClassification, self.model_name_or_path, output_loading_info=True, **overrides
+            )
+            model, missing = loaded[0], loaded[1]["missing_keys"]
+        else:
+            model = LVMAEForVideoClassification(LVMAEConfig.from_size(cast(Any, self.model_size), **overrides))
+        if self.token_selection is not None and model.config.token_keep_ratio == 1:
+            raise ValueError(
+                f"Got token_selection={self.token_selection!r} and token_keep_ratio=1, expected a ratio below 1: add --token_keep_ratio."
+            )
+        if self.tokenizer is not None:
+            model.set_token_scorer(load_model(FSQMagViTModel, self.tokenizer))
+        elif model.token_scorer is not None and any("token_selector" in name for name in missing):
+            raise ValueError(
+                f"Got token_keep_ratio={model.config.token_keep_ratio} and token_selection='learned', expected a trained scorer: add "
+                "--tokenizer, or choose another --token_selection."
+            )
+        return model
 
 
 @dataclass
@@ -127,7 +181,27 @@ def add_adapter(model: LVMAEForVideoClassification, config: Any) -> nn.Module:
         if model.config.pooling == "class_attention":
             config.modules_to_save.append("pooler")
             config.exclude_modules = r"pooler\..*"  # it is trained in full and needs no adapter
+    if model.token_scorer is not None:  # the base model may have none, so the adapter brings its own
+        config.modules_to_save = [*config.modules_to_save, "scorer"]
     return get_peft_model(model, config)
+
+
+def clips_maker(model: LVMAEForVideoClassification, mixes: bool) -> Callable[..., ByteVideoClips]:
+    """Return what makes the clips for a model. If it chooses tokens, workers choose and send no others, if they can."""
+    selector = model.lvmae.token_selector
+    if selector is None:
+        return ByteVideoClips
+    reasons = {
+        "MixUp and CutMix mix them": mixes,
+        "a threshold compares them": model.config.token_score_threshold is not None,
+    }
+    if any(reasons.values()):
+        print(
+            f"Workers send whole clips, because {next(filter(reasons.get, reasons))}; the model chooses its tokens afterwards."
+        )
+        return ByteVideoClips
+    print("Workers choose the tokens, and send no others.")
+    return partial(ChosenVideoClips, selector=selector)
 
 
 def report_size(model: nn.Module) -> dict[str, float]:
@@ -171,17 +245,14 @@ def main() -> None:
     names = {column: train_rows.features[column].names for column in data_args.label_column.split(",")}
     # An encoder that was fine-tuned before may have other label sets.
     overrides = {**overrides, "label_sets": None, **LVMAEConfig.label_fields(names)}
-    if model_args.model_name_or_path:
-        model = load_model(LVMAEForVideoClassification, model_args.model_name_or_path, **overrides)
-    else:
-        model = LVMAEForVideoClassification(LVMAEConfig.from_size(model_args.model_size, **overrides))
+    model = model_args.load(**overrides)
     processor = processor_for(model.config)
+    make_clips = clips_maker(model, bool(training_args.mixup_alpha or training_args.cutmix_alpha))
     trained_model = model if adapter_config is None else add_adapter(model, adapter_config)
-    size = report_size(trained_model)
 
     common = {"sampling": data_args.sampling(), "label_column": data_args.label_columns, "seed": training_args.seed}
     evaluation = {**common, "reading": data_args.reading(training_args.output_dir)}
-    train_clips = ByteVideoClips(
+    train_clips = make_clips(
         train_rows,
         processor,
         model.config.num_frames,
@@ -194,15 +265,16 @@ def main() -> None:
         trained_model,
         training_args,
         train_dataset=trainer_dataset(train_clips, data_args.shuffle_buffer),
-        eval_dataset=trainer_dataset(ByteVideoClips(eval_rows, processor, model.config.num_frames, **evaluation)),
+        eval_dataset=trainer_dataset(make_clips(eval_rows, processor, model.config.num_frames, **evaluation)),
         processing_class=processor,
     )
+    size = report_size(trained_model)
     with train_clips.broken.reported():
         settings = (model_args, data_args, adapter_args, train_clips.fingerprint())
         train_and_save(trainer, *settings, dataset=data_args.dataset_name)
         test_result = None
         if test_rows is not None:
-            test_clips = ByteVideoClips(test_rows, processor, model.config.num_frames, **evaluation)
+            test_clips = make_clips(test_rows, processor, model.config.num_frames, **evaluation)
             test_result = trainer.predict(trainer_dataset(test_clips))
     size["peak_memory_mib"] = peak_memory()
     trainer.log_metrics("memory", size)

@@ -12,7 +12,7 @@ each evaluation (`--eval_strategy`) shows a clip, its masks and the predictions.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, set_seed
 
@@ -36,6 +36,8 @@ from transformers_lvmae.visualization.predictions import PredictionPictures
 
 @dataclass
 class PreTrainingModelArguments(ModelArguments):
+    config_options: ClassVar[tuple[str, ...]] = ("encoder_mask", "decoder_mask", "target_type")
+
     model_size: str = field(
         default="base", metadata={"help": "Size of a new model.", "choices": ["small", "base", "large", "huge"]}
     )
@@ -54,10 +56,8 @@ class PreTrainingModelArguments(ModelArguments):
     target_type: str | None = field(default=None, metadata={"help": "codes, latents, levels or pixels."})
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-        """Return the overrides of `ModelArguments` and of the three options. Raises ValueError on ratios for a mask without ratios."""
+        """Return the overrides of `ModelArguments`. Raises ValueError on ratios for a mask without ratios."""
         overrides = super().overrides(config_class)
-        options = {name: getattr(self, name) for name in ("encoder_mask", "decoder_mask", "target_type")}
-        overrides.update({name: value for name, value in options.items() if value is not None})
         idle = sorted({"decoder_mask_ratio", "decoder_random_ratio"} & set(overrides))
         if overrides.get("decoder_mask") == "none" and idle:
             raise ValueError(

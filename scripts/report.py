@@ -3,7 +3,8 @@
     python scripts/report.py RUN_DIR DATA_DIR
 
 RUN_DIR holds the output folders `tokenizer`, `pretrain` and `finetune` of train_tokenizer.py, pretrain.py and finetune.py. DATA_DIR is
-the folder of videos that they were trained on. Pictures are written to RUN_DIR/pictures, the table to RUN_DIR/report.md.
+the folder of videos that they were trained on. Other classifiers in folders `finetune-...` get rows of their own. Pictures are written to
+RUN_DIR/pictures, the tables to RUN_DIR/report.md.
 """
 
 import json
@@ -13,11 +14,12 @@ from typing import Any
 
 from transformers import default_data_collator, pipeline
 
-from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEVideoProcessor
+from transformers_lvmae import FSQMagViTModel, LVMAEConfig, LVMAEForPreTraining, LVMAEVideoProcessor
 from transformers_lvmae.command_line import CommandLine, run
 from transformers_lvmae.data import MaskedVideoClips, VideoReading, load_video_dataset, select_split
 from transformers_lvmae.files import write_aside
 from transformers_lvmae.targets.builder import TargetBuilder
+from transformers_lvmae.training.run_folder import read_settings
 from transformers_lvmae.visualization.drawing import save_rows
 from transformers_lvmae.visualization.predictions import prediction_panels
 
@@ -42,14 +44,25 @@ def results_table(run: Path) -> str:
         ("copying the first frame of each window: PSNR", f"{tokenizer['eval_psnr_first_frame']:.2f} dB"),
         ("pre-training: first loss", f"{losses[0]:.4f}"),
         ("pre-training: last loss", f"{losses[-1]:.4f}"),
-        (
-            f"classifier: accuracy on {clips} of {test.get('test_samples_total', clips)} test clips",
-            f"{test['test_accuracy']:.3f}",
-        ),
+        ("classifier: test accuracy", f"{test['test_accuracy']:.3f}"),
+        ("test clips", f"{clips} of {test.get('test_samples_total', clips)}"),
         ("chance", f"{chance:.3f}"),
         ("accuracy above chance, in standard errors of chance", f"{(test['test_accuracy'] - chance) / error:.1f}"),
     ]
     return "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def classifiers_table(run: Path) -> str:
+    """Return a Markdown table of the classifiers of a run, whose folders are `finetune` and `finetune-...`."""
+    lines = ["| classifier | tokens kept | starts from | test accuracy |", "| --- | --- | --- | --- |"]
+    for results in sorted(run.glob("finetune*/test_results.json")):
+        folder = results.parent
+        config = LVMAEConfig.from_pretrained(folder)
+        start = (read_settings(folder) or {"settings": {}})["settings"].get("model_name_or_path")
+        accuracy = json.loads(results.read_text())["test_accuracy"]
+        kept = "all" if config.token_keep_ratio == 1 else f"1/{1 / config.token_keep_ratio:g}, {config.token_selection}"
+        lines.append(f"| {folder.name} | {kept} | {Path(start).name if start else 'random weights'} | {accuracy:.3f} |")
+    return "\n".join(lines)
 
 
 def draw_pictures(run: Path, rows: Any, num_clips: int) -> list[int]:
@@ -91,7 +104,7 @@ def main() -> None:
         raise ValueError(f"Got {len(rows)} test videos of which none can be read, expected some to play: repair them.")
     row = rows[drawn[0]]
     answers = pipeline("video-classification", model=str(args.run / "finetune"))(row["video"]["path"], top_k=3)
-    table = results_table(args.run)
+    table = f"{results_table(args.run)}\n\n{classifiers_table(args.run)}"
     write_aside(args.run / "report.md", table + "\n")
     print(f"\n{row['video']['path']} is {row['label']}; the pipeline says")
     print(*(f"  {answer['label']} {answer['score']:.3f}" for answer in answers), sep="\n")

@@ -24,4 +24,5 @@ def nan_in_uninitialized_memory():
 
 @pytest.fixture(autouse=True)
 def recompute_small_outputs_too(monkeypatch):
-    monkeypatch.setattr(recomputation, "SMALLEST_NUMEL", 0)
+    for name in ("SMALLEST_NUMEL", "SMALLEST_NUMEL_ON_ACCELERATORS"):
+        monkeypatch.setattr(recomputation, name, 0)

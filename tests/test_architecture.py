@@ -11,9 +11,10 @@ from transformers_lvmae import LVMAEConfig, LVMAEForPreTraining
 from transformers_lvmae.data import load_video_dataset, processor_for, sources
 from transformers_lvmae.models.configuration_lvmae import DECODER_MASKS, DecoderMask
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets, topk_mask
+from transformers_lvmae.models.token_scores import compact_scores, split_tubes
 from transformers_lvmae.targets.builder import TargetBuilder
 from transformers_lvmae.targets.cache_writing import TargetMaker
-from transformers_lvmae.targets.token_scores import SCORES, TokenScore, compact_scores, split_tubes
+from transformers_lvmae.targets.token_scores import SCORES, TokenScore
 
 
 def brightness(clips, grid_size):

@@ -32,7 +32,7 @@ PAGES = [
     *sorted((ROOT / "model_cards").glob("*.md")),
 ]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
-RUNS = sorted([*ROOT.glob("scripts/runs/*.sh"), *ROOT.glob("studies/runs/*.sh")])
+RUNS = sorted([*ROOT.glob("scripts/runs/*.sh"), *ROOT.glob("studies/runs/*.sh"), *ROOT.glob("benchmarks/*.sh")])
 PROGRAMS = [
     path
     for folder in PROGRAM_FOLDERS
@@ -112,6 +112,8 @@ def check_overrides(program, arguments):
 
 def check_program(monkeypatch, words):
     """`python FILE ...`, `accelerate launch ... FILE ...` and `sbatch FILE ...`: the program takes these options."""
+    if words[1] == "-c":
+        return
     if words[0] == "accelerate":
         launched = launch_command_parser().parse_args(words[2:])
         assert launched.config_file is None or (ROOT / launched.config_file).exists()
@@ -198,7 +200,7 @@ def test_python_blocks_fit_the_package(path):
 
 @each(RUNS)
 def test_run_files_are_commands_that_the_programs_take(path, tmp_path, monkeypatch):
-    for folder in ("scripts/runs", "studies/runs"):
+    for folder in ("scripts/runs", "studies/runs", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for name in ("python", "accelerate", "sbatch"):
         (tmp_path / name).write_text(STUB)

@@ -19,9 +19,9 @@ from builders import CLIPS, SCRIPTS, assert_same, load_script, tiny_config
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from transformers_lvmae import LVMAEForPreTraining, LVMAEModel
+from transformers_lvmae import LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
 from transformers_lvmae.command_line import sentence_of
-from transformers_lvmae.data import TooManyBrokenVideos, load_video_dataset, processor_for
+from transformers_lvmae.data import TooManyBrokenVideos, VideoClips, load_video_dataset, processor_for
 from transformers_lvmae.data.broken_videos import BrokenVideos
 from transformers_lvmae.evaluation.features import (
     TokenFeatures,
@@ -121,6 +121,27 @@ def test_tokens_of_several_shards_are_read_in_order_in_workers_too(checkpoint, t
     np.testing.assert_allclose(alone[6], naive_tokens(checkpoint, paths[6]), rtol=2e-3, atol=2e-3)
     loaded = torch.cat([batch["tokens"] for batch in DataLoader(tokens, batch_size=3, num_workers=1)])
     assert torch.equal(loaded, torch.stack(alone))
+    assert "positions" not in load_features(tmp_path, "test").column_names
+
+
+def test_chosen_tokens_have_their_positions(tmp_path):
+    torch.manual_seed(0)
+    model = LVMAEForVideoClassification(tiny_config(token_keep_ratio=0.25, token_selection="motion")).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor_for(model.config).save_pretrained(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), str(CLIPS), str(tmp_path / "out"), "--tokens", "--splits", "test"]
+    extract([*arguments, "--shard_size", "3"])
+    tokens, rows = TokenFeatures(tmp_path / "out", "test"), load_features(tmp_path / "out", "test")
+    clips = VideoClips(load_video_dataset(CLIPS)["test"], processor_for(model.config), 8)
+    with torch.no_grad():
+        outputs = model.lvmae(torch.stack([clips[number]["pixel_values_videos"] for number in range(8)]))
+    assert rows["positions"][:] == outputs.visible_positions.tolist()
+    found = torch.stack([tokens[number]["tokens"] for number in range(8)])
+    torch.testing.assert_close(found, outputs.last_hidden_state, rtol=2e-3, atol=2e-3)
+    # Another processor than the model knows would make it choose other tokens.
+    processor_for(model.config, image_std=[0.5, 0.5, 0.5]).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="Got a processor with image_mean and image_std"):
+        extract([*arguments[:2], str(tmp_path / "other"), "--splits", "test"])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +195,7 @@ class OneClip(torch.utils.data.Dataset):
 def test_features_are_those_of_evaluation():
     """Dropout is for training; a half-open file of numbers that are not finite is for nobody."""
     model = LVMAEModel(tiny_config(hidden_dropout_prob=0.5)).train()
-    ((pooled, readable),) = encode_clips(model, OneClip(), pool=True)
+    ((pooled, readable, _),) = encode_clips(model, OneClip(), pool=True)
     with torch.no_grad():
         expected = model.eval()(torch.ones(1, 8, 3, 32, 32)).last_hidden_state.mean(dim=1)
     torch.testing.assert_close(pooled, expected)
@@ -184,7 +205,7 @@ def test_features_are_those_of_evaluation():
 def test_features_that_are_not_finite_are_refused():
     model = LVMAEModel(tiny_config())
     torch.nn.init.constant_(model.layernorm.bias, 7e4)
-    ((pooled, _),) = encode_clips(model, OneClip(), pool=True)
+    ((pooled, *_),) = encode_clips(model, OneClip(), pool=True)
     assert pooled.isfinite().all()
     with pytest.raises(ValueError, match=r"Got features up to inf, expected finite numbers below 65,504"):
         list(encode_clips(model, OneClip(), pool=False))  # too large for float16

@@ -9,6 +9,7 @@ from builders import CLIPS, load_script, tiny_config, tiny_tokenizer_config
 
 from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEForVideoClassification
 from transformers_lvmae.data import processor_for
+from transformers_lvmae.training.run_folder import write_settings
 
 
 @pytest.fixture
@@ -26,6 +27,10 @@ def run(tmp_path):
     (tmp_path / "run" / "pretrain" / "trainer_state.json").write_text(json.dumps(history))
     test = {"test_accuracy": 0.5, "test_classes": 3, "test_samples": 4, "test_samples_total": 5}
     (tmp_path / "run" / "finetune" / "test_results.json").write_text(json.dumps(test))
+    quarter = tmp_path / "run" / "finetune-quarter"
+    tiny_config(token_keep_ratio=0.25, token_selection="motion").save_pretrained(quarter)
+    write_settings(quarter, {"model_name_or_path": "runs/pretrain"}, processes=1)
+    (quarter / "test_results.json").write_text(json.dumps({**test, "test_accuracy": 0.75}))
     return tmp_path / "run"
 
 
@@ -39,5 +44,7 @@ def test_a_broken_first_video_is_passed_over(run, tmp_path, monkeypatch, capsys)
     load_script("report").main()
     printed = capsys.readouterr().out
     assert "1.mp4 is $\\b$; the pipeline says" in printed
-    assert "| classifier: accuracy on 4 of 5 test clips | 0.500 |" in printed
+    assert "| test clips | 4 of 5 |" in printed
+    assert "| finetune | all | random weights | 0.500 |" in printed
+    assert "| finetune-quarter | 1/4, motion | pretrain | 0.750 |" in printed
     assert sorted(path.name for path in (run / "pictures").iterdir()) == ["clip_1.png", "clip_2.png"]

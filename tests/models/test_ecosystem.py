@@ -94,9 +94,10 @@ def dynamically_quantized(model: nn.Module) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
 @pytest.mark.parametrize("quantized", [with_integer_weights, dynamically_quantized])
+@pytest.mark.parametrize("fields", [{}, {"token_keep_ratio": 0.25, "scorer_patch_size": 4}])
 @every_class
-def test_quantized_weights_give_nearly_the_same(model_class, quantized):
-    model = model_class(tiny_config(tube_drop_ratio=0)).eval()
+def test_quantized_weights_give_nearly_the_same(model_class, fields, quantized):
+    model = model_class(tiny_config(tube_drop_ratio=0, **fields)).eval()
     expected = first_output(model)
     with torch.no_grad():
         output = first_output(quantized(model))

@@ -17,12 +17,12 @@ from transformers_lvmae.models.fsq import codes_to_indices
 from transformers_lvmae.models.masking import adaptive_decoder_mask, topk_mask
 from transformers_lvmae.models.modeling_fsq_magvit import (
     FSQMagViTDownsample,
-    FSQMagViTTokenScorer,
     FSQMagViTUpsample,
     depth_to_space,
     pad_last,
     space_to_depth,
 )
+from transformers_lvmae.models.token_scores import TokenScorer
 
 
 # A floor under the root keeps its gradient finite: nothing that stands still scores lower.
@@ -215,7 +215,7 @@ def test_distances_are_euclidean_and_the_first_slot_has_its_rule():
         return (torch.linalg.vector_norm(a - b, dim=1).square() + 1e-6).sqrt()
 
     after = [distance(features[:, :, t], features[:, :, t - 1]) for t in (1, 2)]
-    distances = FSQMagViTTokenScorer.distances
+    distances = TokenScorer.distances
     torch.testing.assert_close(distances(features), torch.stack([after[0], *after], dim=1))
     with_previous = torch.stack([distance(features[:, :, 0], previous[:, :, 0]), *after], dim=1)
     torch.testing.assert_close(distances(features, previous), with_previous)
@@ -227,9 +227,9 @@ def test_distances_are_euclidean_and_the_first_slot_has_its_rule():
 
 def test_distances_of_half_precision_are_computed_in_float32():
     features = (300 * torch.randn(2, 5, 3, 2, 2)).half()  # their squares are beyond float16
-    distances = FSQMagViTTokenScorer.distances(features)
+    distances = TokenScorer.distances(features)
     assert distances.dtype == torch.float32
-    assert torch.equal(distances, FSQMagViTTokenScorer.distances(features.float()))
+    assert torch.equal(distances, TokenScorer.distances(features.float()))
 
 
 def test_the_loss_of_half_precision_is_computed_in_float32():

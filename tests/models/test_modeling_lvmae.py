@@ -28,8 +28,9 @@ from transformers_lvmae.models.masking import (
     random_tube_mask,
     split_tubelets,
     topk_mask,
+    tube_visible_count,
 )
-from transformers_lvmae.models.modeling_lvmae import sinusoidal_positions
+from transformers_lvmae.models.positions import position_embeddings, sinusoidal_positions
 from transformers_lvmae.sharing.convert_videomae import convert_config, convert_state_dict
 from transformers_lvmae.training.arguments import ModelArguments
 
@@ -38,6 +39,7 @@ MODELS = {
     "encoder": (LVMAEModel, AutoModel, {}),
     "encoder_without_norm": (LVMAEModel, AutoModel, {"final_layer_norm": False, "qv_bias": False}),
     "codes": (LVMAEForPreTraining, AutoModelForPreTraining, {}),
+    "flattened": (LVMAEForPreTraining, AutoModelForPreTraining, {"position_embedding": "flattened"}),
     "levels": (LVMAEForPreTraining, AutoModelForPreTraining, {"target_type": "levels"}),
     "pixels": (LVMAEForPreTraining, AutoModelForPreTraining, {"target_type": "pixels"}),
     "mean": (LVMAEForVideoClassification, AutoModelForVideoClassification, {"tube_drop_ratio": 0}),
@@ -45,6 +47,11 @@ MODELS = {
         LVMAEForVideoClassification,
         AutoModelForVideoClassification,
         {"tube_drop_ratio": 0, "pooling": "class_attention"},
+    ),
+    "chosen": (
+        LVMAEForVideoClassification,
+        AutoModelForVideoClassification,
+        {"tube_drop_ratio": 0, "token_keep_ratio": 0.25, "scorer_patch_size": 4},
     ),
 }
 every_model = pytest.mark.parametrize("kind", MODELS)
@@ -84,6 +91,11 @@ def inputs_for(model, rows: int = 2) -> dict[str, torch.Tensor]:
     return inputs
 
 
+def fixed_scores(kind: str) -> dict[str, torch.Tensor]:
+    """Scores that no draw and no rounding changes, for a model that chooses tokens."""
+    return {"importance_scores": torch.arange(128.0).view(2, 64)} if kind == "chosen" else {}
+
+
 def main_output(outputs) -> torch.Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
@@ -103,7 +115,7 @@ def scalar(outputs) -> torch.Tensor:
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
     model.zero_grad()
     scalar(model(**inputs)).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 # Every class
@@ -163,7 +175,7 @@ def test_built_on_meta_and_initialized_equals_built_directly(kind):
 @every_model
 def test_gradient_checkpointing_changes_nothing(kind):
     model = build(kind).train()
-    inputs = inputs_for(model)
+    inputs = {**inputs_for(model), **fixed_scores(kind)}
     plain = gradients(model, inputs)
     for reentrant in (False, True):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -213,7 +225,10 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
         outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
         encoder = getattr(model, "lvmae", model)
         clips, masked = inputs["pixel_values_videos"], inputs.get("bool_masked_pos")
-        states = encoder.embeddings(clips, None if masked is None else encoder.index_visible(clips, masked))
+        visible = None if masked is None else encoder.index_visible(clips, masked)
+        states = encoder.embeddings(
+            clips, visible if encoder.token_selector is None else encoder.choose_visible(clips)[0]
+        )
         expected = [states]
         for layer in encoder.encoder.layers:
             states = layer(states)
@@ -233,7 +248,7 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(kind):
 @every_model
 def test_bfloat16_stays_close_to_float32(kind):
     model = build(kind)
-    inputs = inputs_for(model)
+    inputs = {**inputs_for(model), **fixed_scores(kind)}
     exact = run(model, inputs)
     rounded = run(model.bfloat16(), inputs)
     assert rounded.dtype == torch.bfloat16
@@ -242,14 +257,32 @@ def test_bfloat16_stays_close_to_float32(kind):
     ).norm() < 2**-6 * exact.norm()  # numbers are rounded to 2**-8; 0.3 to 1.3 % were seen
 
 
+@pytest.mark.parametrize("num_frames", [256, 512, 1024])
+def test_long_clips_have_as_many_tokens_as_short_ones(num_frames):
+    short = LVMAEConfig(token_keep_ratio=0.25, token_random_ratio=0.05)
+    long = short.for_frames(num_frames)
+    assert short.num_frames == 128
+    assert long.num_frames == num_frames
+    assert long.position_grid == short.position_grid
+    visible = [tube_visible_count(config.grid_size, config.mask_ratio) for config in (short, long)]
+    assert visible[1] == pytest.approx(visible[0], rel=0.21)  # whole tubes: 20 of 196, and 2.5 at 1,024 frames
+    assert long.token_budget == pytest.approx(short.token_budget, abs=1)
+    kept = [config.kept_token_counts(config.seq_length) for config in (short, long)]
+    assert kept[0] == pytest.approx(kept[1], abs=1)
+    with pytest.raises(StrictDataclassFieldValidationError, match="token_keep_ratio"):
+        LVMAEConfig().for_frames(64)  # it would need twice as many tokens as the clip has
+
+
 @every_model
 @pytest.mark.parametrize(
     ("frames", "size", "channels"), [(2, (32, 32), 3), (14, (16, 40), 3), (8, (32, 32), 1), (4, (24, 8), 4)]
 )
 def test_other_clips_need_no_surgery(kind, frames, size, channels):
     """The weights fit any length and size; what comes out is what a model configured for it gives."""
-    model = build(kind, num_channels=channels)
-    fitting = build(kind, num_channels=channels, num_frames=frames, image_size=size)
+    fields = {"num_channels": channels, "image_mean": (0.5,) * channels, "image_std": (0.2,) * channels}
+    model = build(kind, **fields)
+    trained = {"position_grid_size": model.config.grid_size}
+    fitting = build(kind, **fields, num_frames=frames, image_size=size, **trained)
     fitting.load_state_dict(model.state_dict())
     inputs = inputs_for(fitting)
     assert torch.equal(run(model, inputs), run(fitting, inputs))
@@ -365,6 +398,112 @@ def test_positions_are_exact_at_the_end_of_a_long_clip():
         angle = 12_543 / 10_000 ** (2 * (channel // 2) / 768)
         exact = math.cos(angle) if channel % 2 else math.sin(angle)
         assert abs(row[channel].item() - exact) < 1e-7
+
+
+def naive_factorized(time: float, row: float, column: float, trained: tuple[int, int, int], size: int) -> list[float]:
+    """One token's vector, number by number."""
+    third, vector = size // 6 * 2, []
+    for place, length, width in (
+        (time, trained[0], size - 2 * third),
+        (row, trained[1], third),
+        (column, trained[2], third),
+    ):
+        for pair in range(width // 2):
+            radians = (math.pi / 2 / length) ** (pair / max(width // 2 - 1, 1))
+            vector += [math.sin(place * radians), math.cos(place * radians)]
+    return vector
+
+
+def test_factorized_positions_are_sines_of_each_axis():
+    config = tiny_config(num_frames=16, image_size=(32, 48))  # 8 x 4 x 6 tokens
+    for size in (6, 16, 32, 50):
+        vectors = position_embeddings(config, torch.arange(8 * 4 * 6).view(2, 96), None, size).flatten(0, 1)
+        for token in (0, 5, 6, 100, 191):
+            place = token // 24, token // 6 % 4, token % 6
+            torch.testing.assert_close(vectors[token], torch.tensor(naive_factorized(*place, config.grid_size, size)))
+
+
+def test_at_another_size_a_token_keeps_its_place():
+    """Twice as many rows and half as many slots as the grid (8, 4, 6) of the weights: places are those of the tokens' centers."""
+    config = tiny_config(num_frames=16, image_size=(32, 48))
+    vectors = position_embeddings(config, torch.arange(4 * 8 * 6), (4, 8, 6), 32)
+    for token in (0, 6, 47, 48, 191):
+        place = 2 * (token // 48) + 0.5, (token // 6 % 8) / 2 - 0.25, token % 6
+        torch.testing.assert_close(vectors[token], torch.tensor(naive_factorized(*place, (8, 4, 6), 32)))
+
+
+def test_flattened_positions_are_interpolated_between_trained_ones():
+    config = tiny_config(num_frames=16, image_size=(32, 48), position_embedding="flattened")
+    table = sinusoidal_positions(torch.arange(8 * 4 * 6), 32).view(8, 4, 6, 32)
+    same = position_embeddings(config, torch.arange(8 * 4 * 6), (8, 4, 6), 32)
+    assert torch.equal(same, table.flatten(0, 2))
+    vectors = position_embeddings(config, torch.arange(4 * 8 * 6), (4, 8, 6), 32).view(4, 8, 6, 32)
+    slots = (table[2] + table[3]) / 2  # slot 1 of 4 lies between slots 2 and 3 of 8
+    torch.testing.assert_close(vectors[1, 5, 4], 0.75 * slots[2, 4] + 0.25 * slots[3, 4])
+    torch.testing.assert_close(
+        vectors[1, 0, 4], 1.25 * slots[0, 4] - 0.25 * slots[1, 4]
+    )  # past the edge, it goes on straight
+
+
+def shares_read_by_a_linear_map(config: LVMAEConfig, size: int) -> list[float]:
+    """Shares of the variance of time, row and column that ridge regression explains at 1,000 of 4,000 random tokens."""
+    _, height, width = config.grid_size
+    tokens = torch.randint(config.seq_length, (4000,), generator=torch.Generator().manual_seed(0))
+    places = torch.stack([tokens // (height * width), tokens // width % height, tokens % width], dim=1).double()
+    vectors = position_embeddings(config, tokens, None, size).double()
+    inputs = torch.cat([vectors, torch.ones(4000, 1)], dim=1)
+    fitted, tested = inputs[:3000], inputs[3000:]
+    ridge = fitted.T @ fitted + 1e-4 * 3000 * torch.eye(size + 1)
+    errors = tested @ torch.linalg.solve(ridge, fitted.T @ places[:3000]) - places[3000:]
+    return (1 - errors.square().mean(dim=0) / places[3000:].var(dim=0)).tolist()
+
+
+@pytest.mark.parametrize("size", [64, 768])
+def test_a_linear_map_reads_time_row_and_column_from_factorized_positions(size):
+    """From flattened ones it reads time, and row and column neither in a narrow nor in a wide model."""
+    for slots, side in ((2, 8), (32, 8), (64, 14), (512, 14)):
+        sizes = {"num_frames": 2 * slots, "image_size": 16 * side}
+        assert min(shares_read_by_a_linear_map(LVMAEConfig(**sizes), size)) > 0.999
+    flattened = LVMAEConfig(num_frames=128, position_embedding="flattened")
+    assert max(shares_read_by_a_linear_map(flattened, size)[1:]) < 0.2
+
+
+@pytest.mark.parametrize("kind", ["factorized", "flattened"])
+def test_a_picture_of_twice_the_size_has_nearly_the_same_features(kind):
+    """Patches of one color stay patches of one color: only positions tell the two pictures' tokens apart."""
+    torch.manual_seed(0)
+    model = LVMAEModel(tiny_config(image_size=64, position_embedding=kind, num_frames=4)).eval()
+    colors = torch.randn(1, 4, 3, 8, 8)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # as after training, attention depends on content and positions
+        small, large = (
+            model(colors.repeat_interleave(size, dim=-1).repeat_interleave(size, dim=-2)) for size in (8, 16)
+        )
+    assert torch.cosine_similarity(small.pooler_output, large.pooler_output) > 0.999
+    tokens = small.last_hidden_state[0]
+    parts = large.last_hidden_state.view(2, 8, 2, 8, 2, 32).mean(dim=(2, 4)).flatten(0, 2)
+    assert (parts - tokens).square().mean() < 0.05 * tokens.var(dim=0).mean()
+
+
+@pytest.mark.parametrize("override", [{"image_size": 64}, {"num_frames": 16}, {"tubelet_size": 1}])
+def test_a_saved_model_s_positions_keep_their_grid(override, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path, **override)
+    assert loaded.grid_size != (4, 4, 4)
+    assert tuple(loaded.position_grid_size) == loaded.position_grid == (4, 4, 4)
+    loaded.save_pretrained(tmp_path)
+    assert LVMAEConfig.from_pretrained(tmp_path).position_grid == (4, 4, 4)
+    assert LVMAEConfig.from_pretrained(tmp_path, position_grid_size=(8, 4, 4)).position_grid == (8, 4, 4)
+
+
+def test_a_config_without_the_field_is_flattened(tmp_path):
+    assert LVMAEConfig().position_embedding == "factorized"
+    (tmp_path / "config.json").write_text('{"model_type": "lvmae"}')
+    assert AutoConfig.from_pretrained(tmp_path).position_embedding == "flattened"
+    for kind in ("factorized", "flattened"):
+        tiny_config(position_embedding=kind).save_pretrained(tmp_path)
+        assert AutoConfig.from_pretrained(tmp_path).position_embedding == kind
 
 
 def test_tubelets_are_a_view_that_can_be_written_through():
@@ -1030,6 +1169,8 @@ def test_tubelets_for_a_model_of_pixels_and_bytes_are_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"position_grid_size": (4, 4)}, r"Got position_grid_size=\(4, 4\), expected the tokens .*: leave it out"),
+        ({"decoder_hidden_size": 4}, r"Got decoder_hidden_size=4 with position_embedding='factorized', .*6.*: widen"),
         ({"hidden_size": 30}, r"Got hidden_size=30 with num_attention_heads=4, expected .*: change"),
         (
             {"decoder_hidden_size": 15},

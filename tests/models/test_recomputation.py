@@ -217,3 +217,5 @@ def test_small_outputs_are_kept(monkeypatch):
     assert not is_recomputed(norm, torch.randn(smallest // 16 - 1, 16, requires_grad=True))
     assert is_recomputed(norm, torch.randn(smallest // 16, 16, requires_grad=True))
     assert smallest < 1280 * 768 / 8  # a 128-frame clip of ViT-B is far above, and one of 16 frames too
+    assert 4 * 1280 * 768 < recomputation.SMALLEST_NUMEL_ON_ACCELERATORS < 5 * 1280 * 768
+    assert [recomputation._is_small(torch.empty(2**20, device=device)) for device in ("cpu", "meta")] == [False, False]

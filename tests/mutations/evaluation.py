@@ -168,7 +168,7 @@ MUTATIONS = [
     ),
     (
         "evaluation/features.py",
-        "tokens.float().mean(dim=1) if pool",
+        "mean_of_tokens(tokens.float(), outputs.token_mask) if pool",
         "tokens.float()[:, 0] if pool",
         f"{FEATURES}::test_clip_features_are_the_mean_of_the_tokens_and_labels_come_along",
     ),

@@ -5,6 +5,7 @@ ECOSYSTEM = "tests/models/test_ecosystem.py::test_"
 FSQ = "tests/models/test_fsq.py::test_"
 LABEL_SETS = "tests/models/test_label_sets.py::test_"
 MASKING = "tests/models/test_masking.py::test_"
+MIXED_PRECISION = "tests/models/test_mixed_precision.py::test_"
 PROCESSING = "tests/models/test_processing.py::test_"
 RECOMPUTATION = "tests/models/test_recomputation.py::test_"
 TOKENIZER = "tests/models/test_modeling_fsq_magvit.py::test_"
@@ -261,8 +262,8 @@ MUTATIONS = [
     ),
     (
         "models/masking.py",
-        "order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))",
-        "order = importance_scores.argsort(dim=1, descending=True, stable=True)",
+        'topk_mask(noise.masked_fill(scores != last, float("-inf")), rest)',
+        'topk_mask(scores.masked_fill(scores != last, float("-inf")), rest)',
         MASKING + "tied_scores_are_decoded_everywhere_alike",
     ),
     (
@@ -345,13 +346,13 @@ MUTATIONS = [
         TOKENIZER + "the_decoder_doubles_what_the_encoder_halves_in_reverse_order",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "        features = features.float()\n",
         "",
         TOKENIZER + "distances_of_half_precision_are_computed_in_float32",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         ".sum(dim=1) + 1e-6).sqrt()",
         ".sum(dim=1)).sqrt()",
         TOKENIZER + "distances_are_euclidean_and_the_first_slot_has_its_rule",
@@ -447,23 +448,59 @@ MUTATIONS = [
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
     ),
     (
-        "models/modeling_fsq_magvit.py",
+        "models/token_scores.py",
         "padding=(0, stride - 1, stride - 1),",
         'padding=(0, stride - 1, stride - 1),\n            padding_mode="replicate",',
         VERSION_0_1 + "the_tokenizer_gives_the_same_codes_scores_and_pictures",
     ),
     # The autoencoder
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "dtype=torch.float64) / size",
         "dtype=torch.float32) / size",
         LVMAE + "positions_are_exact_at_the_end_of_a_long_clip",
     ),
     (
-        "models/modeling_lvmae.py",
+        "models/positions.py",
         "torch.stack([angles.sin(), angles.cos()], dim=-1)",
         "torch.stack([angles.cos(), angles.sin()], dim=-1)",
         LVMAE + "positions_are_videomaes_table",
+    ),
+    (
+        "models/positions.py",
+        "+ 0.5) * (length / tokens) - 0.5",
+        "+ 0.0) * (length / tokens)",
+        LVMAE + "at_another_size_a_token_keeps_its_place",
+    ),
+    (
+        "models/positions.py",
+        "slowest = math.pi / (2 * max(length, 2))",
+        "slowest = 1e-4",
+        LVMAE + "factorized_positions_are_sines_of_each_axis",
+    ),
+    (
+        "models/positions.py",
+        "axis.floor().clamp(0, max(length - 2, 0))",
+        "axis.floor()",
+        LVMAE + "flattened_positions_are_interpolated_between_trained_ones",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "logits = self.forward_decoder(encoded, visible, decoded, grid_size=grid_size, **kwargs)",
+        "logits = self.forward_decoder(encoded, visible, decoded, **kwargs)",
+        LVMAE + "other_clips_need_no_surgery",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        '{"position_embedding": "flattened", **config_dict}',
+        "{**config_dict}",
+        LVMAE + "a_config_without_the_field_is_flattened",
+    ),
+    (
+        "models/configuration_lvmae.py",
+        "            config.position_grid_size = trained\n",
+        "            pass\n",
+        LVMAE + "a_saved_model_s_positions_keep_their_grid",
     ),
     (
         "models/modeling_lvmae.py",
@@ -509,8 +546,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "sinusoidal_positions(torch.cat([visible, decoded], dim=1)",
-        "sinusoidal_positions(torch.cat([decoded, visible], dim=1)",
+        "self.config, torch.cat([visible, decoded], dim=1)",
+        "self.config, torch.cat([decoded, visible], dim=1)",
         LVMAE + "decoding_all_hidden_pixels_is_videomaes_pretraining",
     ),
     (
@@ -545,8 +582,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "query_states=states[:, :1], **kwargs",
-        "query_states=class_token, **kwargs",
+        "query_states=queries, **masked",
+        "query_states=class_token, **masked",
         LVMAE + "class_attention_pools_with_one_query",
     ),
     (
@@ -557,8 +594,8 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "if self.training and self.config.tube_drop_ratio > 0:",
-        "if self.config.tube_drop_ratio > 0:",
+        "if self.training and ratio > 0:",
+        "if ratio > 0:",
         LVMAE + "tubes_are_dropped_in_training_only",
     ),
     (
@@ -569,8 +606,26 @@ MUTATIONS = [
     ),
     (
         "models/modeling_lvmae.py",
-        "pooler_output=hidden_states.mean(dim=1))",
-        "pooler_output=hidden_states[:, 0])",
+        "(tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)",
+        "tokens.mean(dim=1)",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "attention_mask = padding_mask(self.config, token_mask, hidden_states)",
+        "attention_mask = None",
+        "tests/models/test_token_selection.py::test_a_padded_batch_equals_each_clip_alone",
+    ),
+    (
+        "models/token_selection.py",
+        'values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))',
+        "pass",
+        "tests/models/test_token_selection.py::test_a_threshold_keeps_at_least_one_token_a_clip",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "pooler_output=mean_of_tokens(hidden_states, token_mask),",
+        "pooler_output=hidden_states[:, 0],",
         ECOSYSTEM + "the_pooled_output_is_the_mean_and_the_last_hidden_state_is_normed",
     ),
     (
@@ -584,6 +639,18 @@ MUTATIONS = [
         "layer.mlp_checkpointing = mlp_only and layer.gradient_checkpointing",
         "layer.mlp_checkpointing = mlp_only",
         RECOMPUTATION + "mlp_checkpointing_is_every_n_layers_and_can_be_taken_back",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        'if device == "meta" or not torch.is_autocast_enabled(device):',
+        "if True:",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
+    ),
+    (
+        "models/modeling_lvmae.py",
+        "return normed.to(torch.get_autocast_dtype(device))",
+        "return normed.float()",
+        MIXED_PRECISION + "a_layer_casts_no_activations",
     ),
     # Recomputation
     (
@@ -604,7 +671,7 @@ MUTATIONS = [
         "ctx.save_for_backward(tensor)",
         RECOMPUTATION + "what_changes_in_place_before_backward_is_an_error_as_in_a_plain_step",
     ),
-    ("models/recomputation.py", " or tensor.numel() < SMALLEST_NUMEL", "", RECOMPUTATION + "small_outputs_are_kept"),
+    ("models/recomputation.py", " or _is_small(tensor)", "", RECOMPUTATION + "small_outputs_are_kept"),
     (
         "models/recomputation.py",
         "create_graph=torch.is_grad_enabled()))",

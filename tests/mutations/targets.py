@@ -1,6 +1,7 @@
 """Changes of `targets/`."""
 
 CACHE = "tests/targets/test_cache.py::test_"
+EXPLAINED = "tests/targets/test_explained_variance.py::test_"
 PIXELS = "tests/targets/test_pixels.py::test_"
 PRETRAINING = "tests/training/test_pretraining.py::test_"
 RUNS = "tests/training/test_runs.py::test_"
@@ -9,6 +10,31 @@ TRAINERS = "tests/training/test_trainers.py::test_"
 VERSION_0_1 = "tests/test_version_0_1.py::test_"
 
 MUTATIONS = [
+    # Explained variance
+    (
+        "targets/explained_variance.py",
+        "(distance * len(order) + order).argmin(dim=-1)",
+        "(distance * len(order) - order).argmin(dim=-1)",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
+    (
+        "targets/explained_variance.py",
+        "error=widened(errors).sum()",
+        "error=widened(errors).mean()",
+        EXPLAINED + "an_evaluation_has_the_shares_of_its_own_predictions",
+    ),
+    (
+        "targets/explained_variance.py",
+        'sums["around_clip"] / clips + between.mean()',
+        "between.mean()",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
+    (
+        "targets/explained_variance.py",
+        "(widened(predicted) - widened(targets)).square()",
+        "(widened(predicted) - widened(targets)).abs()",
+        EXPLAINED + "shares_are_those_of_loops_over_tokens",
+    ),
     # Targets and masks on the fly
     (
         "targets/builder.py",
@@ -210,7 +236,7 @@ MUTATIONS = [
         CACHE + "drawn_clips_are_served_in_the_cached_epochs_and_then_again_under_new_masks",
     ),
     (
-        "targets/cache.py",
+        "models/masking.py",
         "mask_to_indices(~bool_masked_pos.unsqueeze(0)",
         "mask_to_indices(bool_masked_pos.unsqueeze(0)",
         CACHE + "visible_tubelets_give_the_whole_clips_loss_and_gradients",
@@ -303,7 +329,7 @@ MUTATIONS = [
         PIXELS + "restored_pixels_are_clamped",
     ),
     (
-        "targets/pixels.py",
+        "models/token_scores.py",
         'mode="bilinear", antialias=True)',
         'mode="bilinear")',
         PIXELS + "a_smaller_view_is_the_mean_of_what_it_covers",
@@ -328,19 +354,19 @@ MUTATIONS = [
     ),
     # Scores
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "tubes.permute(0, 1, 4, 6, 2, 3, 5, 7)",
         "tubes.permute(0, 1, 6, 4, 2, 3, 5, 7)",
         SCORES + "tubes_are_the_tokens_pixels",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "last = pixels[:, -1:].expand",
         "last = pixels[:, :1].expand",
         SCORES + "a_slot_that_the_clip_fills_in_part_is_held_at_the_last_frame",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "clips.float().diff(dim=1).abs()",
         "clips.float().diff(dim=1)",
         SCORES + "motion_is_the_mean_difference_from_the_frame_before",
@@ -358,31 +384,31 @@ MUTATIONS = [
         SCORES + "lone_frames_and_still_clips_have_finite_scores",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "return torch.cat([differences[:, :1], differences], dim=1)",
         "return torch.cat([torch.zeros_like(differences[:, :1]), differences], dim=1)",
         SCORES + "motion_is_the_mean_difference_from_the_frame_before",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "return (slots - places).repeat_interleave(cells) + noise",
         "return (slots - places).repeat(cells) + noise",
         SCORES + "uniform_frames_of_any_budget_lie_about_evenly",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "<< (bits - 1 - bit)",
         "<< bit",
         SCORES + "uniform_frames_of_any_budget_lie_about_evenly",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "scores = importance_scores.float()\n    low",
         "scores = importance_scores.half()\n    low",
         PIXELS + "compact_scores_keep_the_order_and_do_not_change_again",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "(high - low).clamp(min=torch.finfo(torch.float32).tiny)",
         "(high - low)",
         PIXELS + "still_clips_score_alike",
@@ -394,7 +420,7 @@ MUTATIONS = [
         SCORES + "a_selection_is_drawn_from_the_clips_noise",
     ),
     (
-        "targets/token_scores.py",
+        "models/token_scores.py",
         "        tokens = split_tubes(clips, grid_size) if embed is None else embed(clips).unflatten(1, grid_size)\n"
         "        distance = torch.linalg.vector_norm(tokens.float().diff(dim=1), dim=-1)",
         "        tokens = split_tubes(clips, grid_size) if embed is None else embed(clips).unflatten(1, grid_size)\n"

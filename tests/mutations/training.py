@@ -3,14 +3,31 @@
 BROKEN = "tests/training/test_broken_evaluation.py::test_"
 CHECKPOINTS = "tests/training/test_checkpoints.py::test_"
 FINETUNING = "tests/training/test_finetuning.py::test_"
+HOST_WAITS = "tests/training/test_host_waits.py::test_"
 LABEL_SETS = "tests/models/test_label_sets.py::test_"
 LOSSES = "tests/training/test_tokenizer_losses.py::test_"
 MIXING = "tests/data/test_transforms.py::test_"
 PRETRAINING = "tests/training/test_pretraining.py::test_"
 RUNS = "tests/training/test_runs.py::test_"
+EXPLAINED = "tests/targets/test_explained_variance.py::test_"
 TRAINERS = "tests/training/test_trainers.py::test_"
+VERSION_0_1 = "tests/test_version_0_1.py::test_"
 
 MUTATIONS = [
+    # Waiting for the device
+    (
+        "training/pretraining.py",
+        'batch["num_visible"] = int((~batch["bool_masked_pos"][0]).sum())',
+        "pass",
+        HOST_WAITS + "pretraining",
+    ),
+    ("targets/builder.py", 'batch["num_decoded"] = chosen + drawn', "pass", HOST_WAITS + "pretraining"),
+    (
+        "training/divergence.py",
+        "self.flags.append(_is_finite(value if torch.is_tensor(value) else torch.full((), value)))",
+        "self.flags.append(torch.tensor(bool(_is_finite(value))))",
+        HOST_WAITS + "the_tokenizer",
+    ),
     # Arguments and rates
     (
         "training/learning_rates.py",
@@ -264,8 +281,8 @@ MUTATIONS = [
     ),
     (
         "training/classification.py",
-        "labels = shares @ labels",
-        "labels = shares.T @ labels",
+        '"labels": shares @ labels}',
+        '"labels": shares.T @ labels}',
         TRAINERS + "mixed_clips_cost_what_a_naive_loop_says",
     ),
     (
@@ -282,9 +299,21 @@ MUTATIONS = [
     ),
     (
         "training/classification.py",
-        "clips = torch.where(noise.isnan(), clips, noise)",
-        "clips = torch.where(noise.isnan(), noise, clips)",
+        "pixels = torch.where(noise.isnan(), pixels, noise)",
+        "pixels = torch.where(noise.isnan(), noise, pixels)",
         FINETUNING + "clips_travel_as_bytes_and_give_the_same_pixels",
+    ),
+    (
+        "training/classification.py",
+        "positions % patches[0, 0, :, :, 0, 0, 0, 0].numel()",
+        "positions % 1",
+        "tests/data/test_chosen_clips.py::test_the_worker_chooses_what_the_model_would",
+    ),
+    (
+        "training/classification.py",
+        "module.requires_grad_(False)",
+        "pass",
+        FINETUNING + "one_base_is_adapted_to_several_datasets",
     ),
     (
         "training/classification.py",
@@ -435,6 +464,18 @@ MUTATIONS = [
         "return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter",
         "return parameter",
         PRETRAINING + "everest_sees_whole_weights_where_fsdp_shares_them_out",
+    ),
+    (
+        "training/base.py",
+        "            keep_positions(trainer, checkpoint)\n",
+        "",
+        VERSION_0_1 + "a_pretraining_run_goes_on_with_its_cache",
+    ),
+    (
+        "training/pretraining.py",
+        "kept[readable] if readable.any() else readable",
+        "None",
+        EXPLAINED + "clips_that_cannot_be_read_explain_nothing",
     ),
     # The run's folder
     (

@@ -26,6 +26,8 @@ from transformers_lvmae.sharing.export import attention_by_parts, export_onnx, l
 from transformers_lvmae.sharing.model_card import ModelCardFacts, write_model_card
 
 
+CHOSEN = {"token_keep_ratio": 0.25, "scorer_patch_size": 4}
+SELECTIONS = [{}, CHOSEN, {**CHOSEN, "token_selection": "motion", "token_random_ratio": 0.1}]
 CLIP = CLIPS / "test" / "clip_00000.mp4"
 NAMES = {0: "down", 1: "left", 2: "right"}
 export_model = load_script("export_model").main
@@ -90,7 +92,7 @@ torch.save(found, folder / "found.pt")
 def test_exported_folders_load_without_this_package_bit_for_bit(tmp_path):
     models = {
         "mean": make_model(LVMAEForVideoClassification),
-        "class_attention": make_model(LVMAEForVideoClassification, pooling="class_attention"),
+        "class_attention": make_model(LVMAEForVideoClassification, pooling="class_attention", **CHOSEN),
         "pretraining": make_model(LVMAEForPreTraining),
         "tokenizer": make_model(FSQMagViTModel, image_size=32),
     }
@@ -147,6 +149,9 @@ def test_the_folder_holds_what_the_code_imports_and_nothing_more(tmp_path):
         "modeling_lvmae",
         "recomputation",
         "fsq",
+        "positions",
+        "token_scores",
+        "token_selection",
         "video_io",
         "video_processing_lvmae",
         "video_seeking",
@@ -250,8 +255,9 @@ def test_a_card_that_somebody_wrote_on_the_hub_stays(hub, tmp_path):
     assert "modeling_fsq_magvit.py" in hub["user/name"]
 
 
-def test_torch_export_gives_the_same_logits_for_any_number_of_clips():
-    model = make_model(LVMAEForVideoClassification, pooling="class_attention")
+@pytest.mark.parametrize("fields", SELECTIONS)
+def test_torch_export_gives_the_same_logits_for_any_number_of_clips(fields):
+    model = make_model(LVMAEForVideoClassification, pooling="class_attention", **fields)
     shapes = {"pixel_values_videos": {0: torch.export.Dim("batch")}}
     exported = DynamoExporter().export(
         model, {"pixel_values_videos": torch.randn(2, 8, 3, 32, 32)}, config=DynamoConfig(dynamic_shapes=shapes)
@@ -268,12 +274,12 @@ def onnx_logits(path, clips):
     return torch.from_numpy(session.run(["logits"], {"pixel_values_videos": clips.numpy()})[0])
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class_attention"])
-def test_onnx_gives_the_same_logits_for_any_number_of_clips(pooling, tmp_path):
+@pytest.mark.parametrize("fields", [{}, {"pooling": "class_attention"}, *SELECTIONS[1:]])
+def test_onnx_gives_the_same_logits_for_any_number_of_clips(fields, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     # Positions matter to these logits: a graph that lost them would differ.
-    model = make_model(LVMAEForVideoClassification, pooling=pooling)
+    model = make_model(LVMAEForVideoClassification, **fields)
     implementation = model.config._attn_implementation
     path = export_onnx(model, tmp_path)
     assert model.config._attn_implementation == implementation

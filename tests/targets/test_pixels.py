@@ -6,8 +6,8 @@ import torch
 from transformers_lvmae import LVMAEConfig
 from transformers_lvmae.data import processor_for
 from transformers_lvmae.models.masking import gather_tubelets, split_tubelets
-from transformers_lvmae.targets.pixels import PixelScale, tokenizer_view
-from transformers_lvmae.targets.token_scores import compact_scores
+from transformers_lvmae.models.token_scores import compact_scores, tokenizer_view
+from transformers_lvmae.targets.pixels import PixelScale
 
 
 CONFIG = LVMAEConfig(image_size=32, patch_size=8, num_frames=8)

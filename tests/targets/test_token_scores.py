@@ -9,17 +9,19 @@ from torch import nn
 from torchvision.models.optical_flow import raft_small
 
 from transformers_lvmae import LVMAEModel
+from transformers_lvmae.models.token_scores import (
+    everest,
+    frame_difference,
+    random_tokens,
+    split_tubes,
+    uniform_frames,
+)
 from transformers_lvmae.targets.flow import flow_estimator
 from transformers_lvmae.targets.token_scores import (
     UNLEARNED,
     SelectionCollator,
-    everest,
-    frame_difference,
     optical_flow,
-    random_tokens,
     score_tokens,
-    split_tubes,
-    uniform_frames,
 )
 
 

@@ -147,6 +147,31 @@ def train_curve(output_dir, batch_size, checkpoint=None):
     return trainer
 
 
+def train_chosen(output_dir, batch_size):
+    """Four steps of a classifier of half of the tokens, which its workers choose; losses and weights are written down."""
+    from builders import make_trainer
+
+    from transformers_lvmae import LVMAEForVideoClassification
+    from transformers_lvmae.data import ChosenVideoClips, load_video_dataset
+
+    splits = load_video_dataset(CLIPS, label_column="label")
+    torch.manual_seed(0)
+    fields = {"token_keep_ratio": 0.5, "tube_drop_ratio": 0.25, "scorer_patch_size": 4}
+    model = LVMAEForVideoClassification(LVMAEConfig(**{**MODEL.to_dict(), **fields}))
+    options = {**CURVE, "save_strategy": "no"}
+    trainer = make_trainer(
+        "classification", splits, output_dir, model=model, per_device_train_batch_size=batch_size, **options
+    )
+    rows, selector = splits["train"].select(range(16)), model.lvmae.token_selector
+    trainer.train_dataset = ChosenVideoClips(
+        rows, trainer.processing_class, 8, training=True, label_column="label", selector=selector
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
 def pretend_that_cpus_are_sharded():
     """accelerate turns FSDP into DDP where there are only CPUs; but for that, everything from here on is its own path."""
     from accelerate import DistributedType, PartialState
@@ -206,6 +231,28 @@ os._exit(0)  # Sharded models hold the process group to the end, and gloo's thre
     for folder in (tmp_path / "two", tmp_path / "resumed"):
         assert losses_of(folder) == pytest.approx(losses_of(single_curve), rel=1e-4)
         torch.testing.assert_close(load_file(folder / "model.safetensors"), one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chosen_tokens_on_two_processes_cost_what_they_do_on_one(sharded, tmp_path):
+    """DDP, which refuses parameters without a gradient, and FSDP2. The scorer is as it was."""
+    trainer = train_chosen(tmp_path / "one", 4)
+    environment = prepare_multi_gpu_env(launch_arguments("fsdp2")) if sharded else {}
+    environment = {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_"))}
+    pretend = "pretend_that_cpus_are_sharded()\n" if sharded else ""
+    check = (
+        "from torch.distributed.fsdp import FSDPModule\nassert isinstance(trainer.model, FSDPModule)\n"
+        if sharded
+        else ""
+    )
+    script = f"{pretend}trainer = train_chosen(sys.argv[1], 2)\n{check}os._exit(0)\n"
+    on_two_processes(tmp_path, script, tmp_path / "two", **environment)
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    scorer = {name: value for name, value in two.items() if "scorer" in name}
+    assert len(scorer) == 4
+    assert_same(scorer, {name: trainer.model.state_dict()[name] for name in scorer})
 
 
 def killable(output_dir, kill_at=None):

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from builders import CLIPS, SCRIPTS, load_script, tiny_config
+from builders import CLIPS, SCRIPTS, assert_same, load_script, tiny_config, tiny_tokenizer_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from transformers_lvmae import (
+    FSQMagViTModel,
     LVMAEClassificationArguments,
     LVMAEClassificationTrainer,
     LVMAEConfig,
@@ -54,6 +55,15 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """Options that choose tokens by the scorer of a tokenizer."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    FSQMagViTModel(tiny_tokenizer_config()).save_pretrained(folder)
+    return ["--tokenizer", str(folder), "--token_keep_ratio", "0.5"]
+
+
+@pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """A second dataset: the same videos with two classes of their own."""
     folder = tmp_path_factory.mktemp("halves")
@@ -76,6 +86,14 @@ def run(script, monkeypatch, output, dataset, base, *options):
     return json.loads((output / "test_results.json").read_text())
 
 
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_frames": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
 RECIPE = "--mixup_alpha 0.8 --cutmix_alpha 1.0 --label_smoothing_factor 0.1 --rand_augment_num_ops 2 --random_erasing_prob 0.25"
 RECIPE += " --min_crop_scale 0.5 --num_clips 2 --activation_checkpointing"
 
@@ -96,14 +114,22 @@ def accuracy(model, dataset):
     return sum(hits) / len(hits)
 
 
-def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, monkeypatch, capsys):
-    """Each adapter is saved alone, loads on top of the untouched base, judges as the script said, and can be merged."""
+def test_one_base_is_adapted_to_several_datasets(script, base, halves, chosen, tmp_path, monkeypatch, capsys):
+    """Each adapter is saved alone, loads on top of the untouched base, judges as the script said, and can be merged.
+
+    One brings the scorer that the base does not have.
+    """
     before = (base / "model.safetensors").read_bytes()
-    for name, dataset, classes, options in (("clips", CLIPS, 8, RECIPE.split()), ("halves", halves, 2, [])):
+    adapters = (("clips", CLIPS, 8, RECIPE.split()), ("halves", halves, 2, []), ("chosen", halves, 2, chosen))
+    for name, dataset, classes, options in adapters:
         output = tmp_path / name
         metrics = run(script, monkeypatch, output, dataset, base, *options)
         printed = capsys.readouterr().out
         adapter = load_file(output / "adapter_model.safetensors")
+        scorer = {key.split("scorer.")[1]: adapter.pop(key) for key in list(adapter) if "token_selector.scorer." in key}
+        assert_same(
+            scorer, dict(FSQMagViTModel.from_pretrained(chosen[1]).scorer.state_dict()) if name == "chosen" else {}
+        )
         assert all("lora_" in key or "classifier" in key for key in adapter)
         assert not (output / "model.safetensors").exists()
         model = load_adapted(base, output)
@@ -142,8 +168,9 @@ def test_one_base_is_adapted_to_two_datasets(script, base, halves, tmp_path, mon
     assert (base / "model.safetensors").read_bytes() == before
 
 
-def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, tmp_path, monkeypatch):
-    options = [*RECIPE.split(), "--ema_decay", "0.5", "--max_train_samples", "8"]
+@pytest.mark.parametrize("chooses", [False, True])
+def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, chosen, chooses, tmp_path, monkeypatch):
+    options = [*RECIPE.split(), "--ema_decay", "0.5", "--max_train_samples", "8", *(chosen if chooses else [])]
     run(script, monkeypatch, tmp_path / "whole", CLIPS, base, *options)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     run(script, monkeypatch, tmp_path / "resumed", CLIPS, base, *options)
@@ -151,7 +178,7 @@ def test_a_resumed_adapter_equals_the_uninterrupted_one(script, base, tmp_path, 
     halfway = load_file(tmp_path / "whole" / "checkpoint-2" / "adapter_model.safetensors")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value)
-        assert not torch.equal(halfway[key], value)
+        assert torch.equal(halfway[key], value) == ("scorer" in key)
 
 
 def test_class_attention_is_trained_whole(script, tmp_path):
@@ -308,3 +335,64 @@ def test_clips_travel_as_bytes_and_give_the_same_pixels(tmp_path):
     assert torch.equal(restored["pixel_values_videos"], floats["pixel_values_videos"])
     assert len({float(clip[0, 0, 0, 0]) for clip in floats["pixel_values_videos"]}) > 3
     assert sent[1] < 0.4 * sent[0]  # 0.25 and the noise of 8 frames
+
+
+def finetune(script, monkeypatch, output, *options):
+    """Two steps of all weights on the fixture's clips; options may be given again."""
+    command = ["--dataset_name", str(CLIPS), "--output_dir", str(output), "--eval_split", "test", "--max_steps", "2"]
+    command += ["--test_split", "test", "--max_eval_samples", "2", "--max_train_samples", "8", "--save_steps", "1"]
+    command += ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none", "--learning_rate"]
+    command += ["0.01", "--layer_decay", "1", "--weight_decay", "0.5", "--disable_tqdm", "true", *map(str, options)]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *command])
+    script.main()
+    return json.loads((output / "test_results.json").read_text())
+
+
+def test_fine_tuning_on_chosen_tokens(script, base, chosen, tmp_path, monkeypatch, capsys):
+    """The scorer comes from the tokenizer, stays as it is, and travels with the classifier, which needs nothing else."""
+    metrics = finetune(script, monkeypatch, tmp_path / "first", "--model_name_or_path", base, *chosen)
+    assert "Workers choose the tokens" in capsys.readouterr().out
+    model = LVMAEForVideoClassification.from_pretrained(tmp_path / "first").eval()
+    scorer = FSQMagViTModel.from_pretrained(chosen[1]).scorer
+    assert_same(dict(model.token_scorer.state_dict()), dict(scorer.state_dict()))
+    assert (model.config.token_keep_ratio, model.config.scorer_patch_size) == (0.5, 4)
+    assert accuracy(model, CLIPS) == pytest.approx(metrics["test_accuracy"])
+    trained = json.loads((tmp_path / "first" / "memory_results.json").read_text())
+    frozen = sum(weight.numel() for weight in scorer.parameters())
+    assert trained["parameters"] - trained["trainable_parameters"] == frozen
+
+    # A run that goes on from a checkpoint draws the same tokens, with mixing too.
+    options = ["--model_name_or_path", tmp_path / "first", "--token_selection", "learned", "--token_keep_ratio", "0.25"]
+    options += ["--mixup_alpha", "0.8", "--config_overrides", '{"token_random_ratio": 0.1}']
+    for mixing in (options, [*options, "--mixup_alpha", "0"]):
+        name = f"again{len(mixing)}"
+        finetune(script, monkeypatch, tmp_path / name, *mixing)
+        assert ("Workers send whole clips" in capsys.readouterr().out) == (mixing is options)
+        shutil.copytree(tmp_path / name / "checkpoint-1", tmp_path / f"{name}_resumed" / "checkpoint-1")
+        finetune(script, monkeypatch, tmp_path / f"{name}_resumed", *mixing)
+        whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in (name, f"{name}_resumed"))
+        assert_same(whole, resumed)
+        assert_same(
+            {key: value for key, value in whole.items() if "scorer" in key},
+            {f"lvmae.token_selector.scorer.{key}": value for key, value in scorer.state_dict().items()},
+        )
+        capsys.readouterr()
+
+
+def test_scorers_that_are_missing_or_not_used(script, base, chosen):
+    def load(**fields):
+        arguments = script.FineTuningModelArguments(**fields)
+        return arguments.load(**arguments.overrides(LVMAEConfig))
+
+    for start in ({"model_name_or_path": str(base)}, {"config_overrides": json.dumps(TINY)}):
+        with pytest.raises(ValueError, match=r"token_selection='learned', expected a trained scorer: add --tokenizer"):
+            load(token_keep_ratio=0.25, **start)
+        with pytest.raises(ValueError, match=r"Got a tokenizer for token_keep_ratio=1.0"):
+            load(tokenizer=chosen[1], **start)
+        with pytest.raises(ValueError, match=r"Got a tokenizer for token_keep_ratio=0.25 and token_selection='motion'"):
+            load(tokenizer=chosen[1], token_keep_ratio=0.25, token_selection="motion", **start)
+        with pytest.raises(ValueError, match=r"Got token_selection='motion' and token_keep_ratio=1, expected a ratio"):
+            load(token_selection="motion", **start)
+        assert load(token_selection="motion", token_keep_ratio=0.25, **start).token_scorer is None
+    with pytest.raises(ValueError, match=r"Got token_keep_ratio=1.5, expected a number in \(0, 1\]"):
+        load(token_keep_ratio=1.5)

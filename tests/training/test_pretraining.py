@@ -27,15 +27,10 @@ from transformers_lvmae.models.masking import (
     split_tubelets,
     topk_mask,
 )
+from transformers_lvmae.models.token_scores import compact_scores, everest, frame_difference, uniform_frames
 from transformers_lvmae.targets.builder import ClipViews
 from transformers_lvmae.targets.flow import flow_estimator
-from transformers_lvmae.targets.token_scores import (
-    compact_scores,
-    everest,
-    frame_difference,
-    optical_flow,
-    uniform_frames,
-)
+from transformers_lvmae.targets.token_scores import optical_flow
 from transformers_lvmae.visualization.predictions import PredictionPictures
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .arguments import VideoDataArguments
 from .broken_videos import TooManyBrokenVideos, read_broken_videos, report_broken_videos
+from .chosen_clips import ChosenVideoClips
 from .clips import ByteVideoClips, ImageClips, MaskedVideoClips, VideoClips, VideoReading, processor_for
 from .datasets import load_image_dataset, load_video_dataset, select_split
 from .frame_sampling import FrameSampling
@@ -24,6 +25,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ByteVideoClips",
+    "ChosenVideoClips",
     "ClipAugmentation",
     "FrameSampling",
     "ImageClips",

@@ -44,7 +44,8 @@ def processor_for(config: Any, **kwargs: Any) -> LVMAEVideoProcessor:
     height, width = config.frame_size
     crop_size = {"height": height, "width": width}
     settings = {"size": {"shortest_edge": min(height, width)}, "crop_size": crop_size, "num_frames": config.num_frames}
-    return LVMAEVideoProcessor(**settings | kwargs)
+    statistics = {name: list(getattr(config, name)) for name in ("image_mean", "image_std") if hasattr(config, name)}
+    return LVMAEVideoProcessor(**settings | statistics | kwargs)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ..data.broken_videos import BrokenVideos
 from ..data.clips import VideoClips
 from ..data.datasets import segment_of
 from ..files import write_aside
+from ..models.modeling_lvmae import mean_of_tokens
 from ..models.video_io import decode_video, video_name
 from ..models.video_seeking import VideoReadError
 
@@ -190,29 +191,37 @@ def encode_clips(
     batch_size: int = 1,
     num_workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """Compute the features of each batch of clips, in the order of the clips: after the final norm, on the CPU.
 
-    Yields the features of the n clips of a batch that can be read, and whether each clip can be read (B,).
+    Yields the features of the n clips of a batch that can be read; whether each clip can be read (B,); and the positions (n, N) of the
+    tokens in the clips' own, if the model chooses some of them, otherwise None.
 
     Args:
         model: [`LVMAEModel`], on its device.
         pool: return the mean of the tokens, float32 (n, D); otherwise all tokens, float16 (n, N, D). Features that are not finite,
-            for example too large for float16, raise ValueError.
+            for example too large for float16, and tokens whose number differs from clip to clip, raise ValueError.
         autocast: makes the context of the forward pass: `accelerator.autocast`.
     """
+    if not pool and model.config.token_score_threshold is not None:
+        raise ValueError(
+            f"Got token_score_threshold={model.config.token_score_threshold} and tokens to write, expected as many of every clip: extract "
+            "without --tokens, or set the config's threshold to null."
+        )
     model.eval()
     for batch in DataLoader(clips, batch_size=batch_size, num_workers=num_workers):
         with autocast():
-            tokens = model(batch["pixel_values_videos"].to(model.device)).last_hidden_state
+            outputs = model(batch["pixel_values_videos"].to(model.device))
+        tokens, positions = outputs.last_hidden_state, outputs.visible_positions
         readable = batch.get("is_readable", torch.ones(len(tokens))).bool()
-        features = (tokens.float().mean(dim=1) if pool else tokens.half())[readable.to(tokens.device)]
+        pooled = mean_of_tokens(tokens.float(), outputs.token_mask) if pool else tokens.half()
+        features = pooled[readable.to(tokens.device)]
         if not features.isfinite().all():
             raise ValueError(
                 f"Got features up to {features.abs().max().item():.3g}, expected finite numbers below 65,504: extract clip features "
                 "instead of tokens, or without mixed precision."
             )
-        yield features.cpu(), readable
+        yield features.cpu(), readable, None if positions is None else positions.cpu()[readable]
 
 
 def save_shard(
@@ -222,12 +231,14 @@ def save_shard(
     features: torch.Tensor,
     schema: datasets.Features,
     video_column: str = "video",
+    positions: torch.Tensor | None = None,
 ) -> None:
     """Write clips and their features: clip features (n, D) to the Parquet file, tokens (n, N, D) to a safetensors file beside it.
 
     Args:
         rows: a dict for each clip, with its `row` number, `start` and `end`.
         schema: features of the dataset. Its columns of numbers, text and classes are written too.
+        positions: (n, N), for tokens of a model that chooses them; written to the Parquet file.
     """
     table = {name: schema[name] for name in schema if is_scalar(schema[name])}
     columns = {name: [row[name] for row in rows] for name in table}
@@ -239,6 +250,9 @@ def save_shard(
         tensors = {"tokens": features}
         table[CHECKSUM] = datasets.Value("uint32")
         columns[CHECKSUM] = [zlib.crc32(tokens.contiguous().numpy()) for tokens in features]
+        if positions is not None:
+            table["positions"] = datasets.List(datasets.Value("int32"), length=features.shape[1])
+            columns["positions"] = list(positions.numpy())
         write_aside(split.path(shard, ".safetensors"), lambda part: save_file(tensors, part))
     else:
         table["features"] = datasets.List(datasets.Value("float32"), length=features.shape[1])
@@ -275,7 +289,7 @@ def open_split(folder: str | os.PathLike, split: str) -> ShardedSplit:
 
 
 def load_features(folder: str | os.PathLike, split: str) -> datasets.Dataset:
-    """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`.
+    """Load a split's clips: `row`, `start`, `end`, the dataset's columns, any `features`, and the `positions` of chosen tokens.
 
     Raises ValueError if shards are missing or damaged.
     """

@@ -1,5 +1,6 @@
 """LVMAE's configuration: a VideoMAE-style ViT over 128 frames and its masked decoder."""
 
+import copy
 import math
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -66,6 +67,15 @@ class LVMAEConfig(PreTrainedConfig):
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of the LayerNorms, as in the original VideoMAE.
         qv_bias (`bool`, defaults to `True`): biases of the query and value projections; the key projection has none, as in
             VideoMAE.
+        position_embedding (`"factorized"` or `"flattened"`, defaults to `"factorized"`): the sines that say where a token lies.
+
+            - `"factorized"`: sines of time, row and column, each in a third of the vector;
+            - `"flattened"`: sines of the token's number in the clip (VideoMAE, the paper, and version 0.1). A saved config without
+              this field is read as flattened.
+        position_grid_size (`tuple[int]`, *optional*): the token grid (t, h, w) that positions are scaled to, by default
+            `grid_size`. A clip of any other size and length spans this grid: a token keeps its place in the picture, and its time as
+            a share of the clip, which by default spans the whole video. `from_pretrained(..., image_size=...)` and other overrides of
+            the clips' size keep the saved model's grid.
         final_layer_norm (`bool`, defaults to `True`): LayerNorm after the encoder. VideoMAE classifiers that pool the mean
             have none; `scripts/convert_videomae.py` sets this field.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the
@@ -102,6 +112,23 @@ class LVMAEConfig(PreTrainedConfig):
             one CaiT class-attention layer (the paper's choice for ViT-L).
         tube_drop_ratio (`float`, defaults to 0.2): share of the tubes that the classifier's encoder does not see in training
             (paper: 0.2 for ViT-B and 0.25 for ViT-L at 128 frames, 0 at 32 and 64). In evaluation it sees all.
+        token_keep_ratio (`float`, defaults to 1): share of the tokens that [`LVMAEModel`] and the classifier look at, in training and in
+            evaluation; at least one token. Pre-training has its own mask and does not use it.
+        token_selection (`str`, defaults to `"learned"`): which tokens are kept with `token_keep_ratio` below 1.
+
+            - `"learned"`: the most important tokens. The tokenizer's scorer becomes part of the model, frozen
+              ([`LVMAEModel.set_token_scorer`]);
+            - `"motion"`, `"everest"`: the tokens with the largest frame difference, or distance of their pixels from the previous slot's;
+            - `"random"`, `"uniform"`: random tokens, or whole time slots, nearly evenly spaced.
+        token_random_ratio (`float`, defaults to 0): share of all tokens that are drawn at random. It is a part of `token_keep_ratio`; the
+            scores choose the rest.
+        token_score_threshold (`float`, *optional*): keep the tokens whose score is at least this, at least one of a clip, so that a clip
+            where more happens keeps more. If more than a share `token_keep_ratio` of a batch's tokens reach it, the batch's best are
+            kept. Only then does a clip's result depend on the clips beside it. Scores of `"motion"` lie in [0, 1]; learned ones have no
+            fixed range.
+        scorer_patch_size, scorer_hidden_size (`int`, default 8 and 64): the scorer's pixels per side of a token, and its channels, as in the
+            tokenizer's config. Clips are resized for it.
+        image_mean, image_std (`list[float]`, default ImageNet's): by what the processor standardizes pixels. Scores need pixels in [0, 1].
         label_sets (`dict[str, list[int]]`, *optional*): for videos with several labels, such as EPIC-Kitchens' verb and noun:
             the name of each set, and the range [first, end) of its classes among the `num_labels` outputs. Together they cover
             all outputs. Without it, a video has one label. [`LVMAEConfig.label_fields`] makes it from class names.
@@ -133,6 +160,8 @@ class LVMAEConfig(PreTrainedConfig):
     initializer_range: float = interval(min=0, max=1)(default=0.02)
     layer_norm_eps: float = interval(min=0, max=1, exclude_min=True)(default=1e-6)
     qv_bias: bool = True
+    position_embedding: Literal["factorized", "flattened"] = "factorized"
+    position_grid_size: list[int] | tuple[int, ...] | None = None
     final_layer_norm: bool = True
     decoder_hidden_size: int = SIZE(default=384)
     decoder_num_hidden_layers: int = DEPTH(default=4)
@@ -148,6 +177,14 @@ class LVMAEConfig(PreTrainedConfig):
     norm_pix_loss: bool = True
     pooling: Literal["mean", "class_attention"] = "mean"
     tube_drop_ratio: float | int = SHARE(default=0.2)
+    token_keep_ratio: float | int = interval(min=0, max=1, exclude_min=True)(default=1.0)
+    token_selection: Literal["learned", "motion", "everest", "random", "uniform"] = "learned"
+    token_random_ratio: float | int = interval(min=0, max=1)(default=0.0)
+    token_score_threshold: float | int | None = None
+    scorer_patch_size: int = SIZE(default=8)
+    scorer_hidden_size: int = SIZE(default=64)
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     label_sets: dict[str, list[int]] | None = None
     recompute_activations: bool = True
 
@@ -157,6 +194,35 @@ class LVMAEConfig(PreTrainedConfig):
         if size not in LVMAE_SIZES:
             raise ValueError(f"Got size={size!r}, expected one of {sorted(LVMAE_SIZES)}: choose one of them.")
         return cls(**{**LVMAE_SIZES[size], **overrides})
+
+    def for_frames(self, num_frames: int) -> "LVMAEConfig":
+        """Return this config for clips of another length, with as many visible, decoded and kept tokens as now.
+
+        A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
+        `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        Positions stay scaled to the present grid, so that weights of this config fit.
+        """
+        share = self.num_frames / num_frames
+        config = copy.deepcopy(self)
+        config.position_grid_size = list(self.position_grid)
+        config.num_frames = num_frames
+        for name in ("mask_ratio", "decoder_mask_ratio"):
+            setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
+        for name in ("decoder_random_ratio", "token_keep_ratio", "token_random_ratio"):
+            setattr(config, name, round(getattr(self, name) * share, 9))
+        config.validate_architecture()
+        return config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """Build a saved config. Version 0.1 had flattened positions. Overrides of the clips' size keep the saved grid of positions."""
+        saved = {"position_embedding": "flattened", **config_dict}
+        trained = cls(**saved).position_grid
+        made = super().from_dict(saved, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        if config.position_grid != trained and "position_grid_size" not in kwargs:
+            config.position_grid_size = trained
+        return made
 
     @staticmethod
     def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:
@@ -192,6 +258,12 @@ class LVMAEConfig(PreTrainedConfig):
         return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
     @property
+    def position_grid(self) -> tuple[int, int, int]:
+        """The grid (t, h, w) that positions are scaled to."""
+        slots, height, width = self.position_grid_size or self.grid_size
+        return slots, height, width
+
+    @property
     def seq_length(self) -> int:
         """Tokens of a clip, N = t * h * w."""
         slots, height, width = self.grid_size
@@ -220,6 +292,12 @@ class LVMAEConfig(PreTrainedConfig):
         drawn = int(round(self.decoder_random_ratio * seq_length, 6))
         return (chosen, drawn) if DECODER_MASKS[self.decoder_mask].random_besides else (chosen + drawn, 0)
 
+    def kept_token_counts(self, candidates: int) -> tuple[int, int]:
+        """Return how many of `candidates` tokens are kept by scores, and how many at random, rounded down; at least one in all."""
+        kept = max(1, int(round(self.token_keep_ratio * candidates, 6)))
+        drawn = int(round(self.token_random_ratio * candidates, 6))
+        return kept - drawn, drawn
+
     @property
     def target_size(self) -> int:
         """How many numbers the decoder predicts for a token."""
@@ -246,6 +324,11 @@ class LVMAEConfig(PreTrainedConfig):
                 raise ValueError(
                     f"Got {name}={size} with {heads}={number}, expected an even multiple of it: change one."
                 )
+            if self.position_embedding == "factorized" and size < 6:
+                raise ValueError(
+                    f"Got {name}={size} with position_embedding='factorized', expected at least 6, a sine and a cosine for each axis: "
+                    "widen it or use 'flattened'."
+                )
         height, width = self.frame_size
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
@@ -260,6 +343,17 @@ class LVMAEConfig(PreTrainedConfig):
             )
         self._check_parameters()
         self._check_label_sets()
+        if self.token_random_ratio > self.token_keep_ratio:
+            raise ValueError(
+                f"Got token_random_ratio={self.token_random_ratio} and token_keep_ratio={self.token_keep_ratio}, expected at most as "
+                "many random tokens as are kept: lower token_random_ratio."
+            )
+        if self.token_score_threshold is not None and (self.token_keep_ratio == 1 or self.token_random_ratio > 0):
+            raise ValueError(
+                f"Got token_score_threshold={self.token_score_threshold} with token_keep_ratio={self.token_keep_ratio} and "
+                f"token_random_ratio={self.token_random_ratio}, expected a keep ratio below 1 (the most that a batch keeps) and no random "
+                "tokens: change them."
+            )
         if self.decoder_random_ratio > self.decoder_mask_ratio:
             raise ValueError(
                 f"Got decoder_random_ratio={self.decoder_random_ratio} and decoder_mask_ratio={self.decoder_mask_ratio}, "
@@ -272,6 +366,18 @@ class LVMAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got image_size={self.image_size}, expected one side or (height, width), from patch_size={self.patch_size} to "
                 f"{2**16} pixels: correct it."
+            )
+        for name in ("image_mean", "image_std"):
+            if self.token_keep_ratio < 1 and len(getattr(self, name)) != self.num_channels:
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)} for {self.num_channels} channels, expected one number a channel: take the "
+                    "processor's."
+                )
+        grid = self.position_grid_size
+        if grid is not None and (len(grid) != 3 or not all(1 <= tokens <= 2**16 for tokens in grid)):
+            raise ValueError(
+                f"Got position_grid_size={grid}, expected the tokens (t, h, w) of a clip: leave it out for those of num_frames and "
+                "image_size."
             )
         if not 2 <= min(self.levels, default=0) <= max(self.levels) <= 2**16 or self.codebook_size >= 2**63:
             raise ValueError(

@@ -70,11 +70,21 @@ def adaptive_decoder_mask(
     """
     if noise is None:
         noise = torch.rand(importance_scores.shape, device=importance_scores.device)
-    # Noise also decides ties: still regions have equal scores, and a plain top-k would take them all from one place.
-    order = noise.argsort(dim=1, descending=True)
-    order = order.gather(1, importance_scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    important = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, order[:, :num_important], True)
+    important = _best_tokens(importance_scores.float(), noise, num_important)
     return important | topk_mask(noise.masked_fill(important, float("-inf")), num_random)
+
+
+def _best_tokens(scores: torch.Tensor, noise: torch.Tensor, count: int) -> torch.Tensor:
+    """Keep the `count` highest scores of each row; of equal ones, those with the highest noise. All tensors are (B, N).
+
+    Still regions have equal scores, and a plain top-k would take them all from one place. ONNX has no stable sort.
+    """
+    if count == 0:
+        return torch.zeros_like(noise, dtype=torch.bool)
+    last = scores.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    above = scores > last
+    rest = count - above.sum(dim=1, keepdim=True)
+    return above | topk_mask(noise.masked_fill(scores != last, float("-inf")), rest)
 
 
 def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...]) -> None:
@@ -103,7 +113,25 @@ def mask_to_indices(mask: torch.Tensor, name: str, count: int | None = None) -> 
     else:
         message = f"Expected {name} with {count} tokens in every row: correct the mask or the count given with it."
         torch._assert_async((mask.sum(dim=1) == count).all(), message)
-    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return _first_positions(mask, count)
+
+
+def _first_positions(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the positions of True in each row, then those of False, each ascending; of these, the first `count`: int64 (B, count)."""
+    tokens = mask.shape[1]
+    return (
+        (mask.int() * tokens - torch.arange(tokens, device=mask.device, dtype=torch.int32)).topk(count, dim=1).indices
+    )
+
+
+def mask_to_padded_indices(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions of True in each row, ascending, and padding up to the longest row's number K: bool (B, N) -> int64, bool (B, K).
+
+    The second tensor is False where a position is padding. An accelerator waits for K.
+    """
+    longest = int(mask.sum(dim=1).max())
+    positions = _first_positions(mask, longest)
+    return positions, mask.gather(1, positions)
 
 
 def _equal_count(mask: torch.Tensor, name: str, expected: int | None) -> int:
@@ -144,6 +172,21 @@ def gather_tubelets(tubelets: torch.Tensor, indices: torch.Tensor | None) -> tor
     _, height, width = tubelets.shape[1:4]
     rows = torch.arange(tubelets.shape[0], device=indices.device).unsqueeze(1)
     return tubelets[rows, indices // (height * width), indices // width % height, indices % width]
+
+
+def cut_visible_tubelets(
+    clip: torch.Tensor, grid_size: tuple[int, int, int], bool_masked_pos: torch.Tensor
+) -> torch.Tensor:
+    """Cut the visible tubelets out of a clip (T, C, H, W): (V, tubelet_size, C, patch_size, patch_size), by ascending position.
+
+    Args:
+        grid_size: tokens (t, h, w) of the clip.
+        bool_masked_pos: (N,), True = hidden.
+    """
+    slots, rows, _ = grid_size
+    tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
+    visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
+    return gather_tubelets(tubelets, visible)[0]
 
 
 def topk_mask(scores: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:

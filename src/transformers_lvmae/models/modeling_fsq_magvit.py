@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_fsq_magvit import FSQMagViTConfig
 from .fsq import FiniteScalarQuantizer, codes_to_indices
 from .masking import perturbed_topk_mask, straight_through, topk_mask
+from .token_scores import TokenScorer
 
 
 @dataclass
@@ -171,47 +172,6 @@ def depth_to_space(features: torch.Tensor, patch: tuple[int, ...]) -> torch.Tens
     return rearrange(features, pattern, frames=patch[0], rows=patch[1], columns=patch[2])
 
 
-class FSQMagViTTokenScorer(nn.Module):
-    """Compute features with two strided convolutions. A token's score is the distance of its feature from the previous slot's.
-
-    The paper gives the two layers and the distance, but no kernel sizes. These kernels overlap in space but not in time.
-    """
-
-    def __init__(self, config: FSQMagViTConfig):
-        super().__init__()
-        stride, size = config.patch_size // 2, config.scorer_hidden_size
-        self.conv1 = nn.Conv3d(
-            config.num_channels,
-            size,
-            kernel_size=(config.tubelet_size, 2 * stride - 1, 2 * stride - 1),
-            stride=(config.tubelet_size, stride, stride),
-            padding=(0, stride - 1, stride - 1),
-        )
-        self.conv2 = nn.Conv3d(size, size, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Compute features on the token grid: (B, C, T, H, W) -> (B, size, t, h, w)."""
-        return self.conv2(nn.functional.gelu(self.conv1(pixel_values)))
-
-    @staticmethod
-    def distances(features: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the Euclidean distance of features from the previous slot's: (B, size, t, h, w) -> float32 (B, t, h, w).
-
-        Args:
-            previous: features (B, size, 1, h, w) of the slot before the first. Without them, the first slot takes the second
-                slot's distance, or 0 if it is the only one.
-        """
-        features = features.float()
-        if previous is not None:
-            features = torch.cat([previous.float(), features], dim=2)
-        # Without 1e-6, the gradient of the root would be infinite for still regions.
-        distances = (features.diff(dim=2).square().sum(dim=1) + 1e-6).sqrt()
-        if previous is not None:
-            return distances
-        first = distances[:, :1] if features.shape[2] > 1 else features.new_zeros(features[:, 0].shape)
-        return torch.cat([first, distances], dim=1)
-
-
 class FSQMagViTPreTrainedModel(PreTrainedModel):
     config: FSQMagViTConfig
     base_model_prefix = "fsq_magvit"
@@ -247,7 +207,9 @@ class FSQMagViTModel(FSQMagViTPreTrainedModel):
         super().__init__(config)
         self.encoder = FSQMagViTEncoder(config)
         self.decoder = FSQMagViTDecoder(config)
-        self.scorer = FSQMagViTTokenScorer(config)
+        self.scorer = TokenScorer(
+            config.num_channels, config.tubelet_size, config.patch_size, config.scorer_hidden_size
+        )
         self.quantizer = FiniteScalarQuantizer(tuple(config.levels))
         self.post_init()
 

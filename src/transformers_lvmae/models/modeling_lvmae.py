@@ -3,11 +3,13 @@
 "Extending Video Masked Autoencoders to 128 frames" (NeurIPS 2024). Notable choices:
 - visible tubelets are gathered before they are projected by a Linear, so hidden ones cost nothing; with cached targets, the model
   does not even need the hidden tubelets;
-- sine and cosine positions are computed for the tokens of each batch and never stored: any clip length and frame size works;
+- sine and cosine positions are computed for the tokens of each batch and never stored. They are places in the clip, in units of the
+  grid that the weights were trained on: any clip length and frame size works;
 - outputs of norms and activations are recomputed in backward (recomputation.py): a third less memory, the same gradients;
 - the model takes masks and target codes as plain tensors, and never holds the tokenizer that they come from.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -35,11 +38,29 @@ from .masking import (
     gather_tokens,
     gather_tubelets,
     mask_to_indices,
+    mask_to_padded_indices,
     random_tube_mask,
     split_tubelets,
     tube_visible_count,
 )
+from .positions import position_embeddings
 from .recomputation import apply_linears, recompute_in_backward
+from .token_scores import TokenScorer
+from .token_selection import LVMAETokenSelector
+
+
+@dataclass
+class LVMAEModelOutput(BaseModelOutputWithPooling):
+    """
+    Args:
+        visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): the positions of the tokens in
+            `last_hidden_state`, ascending; None = all tokens.
+        token_mask (`torch.BoolTensor` of the same shape, *optional*): False where a token is padding, because the clip has fewer than
+            another (`config.token_score_threshold`); None = no padding.
+    """
+
+    visible_positions: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -63,17 +84,6 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     bool_decoded_pos: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Return sines and cosines of positions, interleaved as in VideoMAE's table: (...) -> float32 (..., size).
-
-    They are computed in float64, because at position 12,543 a float32 angle is off by a thousandth.
-    """
-    device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # mps has no float64
-    exponents = torch.arange(0, size, 2, device=device, dtype=torch.float64) / size
-    angles = positions.to(device, torch.float64).unsqueeze(-1) / 10000**exponents
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).float().to(positions.device)
 
 
 class LVMAEPatchEmbeddings(nn.Module):
@@ -141,14 +151,17 @@ class LVMAEEmbeddings(nn.Module):
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
+        self.config = config
         self.patch_embeddings = LVMAEPatchEmbeddings(config)
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed as [`LVMAEPatchEmbeddings.forward`] does, and add the positions. Tubelets need `positions`."""
+        """Embed as [`LVMAEPatchEmbeddings.forward`] does, and add the positions. Tubelets need `positions`, in `config.grid_size`."""
         embeddings = self.patch_embeddings(pixels, positions)
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
-        return embeddings + sinusoidal_positions(positions, embeddings.shape[-1]).to(embeddings.dtype)
+        grid_size = self.patch_embeddings.grid_size(pixels) if pixels.ndim == 5 else None
+        vectors = position_embeddings(self.config, positions, grid_size, embeddings.shape[-1])
+        return embeddings + vectors.to(embeddings.dtype)
 
 
 def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelets: torch.Tensor | None) -> torch.Tensor:
@@ -159,6 +172,28 @@ def clips_without_mask(pixel_values_videos: torch.Tensor | None, visible_tubelet
             "expected whole clips, or tubelets and the mask that says where they lie: pass one of the two."
         )
     return pixel_values_videos
+
+
+def padding_mask(
+    config: LVMAEConfig, token_mask: torch.Tensor | None, queries: torch.Tensor, tokens: torch.Tensor | None = None
+) -> Any:
+    """Return the attention implementation's mask that hides padding from queries (B, M, D): None if there is none.
+
+    Args:
+        token_mask: bool (B, N), False = padding.
+        tokens: (B, N, D), if they are not the queries.
+    """
+    if token_mask is None:
+        return None
+    return create_bidirectional_mask(config, queries, token_mask, encoder_hidden_states=tokens)
+
+
+def mean_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean over tokens that are no padding: (B, N, D) and bool (B, N) -> (B, D)."""
+    if token_mask is None:
+        return tokens.mean(dim=1)
+    shares = token_mask / token_mask.sum(dim=1, keepdim=True)
+    return (tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)
 
 
 def eager_attention_forward(
@@ -178,6 +213,23 @@ def eager_attention_forward(
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class LVMAELayerNorm(nn.LayerNorm):
+    """A LayerNorm in front of Linears. Under autocast, it returns the dtype that they compute in.
+
+    On a GPU, autocast would make norms float32: one cast before the norm, and one after it for each Linear, of q, k and v. The kernel
+    takes its sums in float32 in any case.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        device = hidden_states.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
+            return super().forward(hidden_states)
+        with torch.autocast(device, enabled=False):
+            weights = self.weight.to(hidden_states.dtype), self.bias.to(hidden_states.dtype)
+            normed = nn.functional.layer_norm(hidden_states, self.normalized_shape, *weights, self.eps)
+        return normed.to(torch.get_autocast_dtype(device))
 
 
 class LVMAEAttention(nn.Module):
@@ -203,18 +255,14 @@ class LVMAEAttention(nn.Module):
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
         first_query: int = 0,
-        attention_mask: None = None,
+        attention_mask: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let the tokens (B, N, D) from `first_query` on, or `query_states` (B, M, D), attend to all tokens.
 
-        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. An `attention_mask`, which
-        peft passes as None, raises ValueError.
+        Returns the output (B, M, D), and the weights (B, heads, M, N) if the attention implementation has them. `attention_mask` is None, or
+        hides padding ([`padding_mask`]).
         """
-        if attention_mask is not None:
-            raise ValueError(
-                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
-            )
         if query_states is None:
             states = apply_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         else:
@@ -224,7 +272,15 @@ class LVMAEAttention(nn.Module):
         name, dropout = self.config._attn_implementation, self.dropout if self.training else 0.0
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         output, weights = attend(
-            self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=dropout, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            is_causal=self.is_causal,
+            scaling=self.scaling,
+            dropout=dropout,
+            **kwargs,
         )
         return self.out_proj(output.flatten(2)), weights
 
@@ -273,9 +329,9 @@ class LVMAELayer(GradientCheckpointingLayer):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, hidden_size, num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LVMAEDropPath(drop_path_rate)
@@ -329,6 +385,7 @@ class LVMAEDecoder(nn.Module):
 
     def __init__(self, config: LVMAEConfig):
         super().__init__()
+        self.config = config
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
@@ -336,17 +393,27 @@ class LVMAEDecoder(nn.Module):
             LVMAELayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.layernorm = LVMAELayerNorm(size, eps=config.layer_norm_eps)
         self.head = nn.Linear(size, config.target_size)
         self.recompute = config.recompute_activations
         self.gradient_checkpointing = False
 
     def forward(
-        self, encoded: torch.Tensor, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        encoded: torch.Tensor,
+        visible: torch.Tensor,
+        decoded: torch.Tensor,
+        grid_size: tuple[int, int, int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Predict logits (B, K, target_size) from encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K)."""
+        """Predict logits (B, K, target_size) from encoded tokens (B, V, D), their positions (B, V) and the decoded positions (B, K).
+
+        Positions count in `grid_size` (t, h, w), by default `config.grid_size`.
+        """
         (hidden_states,) = apply_linears(encoded, self.embed)
-        positions = sinusoidal_positions(torch.cat([visible, decoded], dim=1), hidden_states.shape[-1])
+        positions = position_embeddings(
+            self.config, torch.cat([visible, decoded], dim=1), grid_size, hidden_states.shape[-1]
+        )
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(*decoded.shape, -1)
         hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions.to(hidden_states.dtype)
         for layer in self.layers[:-1]:
@@ -383,6 +450,39 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         # transformers adds those of the parts. But a head that misses weights of its own must say so, although the encoder drops them.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
+    @property
+    def token_scorer(self) -> TokenScorer | None:
+        """The scorer of `token_selection="learned"`; None if the model looks at all tokens, or chooses them otherwise."""
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        return None if encoder.token_selector is None else encoder.token_selector.scorer
+
+    @torch.no_grad()
+    def set_token_scorer(self, tokenizer: Any) -> None:
+        """Take the scorer of a trained tokenizer ([`FSQMagViTModel`]) for `token_selection="learned"`: its sizes and its weights.
+
+        Raises:
+            ValueError: a model that does not choose tokens by learned scores; a tokenizer with another token grid.
+        """
+        if self.token_scorer is None:
+            raise ValueError(
+                f"Got a tokenizer for token_keep_ratio={self.config.token_keep_ratio} and "
+                f"token_selection={self.config.token_selection!r}, expected a ratio below 1 and 'learned': set them or leave it out."
+            )
+        tokens = tokenizer.config.grid_size[1:], tokenizer.config.tubelet_size, tokenizer.config.num_channels
+        expected = self.config.grid_size[1:], self.config.tubelet_size, self.config.num_channels
+        if tokens != expected:
+            raise ValueError(
+                f"Got a tokenizer with (rows, columns), frames of a token and channels {tokens}, expected {expected}: load the "
+                "tokenizer with another image_size, or build the model with another tubelet_size or patch_size."
+            )
+        self.config.scorer_patch_size = tokenizer.config.patch_size
+        self.config.scorer_hidden_size = tokenizer.config.scorer_hidden_size
+        weight = self.token_scorer.conv1.weight
+        encoder: Any = getattr(self, self.base_model_prefix, self)
+        encoder.token_selector.scorer = (
+            copy.deepcopy(tokenizer.scorer).requires_grad_(False).to(weight.device, weight.dtype)
+        )
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -414,6 +514,9 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LVMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+        if isinstance(module, LVMAETokenSelector):
+            for name, values in module.pixel_statistics().items():
+                init.copy_(getattr(module, name), values)
         if isinstance(module, LVMAEClassAttention):
             init.normal_(module.class_token, std=self.config.initializer_range)
 
@@ -421,13 +524,21 @@ class LVMAEPreTrainedModel(PreTrainedModel):
 class LVMAEModel(LVMAEPreTrainedModel):
     """The encoder: a ViT with full space-time attention over the visible tubelets of a clip."""
 
-    # Parts of the other two classes: their folders load here without a warning for each weight.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^pooler\.", r"^fc_norm\.", r"^classifier\."]
+    # Parts of the other two classes: their folders load here without a warning for each weight. The scorer, if all tokens are wanted.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"^pooler\.",
+        r"^fc_norm\.",
+        r"^classifier\.",
+        r"token_selector\.",
+    ]
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
         self.embeddings = LVMAEEmbeddings(config)
         self.encoder = LVMAEEncoder(config)
+        # Without it the encoder sees all tokens that no mask hides.
+        self.token_selector = LVMAETokenSelector(config) if config.token_keep_ratio < 1 else None
         self.layernorm: nn.Module = nn.Identity()
         if config.final_layer_norm:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -435,6 +546,30 @@ class LVMAEModel(LVMAEPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
+
+    def choose_visible(
+        self,
+        pixel_values_videos: torch.Tensor,
+        importance_scores: torch.Tensor | None = None,
+        dropped: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose the tokens that the encoder sees by `config.token_selection`: int64 (B, K), ascending, and the `token_mask` if rows differ.
+
+        Args:
+            dropped: bool (B, N), True = in a tube that training drops ([`LVMAETokenSelector`]).
+        """
+        if self.token_selector is None:
+            raise ValueError(
+                f"Got importance_scores and config.token_keep_ratio={self.config.token_keep_ratio}, expected a ratio below 1: leave "
+                "them out, or load the model with a token_keep_ratio."
+            )
+        grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values_videos)
+        kept = self.token_selector(pixel_values_videos, importance_scores, dropped)
+        if self.config.token_score_threshold is not None:
+            return mask_to_padded_indices(kept)
+        ratio = self.config.tube_drop_ratio if dropped is not None else 0
+        count = sum(self.config.kept_token_counts(tube_visible_count(grid_size, ratio)))
+        return mask_to_indices(kept, "chosen tokens", count), None
 
     def index_visible(
         self,
@@ -470,14 +605,17 @@ class LVMAEModel(LVMAEPreTrainedModel):
         num_visible: int | None = None,
         visible_tubelets: torch.Tensor | None = None,
         visible_positions: torch.Tensor | None = None,
+        importance_scores: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> LVMAEModelOutput:
         r"""
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips as
                 [`LVMAEVideoProcessor`] returns them, standardized by ImageNet's mean and deviation.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, seq_length)`, *optional*): True = hidden; the same
-                number in every row. Without it the encoder sees every token.
+                number in every row. Without it, the encoder sees every token, or the share `config.token_keep_ratio` that
+                `config.token_selection` chooses.
             num_visible (`int`, *optional*): how many tokens `bool_masked_pos` leaves visible in a row. With this
                 number, an accelerator need not wait for a count of the mask. Under torch.compile, the default follows from
                 `config.mask_ratio`.
@@ -486,28 +624,47 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 (`masking.gather_tubelets`), normalized in the same way. They take the place of `pixel_values_videos`.
             visible_positions (`torch.LongTensor` of shape `(batch_size, visible tokens)`, *optional*): what `index_visible`
                 returned for the other arguments, which are then not checked again.
+            importance_scores (`torch.Tensor` of shape `(batch_size, seq_length)`, *optional*): scores that choose the tokens, in place of
+                those of `config.token_selection`; higher = keep first. Only with `config.token_keep_ratio` below 1 and without a mask.
+            token_mask (`torch.BoolTensor` of shape `(batch_size, visible tokens)`, *optional*): False where one of `visible_positions` is
+                padding, to which no token attends.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, visible tokens, hidden_size)`, in ascending order of position, and
             `pooler_output` of shape `(batch_size, hidden_size)`, its mean over the tokens: one vector for each clip. The last of
             `hidden_states`, as in transformers' vision models, is what the final LayerNorm reads, and `last_hidden_state` what it
-            returns.
+            returns. `visible_positions`, int64 of shape `(batch_size, visible tokens)`, says which tokens these are; None = all.
+            With `config.token_score_threshold`, clips differ in their number of tokens; `token_mask` says which are no padding.
 
         Raises:
             ValueError: a clip with another rank or channel count; a length or size that is no multiple of the tubelet; integer
                 pixels; a mask of another shape or with different counts per row; tubelets without a mask, or another
-                number of tubelets than it leaves visible; both clips and tubelets.
+                number of tubelets than it leaves visible; both clips and tubelets; scores of another shape, or for a model that
+                sees all tokens; an `attention_mask`.
         """
+        if kwargs.pop("attention_mask", None) is not None:  # peft passes None
+            raise ValueError(
+                "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
+            )
         if bool_masked_pos is None and visible_positions is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
             self.embeddings.patch_embeddings.grid_size(clips)
+            if self.token_selector is not None or importance_scores is not None:
+                visible_positions, token_mask = self.choose_visible(clips, importance_scores)
         if bool_masked_pos is not None and visible_positions is None:
             visible_positions = self.index_visible(pixel_values_videos, bool_masked_pos, num_visible, visible_tubelets)
         pixels = pixel_values_videos if visible_tubelets is None else visible_tubelets
-        hidden_states = self.encoder(self.embeddings(pixels, visible_positions), **kwargs)
+        hidden_states = self.embeddings(pixels, visible_positions)
+        attention_mask = padding_mask(self.config, token_mask, hidden_states)
+        hidden_states = self.encoder(hidden_states, attention_mask=attention_mask, **kwargs)
         recompute = self.config.recompute_activations and self.config.final_layer_norm
         hidden_states = recompute_in_backward(self.layernorm, hidden_states, enabled=recompute)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+        return LVMAEModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=mean_of_tokens(hidden_states, token_mask),
+            visible_positions=visible_positions,
+            token_mask=token_mask,
+        )
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):
@@ -519,6 +676,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
         self.lvmae = LVMAEModel(config)
+        self.lvmae.token_selector = None  # it has masks of its own, and must not save a scorer that nobody trained
         self.decoder = LVMAEDecoder(config)
         self.post_init()
 
@@ -566,7 +724,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
         targets = self._wanted_targets(target_codes, target_latents, bool_decoded_pos)
         inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
         encoded = self.forward_encoder(visible, **inputs, **kwargs)
-        logits = self.forward_decoder(encoded, visible, decoded, **kwargs)
+        patches = self.lvmae.embeddings.patch_embeddings
+        grid_size = None if pixel_values_videos is None else patches.grid_size(pixel_values_videos)
+        logits = self.forward_decoder(encoded, visible, decoded, grid_size=grid_size, **kwargs)
         targets = self.gather_targets(pixel_values_videos, targets, decoded)
         losses = (
             None
@@ -596,7 +756,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):
     def forward_decoder(
         self, encoded: BaseModelOutputWithPooling, visible: torch.Tensor, decoded: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size)."""
+        """Predict at the decoded positions (B, K) from the encoder's output: logits (B, K, target_size); `grid_size` as in the decoder."""
         return self.decoder(encoded.last_hidden_state, visible, decoded, **kwargs)
 
     def _wanted_targets(
@@ -677,33 +837,40 @@ class LVMAEClassAttention(nn.Module):
     def __init__(self, config: LVMAEConfig):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LVMAEAttention(config, config.hidden_size, config.num_attention_heads)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LVMAELayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LVMAEMLP(config, config.hidden_size, config.intermediate_size)
 
-    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Pool tokens: (B, N, D) -> (B, D)."""
+    def forward(
+        self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Pool tokens: (B, N, D) -> (B, D); `token_mask` (B, N) is False where one is padding."""
         class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         states = self.layer_norm1(torch.cat([class_token, tokens], dim=1))
-        attended, _ = self.attention(states, query_states=states[:, :1], **kwargs)
+        queries = states[:, :1]
+        if token_mask is not None:
+            token_mask = torch.cat([torch.ones_like(token_mask[:, :1]), token_mask], dim=1)
+        masked = {**kwargs, "attention_mask": padding_mask(self.attention.config, token_mask, queries, states)}
+        attended, _ = self.attention(states, query_states=queries, **masked)
         class_token = class_token + attended
         class_token = class_token + self.mlp(self.layer_norm2(class_token))
         return class_token.squeeze(1)
 
 
 class LVMAEMeanPooling(nn.Module):
-    def forward(self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Pool tokens: (B, N, D) -> (B, D)."""
-        return tokens.mean(dim=1)
+    def forward(
+        self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Pool tokens: (B, N, D) -> (B, D); `token_mask` (B, N) is False where one is padding."""
+        return mean_of_tokens(tokens, token_mask)
 
 
 class LVMAEForVideoClassification(LVMAEPreTrainedModel):
     """The encoder, a pooling of its tokens, a LayerNorm and a linear classifier."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"^decoder\."
-    ]  # fine-tuning starts from a pre-trained encoder and has no decoder
+    # Fine-tuning starts from a pre-trained encoder and has no decoder. A classifier of all tokens needs no scorer.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"token_selector\."]
 
     def __init__(self, config: LVMAEConfig):
         super().__init__(config)
@@ -717,15 +884,20 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        num_visible: int | None = None,
+        visible_tubelets: torch.Tensor | None = None,
+        importance_scores: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
-        In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip.
+        In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip. With
+        `config.token_keep_ratio` below 1, it sees this share of their tokens, in evaluation of all tokens. A given `bool_masked_pos`
+        takes the place of both. Arguments that are not listed are those of [`LVMAEModel`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`): clips.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class ids in [0, config.num_labels). With
                 `config.label_sets`, the shape is `(batch_size, label sets)`: one class id for each set, counted from 0 in each.
                 With `config.problem_type="single_label_classification"`, labels may also be probabilities of shape
@@ -740,15 +912,12 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         Raises:
             ValueError: as [`LVMAEModel`]; labels whose shape does not fit `config.label_sets`.
         """
-        dropped = num_visible = None
-        if self.training and self.config.tube_drop_ratio > 0:
-            grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(pixel_values_videos)
-            dropped = random_tube_mask(
-                pixel_values_videos.shape[0], grid_size, self.config.tube_drop_ratio, device=pixel_values_videos.device
-            )
-            num_visible = tube_visible_count(grid_size, self.config.tube_drop_ratio)
-        outputs = self.lvmae(pixel_values_videos, dropped, num_visible, **kwargs)
-        pooled = self.pooler(outputs.last_hidden_state, **kwargs)
+        inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
+        if bool_masked_pos is None:
+            clips = clips_without_mask(pixel_values_videos, visible_tubelets)
+            inputs["visible_positions"], inputs["token_mask"] = self.choose_visible(clips, importance_scores)
+        outputs = self.lvmae(bool_masked_pos=bool_masked_pos, num_visible=num_visible, **inputs, **kwargs)
+        pooled = self.pooler(outputs.last_hidden_state, outputs.token_mask, **kwargs)
         logits = self.classifier(self.fc_norm(pooled))
         if self.config.label_sets is not None:
             parts = [logits[:, part].float().log_softmax(dim=-1) for part in self.config.label_slices.values()]
@@ -757,6 +926,20 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def choose_visible(
+        self, clips: torch.Tensor, importance_scores: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the positions of the tokens that the encoder sees, int64 (B, K), ascending, None for all tokens; and the `token_mask`."""
+        grid_size = self.lvmae.embeddings.patch_embeddings.grid_size(clips)
+        dropped, ratio = None, self.config.tube_drop_ratio
+        if self.training and ratio > 0:
+            dropped = random_tube_mask(clips.shape[0], grid_size, ratio, device=clips.device)
+        if self.lvmae.token_selector is not None or importance_scores is not None:
+            return self.lvmae.choose_visible(clips, importance_scores, dropped)
+        if dropped is None:
+            return None, None
+        return self.lvmae.index_visible(clips, dropped, tube_visible_count(grid_size, ratio)), None
 
     def forward_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the cross-entropy of logits (B, num_labels); with label sets, its mean over the sets.

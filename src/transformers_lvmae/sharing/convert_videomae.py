@@ -109,6 +109,7 @@ def convert_config(source: VideoMAEConfig, num_frames: int | None = None) -> LVM
     return LVMAEConfig(
         **{**fields, "num_frames": source.num_frames if num_frames is None else num_frames},
         patch_size=patch if isinstance(patch, int) else patch[0],
+        position_embedding="flattened",
         final_layer_norm=not source.use_mean_pooling,
         target_type="pixels",
         decoder_mask="none",
@@ -244,6 +245,7 @@ def original_config(
         num_channels=num_channels,
         num_frames=num_frames,
         tubelet_size=tubelet_size,
+        position_embedding="flattened",
         target_type="pixels",
         **fields,
     )

@@ -109,11 +109,17 @@ def export_onnx(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
 
     Raises:
         ImportError: onnx or onnxscript is missing.
+        ValueError: a model with `token_score_threshold`.
     """
     from transformers.exporters import OnnxExporter
     from transformers.exporters.configs import OnnxConfig
 
     config = model.config
+    if getattr(config, "token_score_threshold", None) is not None:
+        raise ValueError(
+            f"Got token_score_threshold={config.token_score_threshold}, expected None, because a graph keeps as many tokens of every clip: "
+            "load the model with token_score_threshold=None."
+        )
     clips = torch.zeros(2, config.num_frames, config.num_channels, *config.frame_size)
     shapes = {"pixel_values_videos": {0: torch.export.Dim("batch")}}
     AttentionInterface.register("by_parts", attention_by_parts)

@@ -3,9 +3,10 @@
 import os
 from typing import Any, TypeVar
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoVideoProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..models.modeling_lvmae import LVMAEForVideoClassification
+from ..models.token_selection import check_processor
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -58,3 +59,10 @@ def load_classifier(name_or_path: str | os.PathLike) -> LVMAEForVideoClassificat
             "(scripts/finetune.py), or name the folder of a fine-tuned model."
         )
     return model
+
+
+def load_processor(name_or_path: str | os.PathLike, config: Any) -> Any:
+    """Load the processor of a model's folder or Hub id. Raises ValueError if the model cannot choose tokens in its clips."""
+    processor = AutoVideoProcessor.from_pretrained(name_or_path)
+    check_processor(config, processor)
+    return processor

@@ -30,7 +30,7 @@ from transformers import PreTrainedConfig, logging
 
 from ..data.clips import MaskedVideoClips, VideoClips, seeded
 from ..models.credentials import mask_credentials
-from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
+from ..models.masking import cut_visible_tubelets
 from ..models.video_io import video_name
 from ..models.video_seeking import VideoReadError
 from .token_scores import SCORES
@@ -384,15 +384,8 @@ class CachedVideoClips(MaskedVideoClips):
     def _serve(self, item: dict[str, Any], targets: Targets) -> dict[str, Any]:
         if not self.whole_clips:
             clip = item.pop("pixel_values_videos")
-            item["visible_tubelets"] = self.visible_tubelets(clip, item["bool_masked_pos"])
+            item["visible_tubelets"] = cut_visible_tubelets(clip, self.grid_size, item["bool_masked_pos"])
         return {**item, **targets}
-
-    def visible_tubelets(self, clip: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
-        """Cut the visible tubelets out of a clip (T, C, H, W): (V, tubelet_size, C, patch_size, patch_size), by ascending position."""
-        slots, rows, _ = self.grid_size
-        tubelets = split_tubelets(clip.unsqueeze(0), clip.shape[0] // slots, clip.shape[2] // rows)
-        visible = mask_to_indices(~bool_masked_pos.unsqueeze(0), "visible positions (~bool_masked_pos)")
-        return gather_tubelets(tubelets, visible)[0]
 
 
 def clips_to_train_on(

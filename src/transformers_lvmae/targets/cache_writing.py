@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.clips import VideoClips
 from ..files import write_aside
+from ..models.token_scores import compact_scores
 from .builder import ClipViews, TargetBuilder
 from .cache import (
     MANIFEST_NAME,
@@ -29,7 +30,7 @@ from .cache import (
     shown_keys,
     stored_codes,
 )
-from .token_scores import SCORES, compact_scores
+from .token_scores import SCORES
 
 
 def make_manifest(

@@ -6,7 +6,6 @@ Training on the fly and a target cache use the same functions, so both get the s
 from typing import Any
 
 import torch
-from torch import nn
 
 
 class PixelScale:
@@ -51,16 +50,3 @@ class PixelScale:
             return (pixels * self.deviation.to(pixels.dtype) + self.mean.to(pixels.dtype)).clamp(0, 1)
         values = self.unit_values.index_select(0, (pixels.int() + self.unit_offsets).flatten())
         return values.view(pixels.shape)
-
-
-def tokenizer_view(clips: torch.Tensor, scale: float) -> torch.Tensor:
-    """Resize clips (B, T, C, H, W) in [0, 1] so that a token has as many pixels as the tokenizer expects.
-
-    Args:
-        scale: the tokenizer's pixels per side of a token, divided by the autoencoder's.
-    """
-    if scale == 1:
-        return clips
-    size = [round(side * scale) for side in clips.shape[-2:]]
-    frames = nn.functional.interpolate(clips.flatten(0, 1), size=size, mode="bilinear", antialias=True)
-    return frames.unflatten(0, clips.shape[:2]).clamp(0, 1)

@@ -33,16 +33,19 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str] | None = None) -
 class ModelArguments:
     """Which model to start from."""
 
+    config_options: ClassVar[tuple[str, ...]] = ()  # options that set a field of the config of the same name
+
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of weights to start from; without it, a new model."}
     )
     config_overrides: str = field(default="{}", metadata={"help": "Config fields as JSON: '{\"image_size\": 64}'."})
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         json_object("config_overrides", self.config_overrides)
 
     def overrides(self, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-        """Return `config_overrides` as a dict; raise ValueError on fields that the config does not have."""
+        """Return `config_overrides` as a dict, with the options of `config_options`; raise ValueError on fields that the config does not have."""
         former = config_class.attribute_map
         overrides = {
             former.get(name, name): value
@@ -55,7 +58,8 @@ class ModelArguments:
                 f"Got config_overrides with {unknown}, expected fields of {config_class.__name__}: correct the spelling "
                 f"(it has {sorted(known - {item.name for item in fields(PreTrainedConfig)})})."
             )
-        return overrides
+        options = {name: getattr(self, name) for name in self.config_options}
+        return {**overrides, **{name: value for name, value in options.items() if value is not None}}
 
 
 @dataclass
@@ -87,6 +91,9 @@ class VideoTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
+        if self.accelerator_config is None and torch.cuda.is_available() and not self.use_cpu:
+            # Pinned batches are copied while the device works on the one before. Else a step waits for its copy.
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         if self.data_seed is None:
             self.data_seed = self.seed  # the order of the rows is the same on all processes, whatever they draw

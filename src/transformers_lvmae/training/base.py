@@ -339,6 +339,15 @@ def checkpoint_to_resume(trainer: VideoTrainer) -> str | None:
     return checkpoint
 
 
+def keep_positions(trainer: VideoTrainer, checkpoint: str) -> None:
+    """Go on with the positions that a checkpoint's weights were trained with: those of version 0.1 are not a new model's."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if model.config.model_type == "lvmae" and Path(checkpoint, "config.json").exists():
+        saved: Any = type(model.config).from_pretrained(checkpoint)
+        model.config.position_embedding = saved.position_embedding
+        model.config.position_grid_size = saved.position_grid_size
+
+
 def compare_settings(trainer: VideoTrainer, checkpoint: str | None, *others: Any) -> None:
     """Refuse to go on from a checkpoint of a run with other settings or data, and write down those of this run.
 
@@ -373,6 +382,7 @@ def train_and_save(trainer: VideoTrainer, *settings: Any, **facts: Any) -> None:
         compare_settings(trainer, checkpoint, *settings)
         trainer._card_facts.update(facts)  # for the cards of checkpoints
         if checkpoint:
+            keep_positions(trainer, checkpoint)
             logger.warning(f"Going on from {checkpoint}. To start anew, give another --output_dir.")
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
