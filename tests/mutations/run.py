@@ -1,6 +1,6 @@
 """Change the code in one place, and see whether a test notices; for every change that this folder lists.
 
-    python tests/mutations/run.py                       # all, one after the other (about two hours on a CPU)
+    python tests/mutations/run.py                       # all, one after the other (about an hour on a CPU)
     python tests/mutations/run.py models targets -j 2   # the changes of these lists, two at a time
     python tests/mutations/run.py data --only 3 17      # by number
 
