@@ -620,7 +620,7 @@ MUTATIONS = [
         "models/token_selection.py",
         'values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))',
         "pass",
-        "tests/models/test_token_selection.py::test_a_threshold_keeps_at_least_one_token_a_clip",
+        "tests/models/test_token_selection.py::test_a_threshold_keeps_at_least_one_token_a_clip_and_at_most_the_budget_of_a_batch",
     ),
     (
         "models/modeling_lvmae.py",
