@@ -21,7 +21,7 @@ python examples/make_digits.py $data --task motion --image_size 32 --train 640 -
 model='"image_size": 32, "patch_size": 4, "tubelet_size": 4, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 256, "image_mean": [0.16, 0.16, 0.16], "image_std": [0.2, 0.2, 0.2]'
 decoder='"decoder_hidden_size": 64, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 256'
+    "decoder_intermediate_size": 256, "encoder_mask": "random"'
 
 [ -f $run/pretrain/eval_results.json ] || {
     python scripts/cache_targets.py \
