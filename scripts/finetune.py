@@ -44,6 +44,7 @@ from transformers_lvmae.data import (
     select_split,
 )
 from transformers_lvmae.data.streams import trainer_dataset
+from transformers_lvmae.models.token_selection import check_scorer
 from transformers_lvmae.sharing.loading import load_model
 from transformers_lvmae.training.arguments import ModelArguments, parse_arguments
 from transformers_lvmae.training.base import train_and_save
@@ -84,25 +85,18 @@ class FineTuningModelArguments(ModelArguments):
         Raises:
             ValueError: tokens are chosen by learned scores, and there is no trained scorer; a tokenizer or a selection that is not used.
         """
-        missing = ["token_selector"]
         if self.model_name_or_path:
-            loaded: Any = load_model(
-                LVMAEForVideoClassification, self.model_name_or_path, output_loading_info=True, **overrides
-            )
-            model, missing = loaded[0], loaded[1]["missing_keys"]
+            model = load_model(LVMAEForVideoClassification, self.model_name_or_path, **overrides)
         else:
             model = LVMAEForVideoClassification(LVMAEConfig.from_size(cast(Any, self.model_size), **overrides))
-        if self.token_selection is not None and model.config.token_keep_ratio == 1:
+        unused = {"token_selection", "token_random_ratio", "token_score_threshold"} & overrides.keys()
+        if unused and model.config.token_keep_ratio == 1:
             raise ValueError(
-                f"Got token_selection={self.token_selection!r} and token_keep_ratio=1, expected a ratio below 1: add --token_keep_ratio."
+                f"Got {', '.join(sorted(unused))} and token_keep_ratio=1, expected a ratio below 1: add --token_keep_ratio."
             )
         if self.tokenizer is not None:
             model.set_token_scorer(load_model(FSQMagViTModel, self.tokenizer))
-        elif model.token_scorer is not None and any("token_selector" in name for name in missing):
-            raise ValueError(
-                f"Got token_keep_ratio={model.config.token_keep_ratio} and token_selection='learned', expected a trained scorer: add "
-                "--tokenizer, or choose another --token_selection."
-            )
+        check_scorer(model.config)
         return model
 
 

@@ -7,10 +7,19 @@ import torch
 from builders import tiny_config, tiny_tokenizer_config
 from transformers import AutoModel, AutoModelForVideoClassification
 
-from transformers_lvmae import FSQMagViTModel, LVMAEForPreTraining, LVMAEForVideoClassification, LVMAEModel
+from transformers_lvmae import (
+    FSQMagViTModel,
+    LVMAEClassificationArguments,
+    LVMAEClassificationTrainer,
+    LVMAEForPreTraining,
+    LVMAEForVideoClassification,
+    LVMAEModel,
+)
+from transformers_lvmae.data import processor_for
 from transformers_lvmae.models.masking import gather_tubelets, mask_to_indices, random_tube_mask, split_tubelets
 from transformers_lvmae.models.token_scores import compact_scores, everest, frame_difference, tokenizer_view
 from transformers_lvmae.models.token_selection import WINDOW_SLOTS, LVMAETokenSelector, fixed_noise
+from transformers_lvmae.sharing.loading import load_processor
 
 
 GRID = (4, 4, 4)  # of tiny_config: tokens of 2 x 8 x 8 pixels
@@ -233,10 +242,12 @@ def test_a_threshold_keeps_at_least_one_token_a_clip_and_at_most_the_budget_of_a
     assert torch.equal(selector(pixels, scores), scores >= 0.5)
     assert selector(pixels, scores - 1).sum(1).tolist() == [1, 1, 1]
     assert torch.equal(selector(pixels, scores - 1), scores == scores.amax(1, keepdim=True))
-    # 60 tokens of one clip pass; a batch keeps 3 x 16: one of each clip, and the best.
+    # 60 tokens of one clip pass. In training a batch keeps 3 x 16: one of each clip, and the best. Else each clip keeps at most 16.
     scores = scores_above(60, 1, 2)
     scores[1:] = scores[1:].clamp(max=0.4)
-    kept = selector(pixels, scores)
+    assert selector(pixels, scores).sum(1).tolist() == [16, 1, 1]
+    kept = selector.train()(pixels, scores)
+    selector.eval()
     assert kept.sum(1).tolist() == [46, 1, 1]
     assert torch.equal(kept[:1], kept_by(scores[:1], 46))
     # As many of every clip: the same as without a threshold.
@@ -315,8 +326,27 @@ def test_wrong_scores_and_tokenizers():
         everything(pixels, importance_scores=torch.rand(2, TOKENS))
     with pytest.raises(ValueError, match="ratio below 1"):
         everything.set_token_scorer(FSQMagViTModel(tiny_tokenizer_config()))
-    with pytest.raises(ValueError, match="tubelet_size or patch_size"):
-        build(patch_size=16).set_token_scorer(FSQMagViTModel(tiny_tokenizer_config()))
+    with pytest.raises(ValueError, match="another tubelet_size"):
+        build(tubelet_size=1).set_token_scorer(FSQMagViTModel(tiny_tokenizer_config()))
+    with pytest.raises(ValueError, match="bool_masked_pos and importance_scores"):
+        model(pixels, bool_masked_pos=torch.rand(2, TOKENS) > 0.5, importance_scores=torch.rand(2, TOKENS))
+    with pytest.raises(ValueError, match="mask of 128 tokens, expected 64"):
+        model(visible_tubelets=torch.rand(1, 4, 2, 3, 8, 8), bool_masked_pos=torch.arange(128)[None] > 3)
+
+
+def test_a_scorer_with_random_weights_is_refused_after_it_was_saved(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    processor_for(model.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a trained scorer"):
+        load_processor(tmp_path, LVMAEModel.from_pretrained(tmp_path).config)
+    with pytest.raises(ValueError, match="expected a trained scorer"):
+        LVMAEClassificationTrainer(model, LVMAEClassificationArguments(tmp_path, report_to="none", use_cpu=True))
+    tokenizer = tiny_tokenizer_config(image_size=16, num_frames=8)
+    model = build(tubelet_size=tokenizer.tubelet_size, num_frames=8)
+    model.set_token_scorer(FSQMagViTModel(tokenizer))
+    model.save_pretrained(tmp_path)
+    load_processor(tmp_path, LVMAEModel.from_pretrained(tmp_path).config)
 
 
 def test_one_graph_without_reading_the_mask():

@@ -498,8 +498,8 @@ MUTATIONS = [
     ),
     (
         "models/configuration_lvmae.py",
-        "            config.position_grid_size = trained\n",
-        "            pass\n",
+        "            config.position_grid_size = list(trained)",
+        "            pass",
         LVMAE + "a_saved_model_s_positions_keep_their_grid",
     ),
     (

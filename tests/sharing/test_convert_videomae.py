@@ -58,6 +58,11 @@ def longer(model, num_frames: int):
     return other
 
 
+def own_positions(num_frames: int | None) -> dict[str, list[int]]:
+    """For more frames, VideoMAE's table goes on. Ours is scaled to the trained clips, unless it is told otherwise."""
+    return {} if num_frames in (None, 16) else {"position_grid_size": [num_frames // 2, 2, 2]}
+
+
 def random_clip(num_frames: int) -> torch.Tensor:
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (torch.rand(2, num_frames, 3, 32, 32) - mean) / std
@@ -73,7 +78,8 @@ def folders(tmp_path):
 def test_hidden_states_are_videomaes(folders, num_frames, use_mean_pooling):
     source = videomae(VideoMAEModel, folders[0], use_mean_pooling=use_mean_pooling)
     convert_videomae.convert(*folders, num_frames=num_frames)
-    model, report = AutoModel.from_pretrained(folders[1], output_loading_info=True)
+    positions = own_positions(num_frames)
+    model, report = AutoModel.from_pretrained(folders[1], output_loading_info=True, **positions)
     assert type(model) is LVMAEModel
     assert not any(report.values())
     frames = num_frames or 16
@@ -98,7 +104,8 @@ eps_and_tolerance = pytest.mark.parametrize(("eps", "tolerance"), [(1e-12, 3e-5)
 def test_pretraining_is_videomaes(folders, num_frames, eps, tolerance):
     source = videomae(VideoMAEForPreTraining, folders[0], use_mean_pooling=False, layer_norm_eps=eps)
     convert_videomae.convert(*folders, num_frames=num_frames)
-    model, report = AutoModelForPreTraining.from_pretrained(folders[1], output_loading_info=True)
+    positions = own_positions(num_frames)
+    model, report = AutoModelForPreTraining.from_pretrained(folders[1], output_loading_info=True, **positions)
     assert type(model) is LVMAEForPreTraining
     assert model.config.target_type == "pixels"
     assert not any(report.values())
@@ -119,7 +126,8 @@ def test_classification_is_videomaes(folders, num_frames, eps, tolerance):
     names = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     source = videomae(VideoMAEForVideoClassification, folders[0], layer_norm_eps=eps, **names)
     convert_videomae.convert(*folders, num_frames=num_frames)
-    model, report = AutoModelForVideoClassification.from_pretrained(folders[1], output_loading_info=True)
+    positions = own_positions(num_frames)
+    model, report = AutoModelForVideoClassification.from_pretrained(folders[1], output_loading_info=True, **positions)
     assert type(model) is LVMAEForVideoClassification
     assert model.config.id2label == labels
     assert not any(report.values())
@@ -127,6 +135,18 @@ def test_classification_is_videomaes(folders, num_frames, eps, tolerance):
     with torch.no_grad():
         expected, outputs = longer(source, num_frames or 16)(clip), model(clip)
     torch.testing.assert_close(outputs.logits, expected.logits, atol=tolerance * expected.logits.abs().max(), rtol=0)
+
+
+def test_more_frames_keep_the_trained_positions(folders, tmp_path):
+    source = videomae(VideoMAEModel, folders[0], use_mean_pooling=False, layer_norm_eps=1e-6)
+    VideoMAEVideoProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(folders[0])
+    convert_videomae.convert(*folders, num_frames=128)
+    torch.save(original_layout(source), tmp_path / "original.pth")
+    convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "second"), 128, **HEADS)
+    for folder in (folders[1], tmp_path / "second"):
+        config = AutoModel.from_pretrained(folder).config
+        assert (config.num_frames, config.position_grid) == (128, (8, 2, 2))
+    assert AutoModel.from_pretrained(folders[1]).config.image_mean == [0.5] * 3
 
 
 @pytest.mark.parametrize(
@@ -284,7 +304,8 @@ def test_original_encoders_are_videomaes(tmp_path, wrapping, num_frames):
     source = videomae(VideoMAEModel, tmp_path / "source", use_mean_pooling=False, layer_norm_eps=1e-6)
     torch.save(WRAPPINGS[wrapping](original_layout(source)), tmp_path / "original.pth")
     convert_videomae.convert_original(str(tmp_path / "original.pth"), str(tmp_path / "converted"), num_frames, **HEADS)
-    model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    positions = own_positions(num_frames)
+    model, report = AutoModel.from_pretrained(tmp_path / "converted", output_loading_info=True, **positions)
     assert type(model) is LVMAEModel
     assert model.config.num_frames == (num_frames or 16)
     assert not any(report.values())
@@ -308,7 +329,10 @@ def test_original_pretraining_is_videomaes(tmp_path, monkeypatch, num_frames):
     arguments = [str(tmp_path / "original.pth"), str(tmp_path / "converted"), *options]
     monkeypatch.setattr(sys, "argv", ["convert_videomae.py", *arguments])
     load_script("convert_videomae").main()
-    model, report = AutoModelForPreTraining.from_pretrained(tmp_path / "converted", output_loading_info=True)
+    positions = own_positions(num_frames)
+    model, report = AutoModelForPreTraining.from_pretrained(
+        tmp_path / "converted", output_loading_info=True, **positions
+    )
     assert type(model) is LVMAEForPreTraining
     assert not any(report.values())
     processor = AutoVideoProcessor.from_pretrained(tmp_path / "converted")

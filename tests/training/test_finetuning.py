@@ -385,13 +385,13 @@ def test_scorers_that_are_missing_or_not_used(script, base, chosen):
         return arguments.load(**arguments.overrides(LVMAEConfig))
 
     for start in ({"model_name_or_path": str(base)}, {"config_overrides": json.dumps(TINY)}):
-        with pytest.raises(ValueError, match=r"token_selection='learned', expected a trained scorer: add --tokenizer"):
+        with pytest.raises(ValueError, match=r"token_selection='learned', expected a trained scorer: give a tokenizer"):
             load(token_keep_ratio=0.25, **start)
         with pytest.raises(ValueError, match=r"Got a tokenizer for token_keep_ratio=1.0"):
             load(tokenizer=chosen[1], **start)
         with pytest.raises(ValueError, match=r"Got a tokenizer for token_keep_ratio=0.25 and token_selection='motion'"):
             load(tokenizer=chosen[1], token_keep_ratio=0.25, token_selection="motion", **start)
-        with pytest.raises(ValueError, match=r"Got token_selection='motion' and token_keep_ratio=1, expected a ratio"):
+        with pytest.raises(ValueError, match=r"Got token_selection and token_keep_ratio=1, expected a ratio"):
             load(token_selection="motion", **start)
         assert load(token_selection="motion", token_keep_ratio=0.25, **start).token_scorer is None
     with pytest.raises(ValueError, match=r"Got token_keep_ratio=1.5, expected a number in \(0, 1\]"):

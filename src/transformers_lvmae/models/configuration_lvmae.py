@@ -126,6 +126,8 @@ class LVMAEConfig(PreTrainedConfig):
             where more happens keeps more. If more than a share `token_keep_ratio` of a batch's tokens reach it, the batch's best are
             kept. Only then does a clip's result depend on the clips beside it. Scores of `"motion"` lie in [0, 1]; learned ones have no
             fixed range.
+        scorer_is_trained (`bool`, defaults to `False`): whether the scorer has the weights of a tokenizer ([`LVMAEModel.set_token_scorer`]).
+            Training, evaluation and features refuse a model that chooses tokens by random weights.
         scorer_patch_size, scorer_hidden_size (`int`, default 8 and 64): the scorer's pixels per side of a token, and its channels, as in the
             tokenizer's config. Clips are resized for it.
         image_mean, image_std (`list[float]`, default ImageNet's): by what the processor standardizes pixels. Scores need pixels in [0, 1].
@@ -140,9 +142,8 @@ class LVMAEConfig(PreTrainedConfig):
 
     model_type = "lvmae"
     attribute_map = {"rebuild_activations": "recompute_activations"}
-    keys_to_ignore_at_inference = [
-        "channel_losses"
-    ]  # it has no axis for clips, so Trainer.predict cannot join batches of it
+    # Trainer.predict does not collect them: the first has no axis for clips, and the others say where tokens are.
+    keys_to_ignore_at_inference = ["channel_losses", "visible_positions", "token_mask"]
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = SIZE(default=16)
@@ -181,6 +182,7 @@ class LVMAEConfig(PreTrainedConfig):
     token_selection: Literal["learned", "motion", "everest", "random", "uniform"] = "learned"
     token_random_ratio: float | int = interval(min=0, max=1)(default=0.0)
     token_score_threshold: float | int | None = None
+    scorer_is_trained: bool = False
     scorer_patch_size: int = SIZE(default=8)
     scorer_hidden_size: int = SIZE(default=64)
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -196,10 +198,10 @@ class LVMAEConfig(PreTrainedConfig):
         return cls(**{**LVMAE_SIZES[size], **overrides})
 
     def for_frames(self, num_frames: int) -> "LVMAEConfig":
-        """Return this config for clips of another length, with as many visible, decoded and kept tokens as now.
+        """Return this config for clips of another length, with as many visible, decoded and chosen tokens as now.
 
         A step then costs the same, but for what is done to every token: scores and targets. From 128 to 512 frames, `mask_ratio` and
-        `decoder_mask_ratio` rise from 0.9 to 0.975, `decoder_random_ratio` falls from 0.05 to 0.0125, and `token_keep_ratio` from 1 to 0.25.
+        `decoder_mask_ratio` rise from 0.9 to 0.975, and `decoder_random_ratio` falls from 0.05 to 0.0125. A `token_keep_ratio` of 1 stays.
         Positions stay scaled to the present grid, so that weights of this config fit.
         """
         share = self.num_frames / num_frames
@@ -208,21 +210,27 @@ class LVMAEConfig(PreTrainedConfig):
         config.num_frames = num_frames
         for name in ("mask_ratio", "decoder_mask_ratio"):
             setattr(config, name, round(1 - (1 - getattr(self, name)) * share, 9))
-        for name in ("decoder_random_ratio", "token_keep_ratio", "token_random_ratio"):
+        chosen = ("token_keep_ratio", "token_random_ratio") if self.token_keep_ratio < 1 else ()
+        for name in ("decoder_random_ratio", *chosen):
             setattr(config, name, round(getattr(self, name) * share, 9))
         config.validate_architecture()
         return config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
-        """Build a saved config. Version 0.1 had flattened positions. Overrides of the clips' size keep the saved grid of positions."""
+        """Build a saved config. Version 0.1 had flattened positions. Overrides of the clips' size, and changes later, keep its grid of positions."""
         saved = {"position_embedding": "flattened", **config_dict}
         trained = cls(**saved).position_grid
         made = super().from_dict(saved, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        if config.position_grid != trained and "position_grid_size" not in kwargs:
-            config.position_grid_size = trained
+        if "position_grid_size" not in kwargs:
+            config.position_grid_size = list(trained)  # so that it stays, whatever is set later
         return made
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> "LVMAEConfig":
+        """As [`LVMAEConfig.from_dict`], of a file."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @staticmethod
     def label_fields(class_names: dict[str, list[str]]) -> dict[str, Any]:

@@ -64,6 +64,17 @@ class LVMAEModelOutput(BaseModelOutputWithPooling):
 
 
 @dataclass
+class LVMAEClassifierOutput(ImageClassifierOutput):
+    """
+    Args:
+        visible_positions, token_mask: as in [`LVMAEModelOutput`].
+    """
+
+    visible_positions: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
+
+
+@dataclass
 class LVMAEForPreTrainingOutput(ModelOutput):
     """
     Args:
@@ -194,6 +205,14 @@ def mean_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> tor
         return tokens.mean(dim=1)
     shares = token_mask / token_mask.sum(dim=1, keepdim=True)
     return (tokens * shares.to(tokens.dtype).unsqueeze(-1)).sum(dim=1)
+
+
+def check_one_choice(bool_masked_pos: torch.Tensor | None, importance_scores: torch.Tensor | None) -> None:
+    """Raise ValueError if a mask and scores both say which tokens the encoder sees."""
+    if bool_masked_pos is not None and importance_scores is not None:
+        raise ValueError(
+            "Got bool_masked_pos and importance_scores, expected one of them: the mask says which tokens are seen."
+        )
 
 
 def eager_attention_forward(
@@ -461,20 +480,21 @@ class LVMAEPreTrainedModel(PreTrainedModel):
         """Take the scorer of a trained tokenizer ([`FSQMagViTModel`]) for `token_selection="learned"`: its sizes and its weights.
 
         Raises:
-            ValueError: a model that does not choose tokens by learned scores; a tokenizer with another token grid.
+            ValueError: a model that does not choose tokens by learned scores; a tokenizer with tokens of another length.
         """
         if self.token_scorer is None:
             raise ValueError(
                 f"Got a tokenizer for token_keep_ratio={self.config.token_keep_ratio} and "
                 f"token_selection={self.config.token_selection!r}, expected a ratio below 1 and 'learned': set them or leave it out."
             )
-        tokens = tokenizer.config.grid_size[1:], tokenizer.config.tubelet_size, tokenizer.config.num_channels
-        expected = self.config.grid_size[1:], self.config.tubelet_size, self.config.num_channels
+        tokens = tokenizer.config.tubelet_size, tokenizer.config.num_channels
+        expected = self.config.tubelet_size, self.config.num_channels
         if tokens != expected:
             raise ValueError(
-                f"Got a tokenizer with (rows, columns), frames of a token and channels {tokens}, expected {expected}: load the "
-                "tokenizer with another image_size, or build the model with another tubelet_size or patch_size."
+                f"Got a tokenizer with {tokens[0]} frames a token and {tokens[1]} channels, expected {expected}: take another "
+                "tokenizer, or build the model with another tubelet_size."
             )
+        self.config.scorer_is_trained = True
         self.config.scorer_patch_size = tokenizer.config.patch_size
         self.config.scorer_hidden_size = tokenizer.config.scorer_hidden_size
         weight = self.token_scorer.conv1.weight
@@ -587,6 +607,12 @@ class LVMAEModel(LVMAEPreTrainedModel):
                 num_visible = tube_visible_count(grid_size, self.config.mask_ratio)
         elif pixel_values_videos is None and visible_tubelets is not None:
             patches.check_tubelets(visible_tubelets)
+            if bool_masked_pos.shape[-1] != self.config.seq_length:
+                raise ValueError(
+                    f"Got visible_tubelets and a mask of {bool_masked_pos.shape[-1]} tokens, expected {self.config.seq_length}, those of "
+                    f"{self.config.num_frames} frames of {self.config.image_size} pixels, where their places are known: pass whole clips, "
+                    "or load the model with the num_frames and image_size of the clips."
+                )
             shape, num_visible = (visible_tubelets.shape[0], bool_masked_pos.shape[-1]), visible_tubelets.shape[1]
         else:
             raise ValueError(
@@ -646,6 +672,7 @@ class LVMAEModel(LVMAEPreTrainedModel):
             raise ValueError(
                 "Got an attention_mask, expected none, because all tokens attend to each other: hide tokens with bool_masked_pos."
             )
+        check_one_choice(bool_masked_pos, importance_scores)
         if bool_masked_pos is None and visible_positions is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
             self.embeddings.patch_embeddings.grid_size(clips)
@@ -891,7 +918,7 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         visible_tubelets: torch.Tensor | None = None,
         importance_scores: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> LVMAEClassifierOutput:
         r"""
         In training, the encoder sees only a share 1 - `config.tube_drop_ratio` of the tubes, drawn for each clip. With
         `config.token_keep_ratio` below 1, it sees this share of their tokens, in evaluation of all tokens. A given `bool_masked_pos`
@@ -907,11 +934,13 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
         Returns:
             `loss` (with labels) and `logits` of shape `(batch_size, num_labels)`. With `config.label_sets`, the loss is the mean
             of the sets' cross-entropies, and the logits are log-probabilities within each set. The pipeline's softmax over all
-            logits then gives every class its probability within its set, divided by the number of sets.
+            logits then gives every class its probability within its set, divided by the number of sets. `visible_positions` and
+            `token_mask` say which tokens were looked at.
 
         Raises:
             ValueError: as [`LVMAEModel`]; labels whose shape does not fit `config.label_sets`.
         """
+        check_one_choice(bool_masked_pos, importance_scores)
         inputs = {"pixel_values_videos": pixel_values_videos, "visible_tubelets": visible_tubelets}
         if bool_masked_pos is None:
             clips = clips_without_mask(pixel_values_videos, visible_tubelets)
@@ -923,8 +952,13 @@ class LVMAEForVideoClassification(LVMAEPreTrainedModel):
             parts = [logits[:, part].float().log_softmax(dim=-1) for part in self.config.label_slices.values()]
             logits = torch.cat(parts, dim=-1)
         loss = None if labels is None else self.forward_loss(logits, labels, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return LVMAEClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            visible_positions=outputs.visible_positions,
+            token_mask=outputs.token_mask,
         )
 
     def choose_visible(

@@ -47,24 +47,36 @@ def keep_above(scores: torch.Tensor, threshold: float, budget: int) -> torch.Ten
     return topk_mask(values.flatten(), budget).view_as(values) & (values > float("-inf"))
 
 
+def check_scorer(config: LVMAEConfig) -> None:
+    """Raise ValueError if a model chooses tokens by a scorer that has random weights."""
+    if config.token_keep_ratio < 1 and config.token_selection == "learned" and not config.scorer_is_trained:
+        raise ValueError(
+            f"Got token_keep_ratio={config.token_keep_ratio} and token_selection='learned', expected a trained scorer: give a tokenizer "
+            "(--tokenizer of finetune.py, or model.set_token_scorer), or choose another token_selection."
+        )
+
+
 def check_processor(config: LVMAEConfig, processor: Any) -> None:
     """Raise ValueError if a model that chooses tokens by pixels does not know how a processor normalizes them. No processor is no error."""
     if processor is None or config.token_keep_ratio == 1 or config.token_selection in NOISE_SCORES:
         return
     names = ("image_mean", "image_std")
-    got, expected = ([list(getattr(owner, name)) for name in names] for owner in (processor, config))
-    if got != expected or not (processor.do_normalize and processor.do_rescale):
+    got, expected = ([list(getattr(owner, name) or []) for name in names] for owner in (processor, config))
+    scaled = processor.do_normalize and processor.do_rescale and math.isclose(processor.rescale_factor, 1 / 255)
+    if got != expected or not scaled:
         raise ValueError(
-            f"Got a processor with image_mean and image_std {got}, do_rescale={processor.do_rescale} and "
-            f"do_normalize={processor.do_normalize}, expected normalized clips by the model's {expected}, from which it restores pixels to "
-            "choose tokens: make the processor with processor_for(model.config), or correct the config."
+            f"Got a processor with image_mean and image_std {got}, do_rescale={processor.do_rescale} by {processor.rescale_factor} and "
+            f"do_normalize={processor.do_normalize}, expected clips divided by 255 and normalized by the model's {expected}, from which "
+            "it restores pixels to choose tokens: make the processor with processor_for(model.config), or load the model with image_mean=... "
+            "and image_std=..."
         )
 
 
 class LVMAETokenSelector(nn.Module):
     """Choose tokens by `config.token_selection`. Its only weights are the learned scorer's, which are frozen.
 
-    In training, draws are random. In evaluation they are fixed ([`fixed_noise`]).
+    In training, draws are random, and with a threshold the clips of a batch share its budget. In evaluation, draws are fixed
+    ([`fixed_noise`]), and each clip has a budget of its own.
     """
 
     mean: torch.Tensor
@@ -120,7 +132,10 @@ class LVMAETokenSelector(nn.Module):
         counts = config.kept_token_counts(candidates)
         if config.token_score_threshold is None:
             return adaptive_decoder_mask(scores, *counts, noise)
-        return keep_above(scores, config.token_score_threshold, batch_size * sum(counts))
+        if self.training:
+            return keep_above(scores, config.token_score_threshold, batch_size * sum(counts))
+        rows = [keep_above(row, config.token_score_threshold, sum(counts)) for row in scores.split(1)]
+        return torch.cat(rows)
 
     def grid_size(self, clips: torch.Tensor) -> GridSize:
         """Return the tokens (t, h, w) of clips (B, T, C, H, W)."""

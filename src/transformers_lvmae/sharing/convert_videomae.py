@@ -106,8 +106,11 @@ def convert_config(source: VideoMAEConfig, num_frames: int | None = None) -> LVM
             "normalized pixels. Convert its encoder, saved as VideoMAEModel, and train a new decoder."
         )
     fields = {name: getattr(source, name) for name in SAME_FIELDS}
+    sides = [source.image_size] * 2 if isinstance(source.image_size, int) else source.image_size
+    grid = [side // (patch if isinstance(patch, int) else patch[0]) for side in sides]
     return LVMAEConfig(
         **{**fields, "num_frames": source.num_frames if num_frames is None else num_frames},
+        position_grid_size=[source.num_frames // source.tubelet_size, *grid],
         patch_size=patch if isinstance(patch, int) else patch[0],
         position_embedding="flattened",
         final_layer_norm=not source.use_mean_pooling,
@@ -153,13 +156,15 @@ def convert(src: str, dst: str, num_frames: int | None = None) -> None:
             f"one of {sorted(CLASSES)}: give another checkpoint, or name the class in its config.json."
         )
     source_class, target_class = CLASSES[architecture]
-    target = target_class(convert_config(config, num_frames))
+    target_config, processor = convert_config(config, num_frames), convert_processor(src)
+    if processor is not None:
+        target_config.image_mean, target_config.image_std = processor.image_mean, processor.image_std
+    target = target_class(target_config)
     source, report = source_class.from_pretrained(src, output_loading_info=True)
     if faults := {name: sorted(keys) for name, keys in report.items() if keys}:
         raise ValueError(f"Got {src} with {faults}, expected exactly the weights of {architecture}: repair it.")
     target.to(source.dtype).load_state_dict(convert_state_dict(source.state_dict()))
     target.save_pretrained(dst)
-    processor = convert_processor(src)
     if processor is not None:
         processor.save_pretrained(dst)
 
@@ -291,7 +296,10 @@ def convert_original(src: str, dst: str, num_frames: int | None = None, **option
         ValueError: as [`load_original`] and [`original_config`], or LVMAE has no counterpart of some weights.
     """
     weights = load_original(src)
-    config = original_config(weights, 16 if num_frames is None else num_frames, **options)
+    config = original_config(weights, **options)  # the originals were trained on 16 frames
+    config.position_grid_size = list(config.grid_size)
+    config.num_frames = num_frames or config.num_frames
+    config.validate_architecture()
     converted = convert_original_state_dict(weights)
     model: Any
     if "decoder.embed.weight" in converted:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from transformers import AutoVideoProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..models.modeling_lvmae import LVMAEForVideoClassification
-from ..models.token_selection import check_processor
+from ..models.token_selection import check_processor, check_scorer
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -62,7 +62,8 @@ def load_classifier(name_or_path: str | os.PathLike) -> LVMAEForVideoClassificat
 
 
 def load_processor(name_or_path: str | os.PathLike, config: Any) -> Any:
-    """Load the processor of a model's folder or Hub id. Raises ValueError if the model cannot choose tokens in its clips."""
+    """Load the processor of a model's folder or Hub id. Raises ValueError if the model cannot choose tokens in its clips, or has no scorer."""
     processor = AutoVideoProcessor.from_pretrained(name_or_path)
     check_processor(config, processor)
+    check_scorer(config)
     return processor

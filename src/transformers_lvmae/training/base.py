@@ -345,7 +345,7 @@ def keep_positions(trainer: VideoTrainer, checkpoint: str) -> None:
     if model.config.model_type == "lvmae" and Path(checkpoint, "config.json").exists():
         saved: Any = type(model.config).from_pretrained(checkpoint)
         model.config.position_embedding = saved.position_embedding
-        model.config.position_grid_size = saved.position_grid_size
+        model.config.position_grid_size = list(saved.position_grid)
 
 
 def compare_settings(trainer: VideoTrainer, checkpoint: str | None, *others: Any) -> None:

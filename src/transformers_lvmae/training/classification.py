@@ -9,7 +9,7 @@ from transformers import EvalPrediction
 
 from ..evaluation.accuracy import topk_accuracies
 from ..models.masking import gather_tubelets, mask_to_indices, split_tubelets
-from ..models.token_selection import LVMAETokenSelector, check_processor
+from ..models.token_selection import LVMAETokenSelector, check_processor, check_scorer
 from ..targets.pixels import PixelScale
 from .arguments import LVMAEClassificationArguments
 from .averaging import AveragingTrainer
@@ -50,6 +50,7 @@ class LVMAEClassificationTrainer(AveragingTrainer):
             if isinstance(module, LVMAETokenSelector):
                 module.requires_grad_(False)  # an adapter of peft trains all that it saves
                 check_processor(module.config, self.processing_class)
+                check_scorer(module.config)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
