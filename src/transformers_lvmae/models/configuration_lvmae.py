@@ -123,8 +123,8 @@ class LVMAEConfig(PreTrainedConfig):
         token_random_ratio (`float`, defaults to 0): share of all tokens that are drawn at random. It is a part of `token_keep_ratio`; the
             scores choose the rest.
         token_score_threshold (`float`, *optional*): keep the tokens whose score is at least this, at least one of a clip, so that a clip
-            where more happens keeps more. If more than a share `token_keep_ratio` of a batch's tokens reach it, the batch's best are
-            kept. Only then does a clip's result depend on the clips beside it. Scores of `"motion"` lie in [0, 1]; learned ones have no
+            where more happens keeps more. A clip keeps at most a share `token_keep_ratio`; in training, the clips of a batch share
+            this budget, and its best tokens are kept. Scores of `"motion"` lie in [0, 1]; learned ones have no
             fixed range.
         scorer_is_trained (`bool`, defaults to `False`): whether the scorer has the weights of a tokenizer ([`LVMAEModel.set_token_scorer`]).
             Training, evaluation and features refuse a model that chooses tokens by random weights.
