@@ -22,4 +22,4 @@ python studies/chosen_tokens.py $run/motion $run/motion-results --tokenizer $run
 python studies/chosen_tokens.py $run/motion $run/motion-results --tokenizer $run/tokenizer \
     --keep_ratios 0.25 1 --selections learned random --seeds 3
 python studies/chosen_tokens.py $run/long $run/long-results --tokenizer $run/tokenizer \
-    --num_frames 512 --keep_ratios 0.015625 --steps 4000 --selections motion learned random --seeds 3
+    --num_frames 512 --keep_ratios 0.015625 --steps 4000 --selections motion --seeds 1
