@@ -25,7 +25,14 @@ def rows():
 
 def build(selection="learned", **fields):
     torch.manual_seed(0)
-    fields = {"token_keep_ratio": 0.25, "scorer_patch_size": 4, "tube_drop_ratio": 0.0, "num_labels": 8, **fields}
+    fields = {
+        "token_keep_ratio": 0.25,
+        "scorer_patch_size": 4,
+        "scorer_is_trained": True,
+        "tube_drop_ratio": 0.0,
+        "num_labels": 8,
+        **fields,
+    }
     return LVMAEForVideoClassification(tiny_config(token_selection=selection, **fields)).eval()
 
 

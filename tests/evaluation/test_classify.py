@@ -38,7 +38,12 @@ VIDEOS = sorted(str(path) for path in (CLIPS / "test").glob("*.mp4"))[:3]
 @pytest.mark.parametrize("chooses", [False, True])
 def test_the_answers_are_the_pipeline_s(classify, model, chooses, tmp_path, capsys):
     if chooses:
-        fields = {"token_keep_ratio": 0.25, "scorer_patch_size": 4, "image_mean": (0.4, 0.4, 0.4)}
+        fields = {
+            "token_keep_ratio": 0.25,
+            "scorer_patch_size": 4,
+            "scorer_is_trained": True,
+            "image_mean": (0.4, 0.4, 0.4),
+        }
         model = save(tmp_path / "chosen", LVMAEForVideoClassification(tiny_config(num_labels=4, **fields)))
     output = tmp_path / "answers.jsonl"
     assert classify([model, *VIDEOS, "--output", str(output), "--top_k", "2"]) == 0

@@ -156,7 +156,7 @@ def train_chosen(output_dir, batch_size):
 
     splits = load_video_dataset(CLIPS, label_column="label")
     torch.manual_seed(0)
-    fields = {"token_keep_ratio": 0.5, "tube_drop_ratio": 0.25, "scorer_patch_size": 4}
+    fields = {"token_keep_ratio": 0.5, "tube_drop_ratio": 0.25, "scorer_patch_size": 4, "scorer_is_trained": True}
     model = LVMAEForVideoClassification(LVMAEConfig(**{**MODEL.to_dict(), **fields}))
     options = {**CURVE, "save_strategy": "no"}
     trainer = make_trainer(

@@ -88,7 +88,12 @@ FIELDS = {
     "mixed": {"drop_path_rate": 0.1},
     "label sets": {"label_sets": {"one": [0, 3], "two": [3, 8]}},
     "bytes": {"tube_drop_ratio": 0.0},
-    "chosen by learned scores": {"token_keep_ratio": 0.5, "token_random_ratio": 0.1, "scorer_patch_size": 4},
+    "chosen by learned scores": {
+        "token_keep_ratio": 0.5,
+        "token_random_ratio": 0.1,
+        "scorer_patch_size": 4,
+        "scorer_is_trained": True,
+    },
     "chosen by motion": {"token_keep_ratio": 0.5, "token_selection": "motion"},
 }
 
