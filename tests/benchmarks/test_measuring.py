@@ -25,6 +25,7 @@ def test_peak_memory_and_seconds_are_those_of_the_work():
     assert usage.wall > 0
 
 
+@pytest.mark.slow
 def test_a_case_is_run_and_counted():
     fields = {"size": "small", "frames": 16, "attention": "sdpa"}
     case = Case("", "", partial(model_work.lvmae_step, **fields), backward=True)
@@ -50,6 +51,7 @@ def test_the_classifiers_forward_holds_what_is_counted_and_less_than_videomaes()
     assert classification_cost(config, training=False).step_bytes == pytest.approx(ours, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_step_holds_what_is_counted():
     """The peak of a fine-tuning step in a process of its own: 2 layers of ViT-B, 16 frames."""
     build = partial(model_work.lvmae_classifier, frames=16, layers=2, training=True)

@@ -233,7 +233,7 @@ os._exit(0)  # Sharded models hold the process group to the end, and gloo's thre
         torch.testing.assert_close(load_file(folder / "model.safetensors"), one, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chosen_tokens_on_two_processes_cost_what_they_do_on_one(sharded, tmp_path):
     """DDP, which refuses parameters without a gradient, and FSDP2. The scorer is as it was."""
     trainer = train_chosen(tmp_path / "one", 4)
