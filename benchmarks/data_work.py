@@ -96,13 +96,10 @@ def load_clips(picture: tuple[int, int], clips: int, uint8: bool, workers: int =
     from torch.utils.data import DataLoader
 
     from transformers_lvmae import LVMAEConfig
-    from transformers_lvmae.data import VideoClips, processor_for
-
-    class Uint8Clips(VideoClips):
-        processing = {"do_rescale": False, "do_normalize": False}
+    from transformers_lvmae.data import ByteVideoClips, VideoClips, processor_for
 
     rows: Any = [{"video": video_file(picture)}] * clips
-    dataset = (Uint8Clips if uint8 else VideoClips)(rows, processor_for(LVMAEConfig()), 128)
+    dataset = (ByteVideoClips if uint8 else VideoClips)(rows, processor_for(LVMAEConfig()), 128)
     loader = DataLoader(dataset, batch_size=1, num_workers=workers)
     start_decoder(video_file(picture))
 

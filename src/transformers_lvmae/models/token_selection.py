@@ -30,21 +30,23 @@ WINDOW_SLOTS = 16  # scored at a time, so that memory does not grow with the cli
 def fixed_noise(count: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Return numbers in [0, 1) that look random and are always the same: float32 (count,).
 
-    In evaluation they take the place of random numbers. A clip then has the same tokens on every machine and in an exported graph.
+    In evaluation they take the place of random numbers, so that the draw is the same for every clip, machine and exported graph.
     """
     numbers = torch.arange(1, count + 1, device=device)
     return (numbers * numbers * 7919 + numbers * 104729) % 1_000_003 / 1_000_003
 
 
-def keep_above(scores: torch.Tensor, threshold: float, budget: int) -> torch.Tensor:
+def keep_above(scores: torch.Tensor, threshold: float, count: int, shared: bool) -> torch.Tensor:
     """Keep the tokens whose score reaches the threshold, and each clip's best: bool (B, N), of scores (B, N).
 
     Args:
-        budget: of more than this number of tokens in the batch, the best are kept; at least B.
+        count: a clip keeps at most this number, at least 1; the best ones.
+        shared: the clips of the batch keep B times this number together, and a clip may keep more.
     """
     values = scores.masked_fill(scores < threshold, float("-inf"))
     values = values.scatter(1, scores.argmax(dim=1, keepdim=True), float("inf"))
-    return topk_mask(values.flatten(), budget).view_as(values) & (values > float("-inf"))
+    best = topk_mask(values.flatten(), len(values) * count).view_as(values) if shared else topk_mask(values, count)
+    return best & (values > float("-inf"))
 
 
 def check_scorer(config: LVMAEConfig) -> None:
@@ -132,10 +134,7 @@ class LVMAETokenSelector(nn.Module):
         counts = config.kept_token_counts(candidates)
         if config.token_score_threshold is None:
             return adaptive_decoder_mask(scores, *counts, noise)
-        if self.training:
-            return keep_above(scores, config.token_score_threshold, batch_size * sum(counts))
-        rows = [keep_above(row, config.token_score_threshold, sum(counts)) for row in scores.split(1)]
-        return torch.cat(rows)
+        return keep_above(scores, config.token_score_threshold, sum(counts), shared=self.training)
 
     def grid_size(self, clips: torch.Tensor) -> GridSize:
         """Return the tokens (t, h, w) of clips (B, T, C, H, W)."""
